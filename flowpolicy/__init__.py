@@ -1,0 +1,3 @@
+"""flowpolicy: one-step flow policies for robots."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m flowpolicy VERB ...` is the same as `flowpolicy VERB ...`."""
+
+from flowpolicy.cli.main import entry
+
+entry()

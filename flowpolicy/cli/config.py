@@ -1,0 +1,66 @@
+"""Hydra at the door: compose a config, expand sweeps, instantiate; nothing below cli/ sees a DictConfig."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.utils import instantiate as hydra_instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from flowpolicy.files import write_atomic
+from flowpolicy.paths import config_dir
+
+
+def load(name: str, argv: list[str]) -> DictConfig:
+    """configs/<name>.yaml with the overrides `argv`. A key that does not exist is an error that names it."""
+    if bad := [argument for argument in argv if "=" not in argument and not argument.startswith("~")]:
+        raise ValueError(f"wanted key=value, got {' '.join(bad)}; see --help for examples")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose(name, overrides=argv)
+
+
+def expand(argv: list[str]) -> list[list[str]]:
+    """The jobs of `-m` / `--multirun`: every combination of comma-separated values; without the flag one job."""
+    flags = [argument for argument in argv if argument in ("-m", "--multirun")]
+    overrides = [argument for argument in argv if argument not in flags]
+    if not flags:
+        return [overrides]
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+
+
+def instantiate(config: DictConfig, **arguments: Any) -> Any:
+    """Build what the config's `_target_` names; containers become plain lists and dicts."""
+    return hydra_instantiate(config, _convert_="all", **arguments)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Resolved plain containers. Raises ValueError for a value that is still `???`."""
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key}=... is required") from error
+    return json.loads(json.dumps(container))
+
+
+def save(config: DictConfig, argv: list[str], out: Path) -> None:
+    """Write the composed config and the overrides into out/.hydra, as Hydra does."""
+    folder = out / ".hydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config))
+    write_atomic(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(argv)))
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is the GPU when torch sees one, else the CPU. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={name}: torch {torch.__version__} sees no CUDA device; use device=cpu or device=auto")
+    return device

@@ -1,0 +1,59 @@
+"""flowpolicy VERB [key=value ...]: one-step flow policies for robots.
+
+  data       collect, inspect or validate demonstrations
+  train      imitation: demonstrations in, a one-step policy out
+  evaluate   seeded rollouts of a checkpoint, with intervals
+  report     one offline HTML page of runs and evaluations
+  info       versions, device, extras, renderers
+  doctor     try every extra and renderer; print the fix for what fails
+
+`flowpolicy VERB --help` shows examples and every option.
+Exit codes: 0 done, 1 a check failed, 2 usage or bad input.
+FLOWPOLICY_DEBUG=1 shows the traceback of an error.
+"""
+
+import importlib
+import os
+import sys
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+VERBS = ("data", "train", "evaluate", "report", "info", "doctor")
+
+
+def main(argv: list[str]) -> int:
+    """Run one verb; returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if argv else 2
+    verb, arguments = argv[0], argv[1:]
+    if verb not in VERBS:
+        print(f"flowpolicy: unknown verb '{verb}'; verbs are {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"flowpolicy.cli.{verb}")
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(module.__doc__)
+        return 0
+    try:
+        return module.main(arguments)
+    except (ValueError, OSError, ImportError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("FLOWPOLICY_DEBUG") == "1":
+            raise
+        print(f"flowpolicy {verb}: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"flowpolicy {verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of the innermost cause on one line; Hydra and OmegaConf wrap what went wrong several times."""
+    while error.__cause__ is not None and isinstance(error, HydraException | OmegaConfBaseException):
+        error = error.__cause__
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""flowpolicy train: imitation. Demonstrations in, a one-step policy out.
+
+  flowpolicy train dataset.path=demos.zarr task=maniskill task.id=PickCube-v1 out=runs/pick
+  flowpolicy train dataset.path=demos.zarr task=metaworld task.id=push-v3 policy/head=meanflow trainer.steps=8000
+  flowpolicy train -m seed=0,1,2 dataset.path=toy.zarr task=toy 'out=runs/toy_${seed}'
+
+  dataset.path=PATH          store from `flowpolicy data collect` (required)
+  task=toy|maniskill|metaworld   task.id=...   task.obs=state
+  policy/head=dm1|meanflow|flow_matching|regression   policy/net=mlp|unet1d   policy/encoder=state
+  policy.horizon=16   policy.obs_horizon=1   policy.action_horizon=12   policy.action_representation=...
+  trainer.steps   trainer.batch_size   trainer.lr   trainer.eval_every   trainer.checkpoint_every   ...
+  out=DIR (default runs/<task>/<id>/<time>)   seed=0   device=auto   threads=1
+  resume=true    go on from the newest checkpoint of out=DIR, bit for bit; starts fresh where there is none
+  debug=true     every stage in seconds
+  wandb.enabled=true         offline without a key; metrics.jsonl is always written
+  experiment=NAME            a named recipe
+Any number of a head or net can be set too: policy.head.p_equal=0.25 policy.net.width=1024
+"""
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from flowpolicy.cli import config
+from flowpolicy.data.store import EpisodeStore
+from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, write_run_record
+from flowpolicy.trainers.imitation import TrainerSettings
+from flowpolicy.trainers.run import SimulatorCheck, train_policy
+
+
+def main(argv: list[str]) -> int:
+    """Train once, or once per combination with -m."""
+    for overrides in config.expand(argv):
+        _train(config.load("train", overrides), overrides)
+    return 0
+
+
+def _train(cfg: DictConfig, overrides: list[str]) -> None:
+    facts = config.plain(cfg)
+    settings = TrainerSettings(**{**facts["trainer"], "betas": tuple(facts["trainer"]["betas"])})
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    out = Path(cfg.out or f"runs/{cfg.task.name}/{cfg.task.id}/{stamp}").absolute()
+    torch.set_num_threads(cfg.threads)
+    device = config.pick_device(cfg.device)
+    store = EpisodeStore.open(cfg.dataset.path)
+    check = None
+    if settings.eval_every:
+        check = SimulatorCheck(config.instantiate(cfg.task.env), **facts["eval"])
+
+    config.save(cfg, overrides, out)
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
+    write_run_record(
+        out, argv=["train", *overrides], config_hash=digest, seeds={"seed": cfg.seed}, device=str(device),
+        dataset_hash=dataset["hash"],
+    )  # fmt: skip
+    jsonl = JsonlTracker(out / "metrics.jsonl")
+    trackers: list[Tracker] = [jsonl]
+    if cfg.wandb.enabled:
+        trackers.append(WandbTracker(out, project=cfg.wandb.project, config=facts))
+    checkpoint = train_policy(
+        store, policy_config=facts["policy"], facts={"task": facts["task"], "dataset": dataset}, out=out,
+        settings=settings, tracker=CompositeTracker(trackers), seed=cfg.seed, device=device, check=check,
+        obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],
+        resume=cfg.resume, on_resume=jsonl.truncate_after, debug=cfg.debug,
+    )  # fmt: skip
+    print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {checkpoint}\nrun         {out}")

@@ -1,0 +1,60 @@
+"""Plain-text picture of a store: what is in it, how long the episodes are, how the numbers are spread."""
+
+import numpy as np
+
+from flowpolicy.data.store import EpisodeStore
+from flowpolicy.embodiment import Embodiment
+
+_COLUMNS = ("min", "q01", "q10", "q50", "q90", "q99", "max", "mean", "std")
+_QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
+
+
+def describe_store(store: EpisodeStore) -> str:
+    """Text of several tables: counts, embodiment, arrays, and statistics per dimension; NaN values are left out."""
+    lengths = np.diff(store.episode_ends, prepend=0)
+    lines = [
+        f"store     {store.path}",
+        f"episodes  {store.num_episodes}   steps {store.num_steps}",
+        f"length    min {lengths.min()}   median {np.median(lengths):g}   max {lengths.max()}   "
+        f"mean {lengths.mean():.1f}",
+    ]
+    if store.episode_success is not None:
+        lines.append(f"success   {int(store.episode_success.sum())} of {store.num_episodes}")
+    if store.episode_seeds is not None:
+        lines.append(f"seeds     {store.episode_seeds.min()} .. {store.episode_seeds.max()}")
+    lines += [f"{name:<9} {value}" for name, value in store.attrs.items()]
+    lines += ["", *_embodiment_lines(store.embodiment), "", f"{'key':<16} {'shape':<20} dtype"]
+    lines += [f"{key:<16} {str(store.shapes[key]):<20} {store.dtypes[key]}" for key in store.keys]
+    for key in store.keys:
+        lines += ["", *_statistics(key, store.load(key), _names(store.embodiment, key))]
+    return "\n".join(lines)
+
+
+def _embodiment_lines(embodiment: Embodiment | None) -> list[str]:
+    if embodiment is None:
+        return ["robot     unknown (no embodiment record)"]
+    return [f"robot     {embodiment.robot}   {embodiment.control_hz:g} Hz   action: {embodiment.action_kind}"]
+
+
+def _names(embodiment: Embodiment | None, key: str) -> tuple[str, ...]:
+    if embodiment is None:
+        return ()
+    specs = {**embodiment.obs, "action": embodiment.action}
+    return specs[key].names if key in specs else ()
+
+
+def _statistics(key: str, array: np.ndarray, names: tuple[str, ...]) -> list[str]:
+    """One row per entry of a vector key; images and clouds get one row per entry of their last axis."""
+    rows = array.reshape(-1, 1) if array.ndim == 1 else array.reshape(-1, array.shape[-1])
+    width = max([16, *(len(name) + 1 for name in names)])
+    lines = [f"{key:<{width}}" + "".join(f"{column:>11}" for column in _COLUMNS)]
+    for dim in range(rows.shape[1]):
+        label = names[dim] if len(names) == rows.shape[1] else f"[{dim}]"
+        column = rows[:, dim].astype(np.float64)
+        column = column[np.isfinite(column)]
+        if len(column):
+            values = [*np.quantile(column, _QUANTILES), column.mean(), column.std()]
+            lines.append(f"  {label:<{width - 2}}" + "".join(f"{value:>11.4g}" for value in values))
+        else:
+            lines.append(f"  {label:<{width - 2}} no finite value")
+    return lines

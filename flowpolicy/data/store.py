@@ -1,0 +1,368 @@
+"""Episode store: a zarr v2 folder in the layout that diffusion_policy and DP3 read, written whole or not at all.
+
+    data/<observation key>  (S, ...)     all steps of all episodes, one after the other
+    data/action             (S, A)       robot units;    data/reward (S,)
+    meta/episode_ends       (E,) int64   index one past the last step of each episode; the last entry is S
+    meta/episode_seed, meta/episode_success (E,)
+
+The group attributes hold the format's name and version, the embodiment record and facts about the task.
+"""
+
+import errno
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import struct
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, final
+
+import numcodecs
+import numpy as np
+import zarr
+
+from flowpolicy.embodiment import Embodiment, KeySpec
+
+FORMAT = "flowpolicy-episodes"
+FORMAT_VERSION = 1
+_RESERVED = ("format", "format_version", "embodiment")
+_CHUNK_BYTES = 1 << 20  # about 1 MiB before compression: few files for states, cheap partial rewrites for images
+_DECODE_ERRORS = (ValueError, RuntimeError, OSError, EOFError, zlib.error)  # what the codecs raise for damaged bytes
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Episode(NamedTuple):
+    """One demonstration of T steps: obs[key][t] was seen, then action[t] was sent, then reward[t] came.
+
+    obs: key -> (T, ...).   action: (T, A), robot units.   reward: (T,).   seed: the one that fixed the episode.
+    """
+
+    obs: dict[str, np.ndarray]
+    action: np.ndarray
+    reward: np.ndarray
+    success: bool
+    seed: int
+
+
+@final
+class EpisodeWriter:
+    """Context manager that writes episodes beside `path` and moves them there on a clean exit.
+
+    attrs: JSON-ready facts about the task, stored as group attributes.
+    overwrite: replace an existing store, at the moment the new one is complete.
+    Raises FileExistsError when `path` exists, ValueError for an episode that does not fit the embodiment or when none
+    was added, OSError when the disk is full. After any exception nothing of the new store is left.
+    """
+
+    def __init__(self, path: Path, embodiment: Embodiment, attrs: dict[str, Any], *, overwrite: bool = False) -> None:
+        self.path = Path(path).absolute()
+        refuse_existing(self.path, overwrite=overwrite)
+        if clash := sorted(set(attrs) & set(_RESERVED)):
+            raise ValueError(f"EpisodeWriter: attrs {clash} are reserved for the format; rename them")
+        if clash := sorted(set(embodiment.obs) & {"action", "reward"}):
+            raise ValueError(f"EpisodeWriter: observation keys {clash} are reserved; rename them in the embodiment")
+        self.embodiment = embodiment
+        self._attrs = {"format": FORMAT, "format_version": FORMAT_VERSION, "embodiment": embodiment.to_dict(), **attrs}
+        json.dumps(self._attrs)  # a value that is no JSON fails here, not after an hour of collecting
+        self._overwrite = overwrite
+        self._temp = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._lengths: list[int] = []
+        self._seeds: list[int] = []
+        self._successes: list[bool] = []
+        self._arrays: dict[str, zarr.Array] = {}
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._temp, ignore_errors=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._root = zarr.open_group(self._temp, mode="w", zarr_format=2)
+            self._root.attrs.update(self._attrs)
+            data = self._root.create_group("data")
+            for key, spec in self._specs().items():
+                self._arrays[key] = _create(data, key, (0, *spec.shape), np.dtype(spec.dtype))
+        except OSError as error:
+            self._abort(error)
+            raise
+        return self
+
+    def add(self, episode: Episode) -> None:
+        """Append one episode. Raises ValueError naming the key whose shape, type or length does not fit."""
+        steps = len(episode.action)
+        if steps == 0:
+            raise ValueError(f"EpisodeWriter: the episode of seed {episode.seed} has no steps")
+        if set(episode.obs) != set(self.embodiment.obs):
+            raise ValueError(
+                f"EpisodeWriter: wanted observation keys {sorted(self.embodiment.obs)}, got {sorted(episode.obs)}"
+            )
+        values = {**episode.obs, "action": episode.action, "reward": episode.reward}
+        rows = {key: _fit(key, values[key], spec, steps) for key, spec in self._specs().items()}
+        for key, value in rows.items():
+            _append(self._arrays[key], value)
+        self._lengths.append(steps)
+        self._seeds.append(int(episode.seed))
+        self._successes.append(bool(episode.success))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._abort(error)
+            return
+        try:
+            self._finish()
+        except (OSError, ValueError) as failure:
+            self._abort(failure)
+            raise
+
+    def _specs(self) -> dict[str, KeySpec]:
+        return {**self.embodiment.obs, "action": self.embodiment.action, "reward": KeySpec(shape=())}
+
+    def _finish(self) -> None:
+        if not self._lengths:
+            raise ValueError(f"EpisodeWriter: no episode was added, so {self.path} was not written")
+        meta = self._root.create_group("meta")
+        columns = {
+            "episode_ends": np.cumsum(self._lengths, dtype=np.int64),
+            "episode_seed": np.array(self._seeds, dtype=np.int64),
+            "episode_success": np.array(self._successes, dtype=bool),
+        }
+        for name, column in columns.items():
+            _create(meta, name, column.shape, column.dtype)[:] = column
+        refuse_existing(self.path, overwrite=self._overwrite)  # it may have appeared while we were writing
+        replace_folder(self._temp, self.path)
+
+    def _abort(self, error: BaseException) -> None:
+        """Remove what was written; a full disk gets its own sentence instead of the operating system's."""
+        shutil.rmtree(self._temp, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise OSError(
+                error.errno, f"disk full while writing {self.path}; nothing was kept; free some space and run again"
+            ) from error
+
+
+@final
+class EpisodeStore:
+    """Read access to a store; `load` reads whole arrays, everything else is small.
+
+    embodiment: None for a foreign zarr (diffusion_policy, DP3) without our record.   attrs: the task's facts.
+    episode_ends: (E,) int64.   episode_seeds, episode_success: (E,), or None when not recorded.
+    keys: names under data/.   shapes, dtypes: of the stored arrays, (S, ...).
+    obs_keys: the embodiment's keys, or all but action and reward without one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the small tables without judging them; callers want `open`."""
+        self.path = Path(path).absolute()
+        _require_layout(self.path)
+        attrs: dict[str, Any] = dict(zarr.open_group(self.path, mode="r", zarr_format=2).attrs)
+        if attrs.get("format", FORMAT) != FORMAT or attrs.get("format_version", 1) > FORMAT_VERSION:
+            raise ValueError(
+                f"{self.path}: wanted {FORMAT} version <= {FORMAT_VERSION}, got {attrs.get('format')} version "
+                f"{attrs.get('format_version')}; a newer flowpolicy may read it"
+            )
+        self.embodiment = Embodiment.from_dict(attrs["embodiment"]) if "embodiment" in attrs else None
+        self.attrs = {name: value for name, value in attrs.items() if name not in _RESERVED}
+        self.keys = tuple(sorted(folder.parent.name for folder in (self.path / "data").glob("*/.zarray")))
+        self.obs_keys = tuple(self.embodiment.obs) if self.embodiment else tuple(
+            key for key in self.keys if key not in ("action", "reward")
+        )
+        metadata = {key: _metadata(self.path / "data" / key) for key in self.keys}
+        self.shapes = {key: tuple(meta["shape"]) for key, meta in metadata.items()}
+        self.dtypes = {key: np.dtype(meta["dtype"]) for key, meta in metadata.items()}
+        self.episode_ends = self._read("meta/episode_ends").astype(np.int64)
+        self.episode_seeds = self._read_optional("meta/episode_seed")
+        self.episode_success = self._read_optional("meta/episode_success")
+
+    @staticmethod
+    def open(path: Path | str) -> "EpisodeStore":
+        """Open and check the episode table.
+
+        Raises FileNotFoundError for a missing path, ValueError when it is no store, holds no episode, or its episode
+        table does not fit its arrays.
+        """
+        store = EpisodeStore(Path(path))
+        if problems := store.table_problems():
+            raise ValueError(f"{store.path}: {problems[0]}")
+        return store
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes E."""
+        return len(self.episode_ends)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps S of all episodes together."""
+        return int(self.episode_ends[-1]) if self.num_episodes else 0
+
+    def load(self, key: str) -> np.ndarray:
+        """The whole array data/<key>, (S, ...), in its stored type.
+
+        Raises ValueError for an unknown key, and for a missing or damaged chunk, naming it.
+        """
+        if key not in self.keys:
+            raise ValueError(f"{self.path}: no key {key!r}; available are {list(self.keys)}")
+        return self._read(f"data/{key}")
+
+    def content_hash(self) -> str:
+        """SHA-256 of names, types, shapes and values of all data and of the episode table, not of the compression."""
+        digest = hashlib.sha256()
+        arrays = itertools.chain([("episode_ends", self.episode_ends)], ((key, self.load(key)) for key in self.keys))
+        for name, array in arrays:
+            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def table_problems(self) -> list[str]:
+        """What is wrong with episode_ends and the array lengths; empty when all is well."""
+        ends = self.episode_ends
+        if ends.ndim != 1:
+            return [f"meta/episode_ends must be (E,), got shape {ends.shape}"]
+        if len(ends) == 0:
+            return ["the store is empty (0 episodes); collect or convert demonstrations first"]
+        problems = []
+        if len(bad := np.flatnonzero(np.diff(ends, prepend=0) <= 0)):
+            problems.append(f"meta/episode_ends must increase; episode {bad[0]} has no steps (ends at {ends[bad[0]]})")
+        for key, shape in self.shapes.items():
+            if shape[0] != ends[-1]:
+                problems.append(f"data/{key} has {shape[0]} steps, meta/episode_ends ends at {ends[-1]}; truncated?")
+        return problems
+
+    def _read(self, name: str) -> np.ndarray:
+        folder = self.path / name
+        if problems := chunk_problems(folder):
+            raise ValueError(f"{self.path}: {name}: {problems[0]}; copy or write the store again")
+        try:
+            return np.asarray(zarr.open_array(folder, mode="r", zarr_format=2)[...])
+        except _DECODE_ERRORS as error:
+            problems = chunk_problems(folder, decode=True) or [str(error)]
+            raise ValueError(f"{self.path}: {name}: {problems[0]}; copy or write the store again") from error
+
+    def _read_optional(self, name: str) -> np.ndarray | None:
+        return self._read(name) if (self.path / name / ".zarray").is_file() else None
+
+
+def chunk_problems(folder: Path, *, decode: bool = False) -> list[str]:
+    """Missing or damaged chunk files of one zarr v2 array, one sentence each.
+
+    zarr reads a missing chunk as zeros without a word, and a cut Blosc buffer may crash the decoder; so both are
+    looked for first. decode: also decompress every chunk.
+    """
+    meta = _metadata(folder)
+    grid = [math.ceil(size / chunk) for size, chunk in zip(meta["shape"], meta["chunks"], strict=True)]
+    separator = meta.get("dimension_separator", ".")
+    array = zarr.open_array(folder, mode="r", zarr_format=2) if decode else None
+    wanted = math.prod(meta["chunks"]) * np.dtype(meta["dtype"]).itemsize
+    problems = []
+    for index in itertools.product(*(range(count) for count in grid)):
+        name = separator.join(map(str, index)) or "0"
+        file = folder / name
+        if not file.is_file():
+            problems.append(f"chunk {name} is missing (zarr would read it as {meta['fill_value']})")
+        elif problem := _size_problem(file, meta, wanted):
+            problems.append(f"chunk {name} is truncated: {problem}")
+        elif array is not None:
+            try:
+                array.blocks[index]
+            except _DECODE_ERRORS as error:
+                problems.append(f"chunk {name} is damaged: {error}")
+    return problems
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError when `path` exists and may not be replaced, or when it is something else than a store."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} already exists; choose another path or pass overwrite=true")
+    if not (path / ".zgroup").is_file():
+        raise FileExistsError(f"{path} exists and is not a zarr store, so overwrite=true will not replace it")
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Move the folder `new` to `path`; an older `path` is set aside first and deleted afterwards."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_layout(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; wanted a zarr episode store")
+    if (path / "zarr.json").is_file():
+        raise ValueError(f"{path} is a zarr v3 store; wanted zarr v2 (write it with zarr_format=2)")
+    if not (path / ".zgroup").is_file():
+        raise ValueError(f"{path} is not a zarr store (no .zgroup); wanted a folder with data/ and meta/episode_ends")
+    for name in ("meta/episode_ends", "data/action"):
+        if not (path / name / ".zarray").is_file():
+            raise ValueError(f"{path} is no episode store: {name} is missing; was its writing or copying interrupted?")
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / ".zarray").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder}/.zarray is damaged ({error}); copy or write the store again") from error
+
+
+def _size_problem(file: Path, meta: dict[str, Any], wanted: int) -> str:
+    """Wrong size of one chunk file as far as its name and header tell, or an empty string."""
+    size = file.stat().st_size
+    compressor = meta["compressor"]
+    if compressor is None and not meta["filters"]:
+        return "" if size == wanted else f"{size} bytes, wanted {wanted}"
+    if compressor is not None and compressor["id"] == "blosc":
+        with file.open("rb") as stream:
+            header = stream.read(16)
+        if len(header) < 16:
+            return f"{size} bytes are less than a Blosc header"
+        raw_size, _, stored = struct.unpack("<4xIII", header)
+        if stored != size:
+            return f"{size} bytes, its header says {stored}"
+        if raw_size != wanted and not meta["filters"]:
+            return f"it holds {raw_size} bytes decompressed, wanted {wanted}"
+    return "" if size else "0 bytes"
+
+
+def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Array:
+    """Array chunked along time only. Chunks of zeros are written too, so that a missing file always means damage."""
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
+    steps = max(1, _CHUNK_BYTES // max(1, row_bytes))
+    # capped at 4096 steps: zarr v2 stores the last chunk at full size, and appending rewrites it
+    return group.create_array(
+        name, shape=shape, dtype=dtype, chunks=(min(steps, 4096), *shape[1:]),
+        compressors=numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE),
+        config={"write_empty_chunks": True},
+    )
+
+
+def _append(array: zarr.Array, rows: np.ndarray) -> None:
+    """Append along time, one chunk per call: zarr writes the chunks of one call concurrently, and after an error the
+    others would go on writing into a folder that is being removed."""
+    start, chunk = array.shape[0], array.chunks[0]
+    array.resize((start + len(rows), *array.shape[1:]))
+    for low in range(start - start % chunk, start + len(rows), chunk):
+        a, b = max(low, start), min(low + chunk, start + len(rows))
+        array[a:b] = rows[a - start : b - start]
+
+
+def _fit(key: str, value: np.ndarray, spec: KeySpec, steps: int) -> np.ndarray:
+    """`value` as (steps, *spec.shape) of the declared type; only floats are converted, and only to floats."""
+    value = np.asarray(value)
+    if value.shape != (steps, *spec.shape):
+        raise ValueError(f"EpisodeWriter: {key}: wanted shape {(steps, *spec.shape)}, got {value.shape}")
+    wanted = np.dtype(spec.dtype)
+    if value.dtype != wanted and not (np.issubdtype(wanted, np.floating) and value.dtype.kind in "fiub"):
+        raise ValueError(f"EpisodeWriter: {key}: wanted {wanted}, got {value.dtype}; convert it before adding")
+    return np.ascontiguousarray(value, dtype=wanted)

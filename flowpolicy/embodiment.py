@@ -1,0 +1,112 @@
+"""The contract between data, policy and robot: keys, shapes, units, frames, control rate, action kind.
+
+It is written into every dataset and every checkpoint; two that disagree do not meet (`require_match`).
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, final
+
+
+@final
+@dataclass(frozen=True)
+class KeySpec:
+    """One observation key, or the action: shape per time step, unit, frame, and a name per entry (may be empty)."""
+
+    shape: tuple[int, ...]
+    unit: str = ""
+    frame: str = ""
+    names: tuple[str, ...] = ()
+    dtype: str = "float32"
+
+
+@final
+@dataclass(frozen=True)
+class Embodiment:
+    """What a robot (or simulator) sees and accepts.
+
+    robot: model name, for people.
+    obs: key -> KeySpec.    action: KeySpec of one action step.
+    action_kind: what the numbers mean: "joint_position", "eef_delta", "velocity", ...
+    action_low, action_high: bounds per action dimension, in action units.
+    reference_key, reference_index: the observation entry that each action dimension is an absolute target for, or -1
+      where there is none (a gripper command, a velocity); this is what `relative` and `delta` subtract. Empty key: no
+      dimension has one.
+    gripper: what the gripper numbers mean, in words.    control_hz: action steps per second.
+    """
+
+    robot: str
+    obs: dict[str, KeySpec]
+    action: KeySpec
+    action_kind: str
+    control_hz: float
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    reference_key: str = ""
+    reference_index: tuple[int, ...] = ()
+    gripper: str = ""
+    schema_version: int = field(default=1)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action entries per step."""
+        return self.action.shape[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready containers."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "Embodiment":
+        """Inverse of `to_dict`. Raises ValueError naming the keys that are missing or unknown."""
+        known = {f.name for f in fields(Embodiment)}
+        required = known - {"reference_key", "reference_index", "gripper", "schema_version"}
+        if unknown := set(data) - known:
+            raise ValueError(f"embodiment: unknown keys {sorted(unknown)}; known are {sorted(known)}")
+        if missing := required - set(data):
+            raise ValueError(f"embodiment: missing keys {sorted(missing)}; was the record written by hand?")
+        values = dict(data)
+        values["obs"] = {key: _key_spec(spec) for key, spec in data["obs"].items()}
+        values["action"] = _key_spec(data["action"])
+        for name in ("action_low", "action_high", "reference_index"):
+            if name in values:
+                values[name] = tuple(values[name])
+        return Embodiment(**values)
+
+
+def _key_spec(data: dict[str, Any]) -> KeySpec:
+    return KeySpec(**{**data, "shape": tuple(data["shape"]), "names": tuple(data.get("names", ()))})
+
+
+def differences(wanted: Embodiment, got: Embodiment) -> list[str]:
+    """One line for every field on which the two disagree, e.g. "control_hz: wanted 20.0, got 10.0"."""
+    a, b = wanted.to_dict(), got.to_dict()
+    lines = []
+    for name in a:
+        if name == "obs":
+            for key in sorted(set(a["obs"]) | set(b["obs"])):
+                if a["obs"].get(key) != b["obs"].get(key):
+                    lines.append(f"obs.{key}: wanted {a['obs'].get(key)}, got {b['obs'].get(key)}")
+        elif a[name] != b[name]:
+            lines.append(f"{name}: wanted {a[name]}, got {b[name]}")
+    return lines
+
+
+def require_match(wanted: Embodiment, got: Embodiment, *, what: str) -> None:
+    """Raise ValueError with the full difference when `got` is not the embodiment `wanted`.
+
+    what: who is being compared, e.g. "checkpoint and task".
+    """
+    if lines := differences(wanted, got):
+        raise ValueError(f"{what} disagree on the embodiment: " + "; ".join(lines))
+
+
+def save_embodiment(embodiment: Embodiment, path: Path) -> None:
+    """Write the record as indented JSON."""
+    path.write_text(json.dumps(embodiment.to_dict(), indent=2) + "\n")
+
+
+def load_embodiment(path: Path) -> Embodiment:
+    """Read what `save_embodiment` wrote."""
+    return Embodiment.from_dict(json.loads(path.read_text()))

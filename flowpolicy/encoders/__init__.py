@@ -1,0 +1,1 @@
+"""Encoders: normalised observations -> one condition vector per sample."""

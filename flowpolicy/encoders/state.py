@@ -1,0 +1,29 @@
+"""State observations: all keys and all observation steps side by side."""
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flowpolicy.encoders.base import Encoder
+from flowpolicy.types import Observation
+
+
+@final
+class StateEncoder(Encoder):
+    """Concatenate the flattened keys; no parameters, because the nets start with a linear layer of their own.
+
+    obs_shapes: key -> shape per time step, in the order in which they are concatenated.   obs_horizon: To.
+    """
+
+    def __init__(self, *, obs_shapes: dict[str, tuple[int, ...]], obs_horizon: int) -> None:
+        super().__init__()
+        if not obs_shapes:
+            raise ValueError("StateEncoder: no observation keys; give at least one of the dataset's keys")
+        self.keys = list(obs_shapes)
+        self.feature_dim = obs_horizon * sum(math.prod(shape) for shape in obs_shapes.values())
+
+    def forward(self, obs: Observation) -> Tensor:
+        """obs: key -> (B, To, ...).   Returns (B, To * sum of sizes)."""
+        return torch.cat([obs[key].flatten(1) for key in self.keys], dim=-1)

@@ -1,0 +1,68 @@
+"""Loss terms shared by heads: masked squared error, adaptive weight, the four dispersive losses."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DispersiveKind = Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"]
+DISPERSIVE_KINDS: tuple[DispersiveKind, ...] = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
+
+
+def masked_mean_square(delta: Tensor, mask: Tensor) -> Tensor:
+    """Mean of delta^2 over the valid steps and all action entries of each sample.
+
+    delta: (B, H, A).   mask: (B, H), 1.0 where the step counts.   Returns (B,); 0 for a sample without valid steps.
+    """
+    per_step = delta.square().mean(dim=-1) * mask  # (B, H)
+    return per_step.sum(dim=-1) / mask.sum(dim=-1).clamp_min(1.0)
+
+
+def adaptive_weight(error: Tensor, *, power: float, eps: float) -> Tensor:
+    """error / stop-gradient((error + eps)^power): power 0 is plain error, 0.5 close to an L2 norm, 1 pins it near 1.
+
+    error: (B,) non-negative.   Returns (B,).
+    Source: Geng et al. 2025, equation 22, with the per-sample mean as error (MP1: power 0.5, eps 1e-3).
+    """
+    if power == 0.0:
+        return error
+    return error / (error.detach() + eps).pow(power)
+
+
+def dispersive_loss(
+    features: Tensor, *, kind: DispersiveKind = "infonce_l2", temperature: float = 0.5, margin: float = 1.0
+) -> Tensor:
+    """Push the features of different samples of a batch apart; no positive pairs needed.
+
+    features: (B, ...), flattened to (B, F).   Returns a scalar; 0 for B = 1, where there is nothing to disperse.
+      infonce_l2      log mean_ij exp(-|z_i - z_j|^2 / (F temperature))      between log(1/B) and 0
+      infonce_cosine  log mean_ij exp(cos(z_i, z_j) / temperature)
+      hinge           mean over i != j of max(0, margin - |z_i - z_j|^2 / F)^2
+      covariance      mean squared off-diagonal covariance + mean max(0, 1 - variance)
+    The mean runs over all B^2 pairs, the pair (i, i) included, which only bounds the InfoNCE forms from below.
+    Source: Wang & He 2025, "Diffuse and Disperse", table 1; the squared distance is divided by F as in their code.
+    Raises ValueError for an unknown kind.
+    """
+    if kind not in DISPERSIVE_KINDS:
+        raise ValueError(f"dispersive kind must be one of {', '.join(DISPERSIVE_KINDS)}, got {kind!r}")
+    z = features.reshape(features.shape[0], -1).float()  # (B, F); fp32 because small distances cancel in bf16
+    batch, width = z.shape
+    if batch == 1:
+        return z.sum() * 0.0
+    if kind == "infonce_cosine":
+        unit = F.normalize(z, dim=-1)
+        return torch.logsumexp((unit @ unit.T / temperature).flatten(), dim=0) - 2 * math.log(batch)
+    if kind == "covariance":
+        centred = z - z.mean(dim=0)
+        covariance = centred.T @ centred / (batch - 1)  # (F, F)
+        variance = covariance.diagonal()
+        off_diagonal = (covariance.square().sum() - variance.square().sum()) / max(width * (width - 1), 1)
+        return off_diagonal + F.relu(1.0 - variance).mean()
+    squared = F.pdist(z).square() / width  # (B (B-1) / 2,): each pair once, no self pairs
+    if kind == "hinge":
+        return F.relu(margin - squared).square().mean()
+    # every pair counts twice, and the B self pairs contribute exp(0) each
+    pairs = torch.cat([-squared / temperature + math.log(2.0), squared.new_full((1,), math.log(batch))])
+    return torch.logsumexp(pairs, dim=0) - 2 * math.log(batch)

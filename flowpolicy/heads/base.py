@@ -1,0 +1,45 @@
+"""What every head must offer."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.nets.base import VelocityNet
+from flowpolicy.types import LossOutput
+
+Parameterization = Literal["u", "x"]
+
+
+class Head(nn.Module, ABC):
+    """A velocity and a loss over one net.
+
+    max_steps: most network evaluations that make sense, None where any number does (1 for heads without an ODE).
+    """
+
+    net: VelocityNet
+    max_steps: int | None = None
+
+    @abstractmethod
+    def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        """Average velocity over [r, t] at x_t, (B, H, A); instantaneous where r = t.
+
+        x_t: (B, H, A).   t, r: (B,), r <= t.   cond: (B, D).
+        """
+
+    @abstractmethod
+    def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
+        """Training loss on normalised chunks.
+
+        action: (B, H, A).   cond: (B, D).   mask: (B, H).   generator: on the tensors' device.
+        """
+
+    def after_step(self, progress: float) -> None:
+        """Called after every optimiser step with the share of training done; for teachers and schedules."""
+
+
+def check_parameterization(parameterization: str) -> None:
+    """Raise ValueError unless the net predicts "u" (a velocity) or "x" (the action)."""
+    if parameterization not in ("u", "x"):
+        raise ValueError(f"parameterization must be 'u' (velocity) or 'x' (action), got {parameterization!r}")

@@ -1,0 +1,91 @@
+"""MeanFlow head: learns the average velocity, so that one network evaluation gives an action chunk."""
+
+import warnings
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flowpolicy.flow.losses import adaptive_weight, masked_mean_square
+from flowpolicy.flow.meanflow import Objective, meanflow_correction
+from flowpolicy.flow.path import interpolate, velocity_from_action
+from flowpolicy.flow.times import num_equal_times, sample_time_pairs
+from flowpolicy.heads.base import Head, Parameterization, check_parameterization
+from flowpolicy.heads.dispersive import DispersiveRegularizer
+from flowpolicy.nets.base import Features, VelocityNet
+from flowpolicy.types import LossOutput
+
+
+@final
+class MeanFlowHead(Head):
+    """u(x_t, t, r) trained on the MeanFlow identity; DM1 and MP1 are this head with a dispersive regulariser.
+
+    objective: "meanflow" (Geng et al. 2025) or "imf" (boundary form of "Improved Mean Flows").
+    parameterization: what the net predicts: "u" the velocity, "x" the action, u = (x_t - x) / max(t, t_min).
+    p_equal: share of pairs with r = t; 0.5 in MP1 and DM1.
+    time_mean, time_std: logit-normal of the flow times; -0.4 and 1.0 in MeanFlow, MP1, DM1.
+    loss_power, loss_eps: adaptive weight; 0.5 and 1e-3 in MP1, power 0 in DM1.
+    dispersive: None, or which features to spread.
+    Sources: Geng et al. 2025 (MeanFlow); Sheng et al. 2025 (MP1); Zou et al. 2025 (DM1).
+    """
+
+    def __init__(
+        self,
+        net: VelocityNet,
+        *,
+        objective: Objective = "meanflow",
+        parameterization: Parameterization = "x",
+        p_equal: float = 0.5,
+        time_mean: float = -0.4,
+        time_std: float = 1.0,
+        loss_power: float = 0.5,
+        loss_eps: float = 1e-3,
+        t_min: float = 0.05,
+        dispersive: DispersiveRegularizer | None = None,
+    ) -> None:
+        super().__init__()
+        check_parameterization(parameterization)
+        if objective not in ("meanflow", "imf"):
+            raise ValueError(f"objective must be 'meanflow' or 'imf', got {objective!r}")
+        if p_equal == 0.0 and objective == "meanflow":
+            warnings.warn("p_equal=0 gives MeanFlow no instantaneous velocity to learn from (MP1: 2 %)", stacklevel=2)
+        self.net, self.objective, self.parameterization = net, objective, parameterization
+        self.p_equal, self.time_mean, self.time_std = p_equal, time_mean, time_std
+        self.loss_power, self.loss_eps, self.t_min = loss_power, loss_eps, t_min
+        self.dispersive = dispersive
+
+    def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        """See `Head`."""
+        return self._to_velocity(self.net(x_t, t, r, cond), x_t, t)
+
+    def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
+        """See `Head`. Metrics: loss_meanflow (unweighted), loss_velocity (its r = t part), loss_dispersive."""
+        batch = action.shape[0]
+        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        t, r = sample_time_pairs(
+            batch, p_equal=self.p_equal, mean=self.time_mean, std=self.time_std, generator=generator
+        )
+        num_equal = num_equal_times(batch, self.p_equal)
+        x_t, path_velocity = interpolate(action, noise, t)
+
+        u, features = self._velocity_and_features(x_t, t, r, cond)
+        correction = meanflow_correction(
+            self.velocity, x_t, t, r, cond, path_velocity, num_equal=num_equal, objective=self.objective
+        )
+        error = masked_mean_square(u.float() + correction - path_velocity, mask)  # (B,)
+        loss = adaptive_weight(error, power=self.loss_power, eps=self.loss_eps).mean()
+        metrics = {"loss_meanflow": error.mean().detach()}
+        if num_equal:
+            metrics["loss_velocity"] = error[:num_equal].mean().detach()
+        if self.dispersive is not None:
+            spread = self.dispersive(features, cond)
+            loss = loss + self.dispersive.weight * spread
+            metrics["loss_dispersive"] = spread.detach()
+        return LossOutput(loss, metrics)
+
+    def _to_velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return output if self.parameterization == "u" else velocity_from_action(x_t, output, t, t_min=self.t_min)
+
+    def _velocity_and_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
+        output, features = self.net.forward_with_features(x_t, t, r, cond)
+        return self._to_velocity(output, x_t, t), features

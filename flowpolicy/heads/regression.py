@@ -1,0 +1,38 @@
+"""Mean-squared-error regression: the control that shows what a generative head buys."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flowpolicy.flow.losses import masked_mean_square
+from flowpolicy.heads.base import Head
+from flowpolicy.nets.base import VelocityNet
+from flowpolicy.types import LossOutput
+
+
+@final
+class RegressionHead(Head):
+    """f(cond) regressed on the action; as a "velocity" x_t - f(cond), so one step from any noise lands on f(cond)."""
+
+    max_steps = 1
+
+    def __init__(self, net: VelocityNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        """See `Head`; meaningful only for the single step from t = 1 to r = 0."""
+        del t, r
+        return x_t - self._action(x_t, cond)
+
+    def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
+        """See `Head`. Metrics: loss_action, the squared error."""
+        del generator
+        error = masked_mean_square(self._action(action, cond).float() - action, mask).mean()
+        return LossOutput(error, {"loss_action": error.detach()})
+
+    def _action(self, like: Tensor, cond: Tensor) -> Tensor:
+        """The net at a constant input: zero chunk, t = 1, r = 0."""
+        ones = like.new_ones(like.shape[0])
+        return self.net(torch.zeros_like(like), ones, torch.zeros_like(ones), cond)

@@ -1,0 +1,23 @@
+"""What every network that heads use must offer."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+Features = dict[str, Tensor]
+"""Named hidden activations, "early" | "mid" | "late" -> (B, ...): what dispersive losses act on."""
+
+
+class VelocityNet(nn.Module, ABC):
+    """f(x_t, t, r, cond). Constructed by `build_policy` with action_dim, horizon and cond_dim."""
+
+    @abstractmethod
+    def forward_with_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
+        """Output (B, H, A) and the taps early, mid, late.
+
+        x_t: (B, H, A).   t, r: (B,).   cond: (B, D).
+        """
+
+    def forward(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        """Output only, (B, H, A)."""
+        return self.forward_with_features(x_t, t, r, cond)[0]

@@ -1,0 +1,65 @@
+"""Residual MLP over the flattened action chunk: the small net that trains and runs on a CPU."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.nets.base import Features, VelocityNet
+from flowpolicy.nets.embedding import TimeEmbedding
+
+
+@final
+class ResidualMLP(VelocityNet):
+    """[x_t | t | t - r | cond] -> Linear -> `depth` pre-norm residual blocks of `width` -> Linear -> (H, A).
+
+    time_dim: width of each of the two time embeddings.   max_time_frequency: radians per unit of flow time.
+    Taps: early, mid, late = the stream after the first, the middle and the last block, (B, width).
+    Source: the residual MLP of Ren et al. 2024 (DPPO), which DM1 uses, with layer norm and t - r as second time
+    (Geng et al. 2025, table 1c).
+    """
+
+    def __init__(
+        self,
+        *,
+        action_dim: int,
+        horizon: int,
+        cond_dim: int,
+        width: int = 512,
+        depth: int = 3,
+        time_dim: int = 32,
+        max_time_frequency: float = 30.0,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"ResidualMLP: depth must be at least 1 block, got {depth}")
+        self.shape = (horizon, action_dim)
+        self.time = TimeEmbedding(time_dim, max_frequency=max_time_frequency)
+        self.input = nn.Linear(horizon * action_dim + 2 * time_dim + cond_dim, width)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, horizon * action_dim)
+
+    def forward_with_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
+        """See `VelocityNet`."""
+        batch = x_t.shape[0]
+        times = self.time(torch.cat([t, t - r])).unflatten(0, (2, batch))  # (2, B, time_dim)
+        hidden = self.input(torch.cat([x_t.flatten(1), times[0], times[1], cond], dim=-1))  # (B, width)
+        stream = []
+        for block in self.blocks:
+            hidden = block(hidden)
+            stream.append(hidden)
+        features = {"early": stream[0], "mid": stream[len(stream) // 2], "late": stream[-1]}
+        return self.output(self.norm(hidden)).unflatten(-1, self.shape), features
+
+
+@final
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first = nn.Linear(width, width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(nn.functional.silu(self.first(self.norm(x))))

@@ -1,0 +1,151 @@
+"""FlowPolicy: encoder + head + normalisers + horizons; raw observations in, a chunk of robot actions out."""
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.actions import ActionRepresentation, Representation
+from flowpolicy.embodiment import Embodiment
+from flowpolicy.encoders.base import Encoder
+from flowpolicy.flow.sample import sample_ode
+from flowpolicy.flow.times import time_grid
+from flowpolicy.heads.base import Head
+from flowpolicy.nets.base import VelocityNet
+from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.types import Batch, LossOutput, Observation
+
+
+@final
+class FlowPolicy(nn.Module):
+    """Observations to action chunks.
+
+    Of the `horizon` predicted steps, index 0 is the time of the oldest of the `obs_horizon` observations
+    (diffusion_policy's convention); the steps [obs_horizon - 1, obs_horizon - 1 + action_horizon) are executed.
+    Build one with `build_policy`, which checks that the slice fits.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        head: Head,
+        representation: ActionRepresentation,
+        embodiment: Embodiment,
+        obs_keys: Sequence[str],
+        horizon: int,
+        obs_horizon: int,
+        action_horizon: int,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head, self.representation, self.embodiment = encoder, head, representation, embodiment
+        self.obs_keys = tuple(obs_keys)
+        self.horizon, self.obs_horizon, self.action_horizon = horizon, obs_horizon, action_horizon
+        self.obs_normalizer = nn.ModuleDict(
+            {key: LinearNormalizer.identity(embodiment.obs[key].shape[-1]) for key in self.obs_keys}
+        )
+        self.action_normalizer = LinearNormalizer.identity(embodiment.action_dim)
+        self.register_buffer("action_low", torch.tensor(embodiment.action_low), persistent=False)
+        self.register_buffer("action_high", torch.tensor(embodiment.action_high), persistent=False)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
+        """Training loss of the head on a raw batch (robot units)."""
+        cond = self.encode(batch.obs)
+        action = self.action_normalizer(self.representation.encode(batch.action, batch.obs))
+        return self.head.loss(action, cond, batch.mask, generator)
+
+    def encode(self, obs: Observation) -> Tensor:
+        """Raw observations, key -> (B, To, ...), to the condition (B, D)."""
+        return self.encoder({key: self.obs_normalizer[key](obs[key]) for key in self.obs_keys})
+
+    def decode(self, action: Tensor, obs: Observation) -> Tensor:
+        """Normalised chunk (B, H, A) to the executed slice in robot units (B, Ta, A), inside the action bounds."""
+        action = self.representation.decode(self.action_normalizer.inverse(action), obs)
+        start = self.obs_horizon - 1
+        return action[:, start : start + self.action_horizon].clamp(self.action_low, self.action_high)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        obs: Observation,
+        *,
+        num_steps: int = 1,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Action chunk (B, Ta, A) in robot units from `num_steps` network evaluations.
+
+        obs: key -> (B, To, ...) float32 in robot units, on the policy's device.
+        The starting noise (B, H, A) is `noise`, or drawn from `generator`; one of the two must be given, so that
+        nothing touches the global random state.
+        Raises ValueError for missing keys, wrong shapes, num_steps beyond the head's limit.
+        """
+        batch = self._check(obs, num_steps)
+        if noise is None:
+            if generator is None:
+                raise ValueError("predict: pass generator=torch.Generator(...) or noise=(B, H, A)")
+            shape = (batch, self.horizon, self.embodiment.action_dim)
+            noise = torch.randn(shape, generator=generator, device=generator.device).to(self.action_low.device)
+        cond = self.encode(obs)
+        action = sample_ode(self.head.velocity, noise, cond, time_grid(num_steps))
+        return self.decode(action.clamp(-1.0, 1.0), obs)
+
+    def _check(self, obs: Observation, num_steps: int) -> int:
+        """Batch size, after checking what came against the embodiment."""
+        if self.head.max_steps is not None and num_steps > self.head.max_steps:
+            raise ValueError(
+                f"{type(self.head).__name__} samples in at most {self.head.max_steps} step(s), got num_steps={num_steps}"
+            )
+        for key in self.obs_keys:
+            if key not in obs:
+                raise ValueError(f"predict: observation '{key}' is missing; got {sorted(obs)}, need {self.obs_keys}")
+            wanted = (self.obs_horizon, *self.embodiment.obs[key].shape)
+            if tuple(obs[key].shape[1:]) != wanted:
+                raise ValueError(
+                    f"predict: observation '{key}' must be (B, {', '.join(map(str, wanted))}), "
+                    f"got {tuple(obs[key].shape)}"
+                )
+        return obs[self.obs_keys[0]].shape[0]
+
+
+def build_policy(
+    *,
+    embodiment: Embodiment,
+    encoder: Callable[..., Encoder],
+    net: Callable[..., VelocityNet],
+    head: Callable[..., Head],
+    horizon: int = 16,
+    obs_horizon: int = 1,
+    action_horizon: int = 12,
+    action_representation: Representation = "absolute",
+    obs_keys: Sequence[str] | None = None,
+) -> FlowPolicy:
+    """Wire the parts: shapes flow from the embodiment and the horizons into encoder, net and head.
+
+    encoder, net, head: constructors with everything but the shapes filled in (Hydra's `_partial_`).
+    obs_keys: which of the embodiment's observations to use, in this order; None is all of them.
+    Raises ValueError when the executed slice does not fit into the horizon or a key is unknown.
+    """
+    if min(horizon, obs_horizon, action_horizon) < 1:
+        raise ValueError(f"horizons must be positive, got {horizon=}, {obs_horizon=}, {action_horizon=}")
+    if obs_horizon - 1 + action_horizon > horizon:
+        raise ValueError(
+            f"obs_horizon - 1 + action_horizon must be at most horizon, got {obs_horizon} - 1 + {action_horizon} > "
+            f"{horizon}; the executed slice would run past the predicted chunk"
+        )
+    keys = list(embodiment.obs) if obs_keys is None else list(obs_keys)
+    if unknown := [key for key in keys if key not in embodiment.obs]:
+        raise ValueError(f"obs_keys: unknown {unknown}; the embodiment has {list(embodiment.obs)}")
+    built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
+    built_net = net(action_dim=embodiment.action_dim, horizon=horizon, cond_dim=built_encoder.feature_dim)
+    return FlowPolicy(
+        encoder=built_encoder,
+        head=head(built_net),
+        representation=ActionRepresentation(action_representation, embodiment),
+        embodiment=embodiment,
+        obs_keys=keys,
+        horizon=horizon,
+        obs_horizon=obs_horizon,
+        action_horizon=action_horizon,
+    )

@@ -1,0 +1,205 @@
+"""Where numbers of a run go: JSONL always, wandb when asked for; and run.json, which says what made them."""
+
+import json
+import math
+import netrc
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol, final
+
+from flowpolicy.files import write_atomic
+
+VERSIONED = (
+    "flowpolicy", "torch", "numpy", "scipy", "hydra-core", "safetensors", "zarr", "numba", "gymnasium", "mani_skill",
+    "sapien", "mplib", "metaworld", "mujoco", "wandb", "imageio", "matplotlib",
+)  # fmt: skip
+"""Distributions whose version changes results or decides what can run."""
+
+
+class Tracker(Protocol):
+    """Takes scalars as a run produces them. Metric names are slash-separated, as in the logs: "train/loss"."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record `metrics` of training step `step`."""
+        ...
+
+    def truncate_after(self, step: int) -> None:
+        """Forget what was logged later than `step`: training resumes from there and will log it again."""
+        ...
+
+    def close(self) -> None:
+        """Finish writing; no `log` after this."""
+        ...
+
+
+@final
+class JsonlTracker:
+    """One JSON object per line: {"step", "time_s", metric...}; flushed at once, so a killed run keeps its curve.
+
+    time_s: seconds of training so far; after a resume it goes on from the last kept line.
+    Values that are not finite are written as null, which every JSON reader takes.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_cut_line(self.path)
+        self._open()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one line and flush it."""
+        values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
+        line = {"step": int(step), "time_s": round(self._before_s + time.monotonic() - self._start, 3), **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def truncate_after(self, step: int) -> None:
+        """Drop every line later than `step`; the file is replaced as a whole."""
+        self._file.close()
+        kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        write_atomic(self.path, "".join(line + "\n" for line in kept))
+        self._open()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _open(self) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self._before_s = float(json.loads(lines[-1]).get("time_s", 0.0)) if lines else 0.0
+        self._start = time.monotonic()
+        self._file = self.path.open("a")
+
+
+def _drop_cut_line(path: Path) -> None:
+    """A process killed while writing leaves half a line; without its end it would swallow the next one."""
+    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
+        write_atomic(path, data[: data.rfind(b"\n") + 1])
+
+
+@final
+class WandbTracker:
+    """Weights & Biases, imported on construction; without a key or a login it records offline.
+
+    directory: where wandb keeps its files.   run_id: pass the same one to continue a run.
+    Raises ImportError naming the extra when wandb is not installed.
+    """
+
+    def __init__(self, directory: Path | str, *, project: str = "flowpolicy", name: str | None = None,
+                 config: Mapping[str, Any] | None = None, run_id: str | None = None) -> None:  # fmt: skip
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError('wandb is not installed; pip install "flowpolicy[wandb]"') from error
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self.mode = wandb_mode()
+        self._run = wandb.init(
+            project=project, name=name, config=dict(config or {}), dir=str(directory), id=run_id,
+            resume="allow" if run_id else None, mode=self.mode,
+        )  # fmt: skip
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Send `metrics` under their own names."""
+        self._run.log(metrics, step=step)
+
+    def truncate_after(self, step: int) -> None:
+        """Nothing: wandb cannot forget; it ignores steps that it has already seen, so the curve stays right."""
+        del step
+
+    def close(self) -> None:
+        """Finish the wandb run."""
+        self._run.finish()
+
+
+def wandb_mode() -> str:
+    """$WANDB_MODE when set; else "online" with a key in $WANDB_API_KEY or a login in ~/.netrc; else "offline"."""
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode
+    if os.environ.get("WANDB_API_KEY"):
+        return "online"
+    host = os.environ.get("WANDB_BASE_URL", "api.wandb.ai").removeprefix("https://").removeprefix("http://").strip("/")
+    try:
+        login = netrc.netrc().authenticators(host)
+    except (OSError, netrc.NetrcParseError):  # no ~/.netrc, or one that nobody can read: no login either way
+        login = None
+    return "online" if login else "offline"
+
+
+@final
+class CompositeTracker:
+    """Hands every call to each of `trackers`, in order."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = tuple(trackers)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Log to each."""
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+
+    def truncate_after(self, step: int) -> None:
+        """Truncate each."""
+        for tracker in self.trackers:
+            tracker.truncate_after(step)
+
+    def close(self) -> None:
+        """Close each."""
+        for tracker in self.trackers:
+            tracker.close()
+
+
+def versions() -> dict[str, str]:
+    """Python and the installed ones of VERSIONED, read from package metadata: nothing is imported."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the flowpolicy checkout ("-dirty" appended when files differ from it); None when it is not one."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):  # no git program, no commit yet, a checkout owned by someone else
+        return None
+    return commit + ("-dirty" if changed else "")
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> Path:
+    """Write `data` indented and whole or not at all; missing folders are made. Returns `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(data, indent=2) + "\n")
+    return path
+
+
+def write_run_record(out: Path | str, *, argv: Sequence[str], config_hash: str, seeds: Mapping[str, int],
+                     device: str, dataset_hash: str | None) -> Path:  # fmt: skip
+    """Write out/run.json: versions, git commit, command line, config hash, seeds, device, dataset hash, start time.
+
+    seeds: stream or purpose -> seed.   dataset_hash: None where a run reads no dataset.
+    Returns the path written.
+    """
+    record = {
+        "argv": list(argv), "config_hash": config_hash, "seeds": dict(seeds), "device": device,
+        "dataset_hash": dataset_hash, "git_commit": git_commit(), "versions": versions(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    return write_json(Path(out) / "run.json", record)

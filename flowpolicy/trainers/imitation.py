@@ -1,0 +1,202 @@
+"""Imitation: minimise the head's loss over demonstrations; evaluate, checkpoint and resume bit for bit."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.normalizer import LinearNormalizer, NormalizerMode
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.seeding import derive
+from flowpolicy.tracking import Tracker
+from flowpolicy.trainers.ema import ExponentialMovingAverage
+from flowpolicy.trainers.schedule import warmup_cosine
+from flowpolicy.trainers.state import Checkpoints
+
+Evaluate = Callable[[FlowPolicy, int], dict[str, float]]
+"""(averaged policy, step) -> metrics, "eval/success_once" among them."""
+
+
+@final
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Numbers of the imitation loop.
+
+    lr 1e-3 and 200 warm-up steps suit the small nets that train on a CPU (MP1's 255 M U-Net: 1e-4, 500).
+    betas, weight_decay: diffusion_policy's.   grad_clip: largest gradient norm.   ema_*: see the EMA module.
+    log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved).
+    precision: "auto" is bfloat16 autocast on a GPU and float32 on a CPU; the Jacobian product is float32 always.
+    """
+
+    steps: int = 6000
+    batch_size: int = 128
+    lr: float = 1e-3
+    warmup_steps: int = 200
+    betas: tuple[float, float] = (0.95, 0.999)
+    weight_decay: float = 1e-6
+    grad_clip: float = 1.0
+    ema_power: float = 0.75
+    ema_max_decay: float = 0.9999
+    log_every: int = 50
+    eval_every: int = 0
+    checkpoint_every: int = 1000
+    keep_best: int = 2
+    precision: str = "auto"
+
+
+@final
+class ImitationTrainer:
+    """One loop for every head and observation kind.
+
+    All randomness of step n is a function of (seed, n): which windows, which noise, which times. That is what makes
+    a resumed run equal to an uninterrupted one without storing any generator state.
+    """
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        dataset: SequenceDataset,
+        *,
+        settings: TrainerSettings,
+        checkpoints: Checkpoints,
+        tracker: Tracker,
+        seed: int,
+        evaluate: Evaluate | None = None,
+        progress: bool = True,
+    ) -> None:
+        if len(dataset) == 0:
+            raise ValueError("the dataset has no windows; collect demonstrations first (flowpolicy data collect)")
+        self.policy, self.dataset, self.settings = policy.train(), dataset, settings
+        self.checkpoints, self.tracker, self.evaluate = checkpoints, tracker, evaluate
+        self.seed, self.progress = seed, progress
+        self.device = next(policy.parameters()).device
+        self.ema = ExponentialMovingAverage(policy, power=settings.ema_power, max_decay=settings.ema_max_decay)
+        self.optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        self.generator = torch.Generator(device=self.device)
+        self.step = 0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+
+    def resume(self) -> int:
+        """Go on from the newest checkpoint; returns its step, 0 where there is none."""
+        step = self.checkpoints.restore(policy=self.policy, ema=self.ema, optimizer=self.optimizer)
+        self.step = step or 0
+        if self.step > self.settings.steps:
+            raise ValueError(f"the run is at step {self.step}, beyond trainer.steps={self.settings.steps}")
+        return self.step
+
+    def run(self) -> FlowPolicy:
+        """Train to `settings.steps`; returns the averaged policy."""
+        settings = self.settings
+        data_s = window_s = 0.0
+        window_start = time.perf_counter()
+        bar = tqdm(total=settings.steps, initial=self.step, desc="train", unit="step", disable=not self.progress)
+        with bar:
+            while self.step < settings.steps:
+                before = time.perf_counter()
+                batch = self.dataset.batch(self._indices(self.step))
+                data_s += time.perf_counter() - before
+                metrics = self._update(batch)
+                self.step += 1
+                bar.update()
+                if self._due(settings.log_every):
+                    window_s = time.perf_counter() - window_start
+                    values = {name: float(value) for name, value in metrics.items()}
+                    values["time/data_frac"] = data_s / window_s
+                    values["time/step_ms"] = 1e3 * window_s / settings.log_every
+                    self.tracker.log(self.step, values)
+                    self._require_finite(values["train/loss"])
+                    bar.set_postfix_str(f"loss {values['train/loss']:.4f}, data {100 * data_s / window_s:.0f} %")
+                    data_s, window_start = 0.0, time.perf_counter()
+                self._evaluate_and_save()
+        return self.ema.module
+
+    def _update(self, batch) -> dict[str, Tensor]:
+        """One optimiser step; returns detached scalars."""
+        settings = self.settings
+        factor = warmup_cosine(self.step, steps=settings.steps, warmup=settings.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.lr * factor
+        self.generator.manual_seed(derive(self.seed, f"train_noise/{self.step}"))
+        half = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            output = self.policy.loss(batch, self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), settings.grad_clip)
+        self.optimizer.step()
+        self.ema.update()
+        self.policy.head.after_step((self.step + 1) / settings.steps)
+        terms = {f"train/{name}": value for name, value in output.metrics.items()}
+        lr = torch.tensor(settings.lr * factor)
+        return {"train/loss": output.loss.detach(), "train/grad_norm": norm, "train/lr": lr, **terms}
+
+    def _indices(self, step: int) -> Tensor:
+        """Window indices of one step: consecutive slices of per-epoch permutations, wrapping into the next epoch."""
+        size, total = self.settings.batch_size, len(self.dataset)
+        position, wanted, parts = step * size, size, []
+        while wanted:
+            epoch, offset = divmod(position, total)
+            part = self._permutation(epoch)[offset : offset + wanted]
+            parts.append(part)
+            position += len(part)
+            wanted -= len(part)
+        return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(derive(self.seed, f"data_order/{epoch}"))
+            self._order = (epoch, torch.randperm(len(self.dataset), generator=generator))
+        return self._order[1]
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.settings.steps)
+
+    def _evaluate_and_save(self) -> None:
+        score = None
+        if self.evaluate is not None and self._due(self.settings.eval_every):
+            metrics = self.evaluate(self.ema.module, self.step)
+            self.tracker.log(self.step, metrics)
+            score = metrics["eval/success_once"]
+        last = self.step == self.settings.steps
+        if score is not None or self._due(self.settings.checkpoint_every) or last:
+            self.checkpoints.save(
+                self.step, policy=self.policy, ema=self.ema, optimizer=self.optimizer, score=score
+            )
+
+    def _require_finite(self, loss: float) -> None:
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise ValueError(
+                f"the loss is {loss} at step {self.step}; the last good checkpoint is in {self.checkpoints.folder}. "
+                "Try a smaller trainer.lr, or look for outliers with `flowpolicy data validate`"
+            )
+
+
+@torch.no_grad()
+def fit_normalizers(
+    policy: FlowPolicy,
+    dataset: SequenceDataset,
+    *,
+    obs_mode: NormalizerMode = "minmax",
+    action_mode: NormalizerMode = "minmax",
+) -> None:
+    """Fit the policy's normalisers to the training data, actions in their representation.
+
+    Chunk statistics run over all windows and valid steps, since a relative action depends on where its chunk starts.
+    """
+    device = policy.action_low.device
+    for key in policy.obs_keys:
+        values = dataset.obs[key]
+        flat = values.reshape(-1, values.shape[-1])
+        policy.obs_normalizer[key] = LinearNormalizer.fit(flat, obs_mode, key=key).to(device)
+    chunks = []
+    for index in torch.arange(len(dataset)).split(4096):
+        batch = dataset.batch(index)
+        chunks.append(policy.representation.encode(batch.action, batch.obs)[batch.mask > 0])
+    policy.action_normalizer = LinearNormalizer.fit(torch.cat(chunks), action_mode, key="action").to(device)

@@ -1,0 +1,102 @@
+"""Training state on disk: everything that `resume` needs to go on as if nothing had happened."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors.torch import load as load_tensors
+
+from flowpolicy.checkpoint import load_weights, save_policy, write_tensors
+from flowpolicy.files import atomic_directory, atomic_symlink, write_atomic
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.trainers.ema import ExponentialMovingAverage
+
+
+@final
+class Checkpoints:
+    """The checkpoints/ folder of a run: numbered folders, `last` and `best` links, index.json with the scores.
+
+    config, facts: what `save_policy` writes beside the weights.
+    keep_best: how many of the highest-scoring checkpoints survive, besides the last one.
+    """
+
+    def __init__(self, folder: Path, *, config: dict[str, Any], facts: dict[str, Any], keep_best: int = 2) -> None:
+        self.folder, self.config, self.facts, self.keep_best = folder, config, facts, keep_best
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(
+        self,
+        step: int,
+        *,
+        policy: FlowPolicy,
+        ema: ExponentialMovingAverage,
+        optimizer: torch.optim.Optimizer,
+        score: float | None,
+    ) -> Path:
+        """Write checkpoint `step` whole or not at all, move the links, drop what is no longer among the best.
+
+        The policy/ folder holds the averaged weights, state/ the raw ones, the optimiser and the counters.
+        score: success rate of the in-training evaluation at this step, None where there was none.
+        """
+        target = self.folder / f"{step:06d}"
+        with atomic_directory(target, replace=True) as folder:
+            facts = {**self.facts, "step": step, "weights": "ema"}
+            save_policy(ema.module, folder / "policy", config=self.config, facts=facts)
+            state = folder / "state"
+            state.mkdir()
+            write_tensors(policy.state_dict(), state / "model.safetensors")
+            write_tensors(_optimizer_tensors(optimizer), state / "optimizer.safetensors")
+            counters = {"step": step, "ema_updates": ema.updates, "score": score}
+            write_atomic(state / "step.json", json.dumps(counters) + "\n")
+        atomic_symlink(self.folder / "last", target.name)
+        self._index(step)
+        return target
+
+    def restore(
+        self, *, policy: FlowPolicy, ema: ExponentialMovingAverage, optimizer: torch.optim.Optimizer
+    ) -> int | None:
+        """Load the newest checkpoint into the three; returns its step, None where there is no checkpoint."""
+        last = self.folder / "last"
+        if not last.exists():
+            return None
+        counters = json.loads((last / "state" / "step.json").read_text())
+        load_weights(policy, last / "state" / "model.safetensors")
+        load_weights(ema.module, last / "policy" / "model.safetensors")
+        ema.updates = counters["ema_updates"]
+        _restore_optimizer(optimizer, load_tensors((last / "state" / "optimizer.safetensors").read_bytes()))
+        self._index(counters["step"])
+        return counters["step"]
+
+    def _index(self, last_step: int) -> None:
+        """Rebuild index.json and `best` from the checkpoints on disk up to `last_step`; prune the rest."""
+        scores: dict[str, float | None] = {}
+        for folder in sorted(self.folder.glob("[0-9]" * 6)):
+            if int(folder.name) <= last_step:
+                scores[folder.name] = json.loads((folder / "state" / "step.json").read_text())["score"]
+        scored = [name for name, score in scores.items() if score is not None]
+        # ties go to the later checkpoint: it has seen more data
+        ranked = sorted(scored, key=lambda name: (scores[name], name), reverse=True)
+        keep = {f"{last_step:06d}", *ranked[: self.keep_best]}
+        for name in scores.keys() - keep:
+            shutil.rmtree(self.folder / name)
+        index = {name: scores[name] for name in sorted(keep)}
+        write_atomic(self.folder / "index.json", json.dumps(index, indent=2) + "\n")
+        if ranked:
+            atomic_symlink(self.folder / "best", ranked[0])
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Flat names "<parameter index>.<entry>" for the per-parameter state."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Inverse of `_optimizer_tensors`; the groups' options come from the run's config."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, entry = name.split(".", 1)
+        state.setdefault(int(index), {})[entry] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

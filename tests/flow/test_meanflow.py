@@ -1,0 +1,113 @@
+"""Oracles of the MeanFlow identity: closed forms, finite differences, equality of the two objectives."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowpolicy.flow.meanflow import meanflow_correction, time_derivative
+from flowpolicy.flow.path import expand, interpolate
+from flowpolicy.flow.sample import sample_ode
+from flowpolicy.flow.times import sample_time_pairs, time_grid
+from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.nets.unet1d import UNet1D
+from flowpolicy.seeding import stream
+
+COND = torch.zeros(64, 1, dtype=torch.float64)
+
+
+def _batch(action: Tensor, p_equal: float = 0.5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = stream(3, "batch")
+    noise = torch.randn(action.shape, generator=generator).double()
+    t, r = (value.double() for value in sample_time_pairs(len(action), p_equal=p_equal, generator=generator))
+    x_t, velocity = interpolate(action, noise, t)
+    return x_t, velocity, t, r
+
+
+def test_point_mass_has_zero_loss_and_lands_on_the_point_in_one_step() -> None:
+    """If every action is a, then u(x_t, r, t) = (x_t - a) / t for every r; a wrong sign or tangent breaks this."""
+    point = torch.tensor([[0.3, -0.7]]).double()
+    action = point.expand(64, 4, 2)
+    x_t, velocity, t, r = _batch(action)
+
+    def u(x: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        return (x - point) / expand(t, x)
+
+    correction = meanflow_correction(u, x_t, t, r, COND, velocity, num_equal=32)
+    residual = u(x_t, t, r, COND) + correction - velocity
+    assert float(residual.square().mean()) < 1e-28
+    noise = torch.randn(64, 4, 2, generator=stream(0, "n")).double()
+    assert float((sample_ode(u, noise, COND, time_grid(1).double()) - action).abs().max()) < 1e-14
+
+
+def test_gaussian_actions_satisfy_the_identity_along_the_marginal_velocity() -> None:
+    """Actions ~ N(0, s^2): the flow maps x_t to x_r = x_t sigma(r) / sigma(t), so u is known in closed form."""
+    s = 0.5
+
+    def sigma(t: Tensor) -> Tensor:
+        return ((1 - t) ** 2 * s**2 + t**2).sqrt()
+
+    def u(x: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        gap = expand(t - r, x)
+        same = (t - r).abs() < 1e-12
+        average = (x - x * expand(sigma(r) / sigma(t), x)) / torch.where(expand(same, x), 1.0, gap)
+        instant = x * expand((t - (1 - t) * s**2) / sigma(t) ** 2, x)
+        return torch.where(expand(same, x), instant, average)
+
+    action = s * torch.randn(64, 4, 2, generator=stream(1, "a")).double()
+    x_t, _, t, r = _batch(action, p_equal=0.0)
+    marginal = u(x_t, t, t, COND)
+    correction = meanflow_correction(u, x_t, t, r, COND, marginal, num_equal=0)
+    torch.testing.assert_close(u(x_t, t, r, COND) + correction, marginal, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("p_equal", [0.0, 0.5, 1.0])
+def test_correction_vanishes_exactly_where_r_equals_t(p_equal: float) -> None:
+    net = ResidualMLP(action_dim=2, horizon=4, cond_dim=1, width=32).double()
+    x_t, velocity, t, r = _batch(torch.zeros(64, 4, 2).double(), p_equal)
+    equal = round(64 * p_equal)
+    correction = meanflow_correction(net, x_t, t, r, COND, velocity, num_equal=equal)
+    assert not correction.requires_grad
+    assert bool((correction[:equal] == 0).all())
+    assert bool((correction[equal:].abs().amax(dim=(1, 2)) > 0).all())
+
+
+def test_both_objectives_agree_where_the_predicted_velocity_is_the_path_velocity() -> None:
+    """With u(x, t, t) = noise - action exactly (a point mass), imf's tangent is meanflow's."""
+    action = torch.full((64, 4, 2), 0.2).double()
+    x_t, velocity, t, r = _batch(action)
+
+    def u(x: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        return (x - 0.2) / expand(t, x) + expand(t - r, x) * torch.sin(x)
+
+    first, second = (
+        meanflow_correction(u, x_t, t, r, COND, velocity, num_equal=16, objective=objective)
+        for objective in ("meanflow", "imf")
+    )
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("build", [ResidualMLP, UNet1D])
+def test_derivative_matches_finite_differences(build: type) -> None:
+    kwargs = {"width": 32} if build is ResidualMLP else {"dims": (16, 32), "time_dim": 16}
+    net = build(action_dim=2, horizon=4, cond_dim=1, **kwargs).double()
+    x_t, velocity, t, r = _batch(torch.zeros(8, 4, 2).double(), 0.0)
+    cond, step = COND[:8], 1e-5
+    exact = time_derivative(net, x_t, t, r, cond, velocity)
+    with torch.no_grad():
+        ahead = net(x_t + step * velocity, t + step, r, cond)
+        behind = net(x_t - step * velocity, t - step, r, cond)
+    torch.testing.assert_close(exact, (ahead - behind) / (2 * step), rtol=1e-3, atol=1e-6)
+
+
+def test_unknown_objective_is_refused() -> None:
+    with pytest.raises(ValueError, match="'meanflow' or 'imf'"):
+        meanflow_correction(lambda x, t, r, c: x, COND[:, :, None], COND[:, 0], COND[:, 0], COND, COND[:, :, None],
+                            num_equal=0, objective="typo")  # type: ignore[arg-type]  # fmt: skip
+
+
+def test_equal_steps_of_an_instantaneous_velocity_are_euler() -> None:
+    """A field that ignores r, walked over a grid, is Euler's method; on v = x it gives (1 - 1/K)^K."""
+    noise = torch.ones(1, 1, 1).double()
+    for steps in (1, 2, 4, 10):
+        result = sample_ode(lambda x, t, r, c: x, noise, COND, time_grid(steps).double())
+        assert float(result) == pytest.approx((1 - 1 / steps) ** steps)

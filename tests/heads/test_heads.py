@@ -1,0 +1,165 @@
+"""The contract every head meets, and what is special to each."""
+
+import inspect
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowpolicy.flow.losses import DISPERSIVE_KINDS
+from flowpolicy.flow.path import expand
+from flowpolicy.flow.sample import sample_ode
+from flowpolicy.flow.times import time_grid
+from flowpolicy.heads.base import Head
+from flowpolicy.heads.dispersive import DispersiveRegularizer
+from flowpolicy.heads.flow_matching import FlowMatchingHead
+from flowpolicy.heads.meanflow import MeanFlowHead
+from flowpolicy.heads.regression import RegressionHead
+from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.seeding import stream
+
+HEADS = {
+    "meanflow_x": MeanFlowHead,
+    "meanflow_u": partial(MeanFlowHead, parameterization="u"),
+    "imf": partial(MeanFlowHead, objective="imf"),
+    "dm1": partial(MeanFlowHead, dispersive=DispersiveRegularizer(taps="all")),
+    "flow_matching_x": FlowMatchingHead,
+    "flow_matching_u": partial(FlowMatchingHead, parameterization="u"),
+    "regression": RegressionHead,
+}
+BATCH, HORIZON, ACTION, COND = 16, 4, 2, 3
+
+
+def _head(name: str) -> Head:
+    torch.manual_seed(0)
+    return HEADS[name](ResidualMLP(action_dim=ACTION, horizon=HORIZON, cond_dim=COND, width=32))
+
+
+def _data() -> tuple[Tensor, Tensor, Tensor]:
+    generator = stream(0, "data")
+    action = torch.randn(BATCH, HORIZON, ACTION, generator=generator)
+    return action, torch.randn(BATCH, COND, generator=generator), torch.ones(BATCH, HORIZON)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_loss_is_a_finite_scalar_fixed_by_the_generator_and_moves_every_parameter(name: str) -> None:
+    head, (action, cond, mask) = _head(name), _data()
+    first, second = (head.loss(action, cond, mask, stream(1, "noise")) for _ in range(2))
+    assert first.loss.shape == () and torch.equal(first.loss, second.loss)
+    assert all(not value.requires_grad and value.isfinite() for value in first.metrics.values())
+    first.loss.backward()
+    assert all(p.grad is not None and float(p.grad.norm()) > 0 for p in head.parameters())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_masked_steps_do_not_change_the_loss(name: str) -> None:
+    if name == "dm1":
+        pytest.skip("hidden features see the whole chunk; only the regression part is masked")
+    head, (action, cond, mask) = _head(name), _data()
+    if name != "regression":  # x_t carries the padded steps into the net, so look at the target side only
+        head.net.forward_with_features = lambda x_t, t, r, cond: (x_t * 0, {})  # type: ignore[method-assign]
+    mask[:, -1] = 0.0
+    before = head.loss(action, cond, mask, stream(1, "noise")).loss.detach()
+    action[:, -1] += 5.0
+    torch.testing.assert_close(head.loss(action, cond, mask, stream(1, "noise")).loss.detach(), before)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("num_steps", [1, 2, 4])
+def test_sampling_gives_a_chunk_with_exactly_that_many_evaluations(name: str, num_steps: int) -> None:
+    head, (_, cond, _) = _head(name), _data()
+    if head.max_steps is not None and num_steps > head.max_steps:
+        pytest.skip("one-step head")
+    calls = []
+    head.net.register_forward_hook(lambda *_: calls.append(1))
+    noise = torch.randn(BATCH, HORIZON, ACTION, generator=stream(2, "noise"))
+    with torch.no_grad():
+        chunk = sample_ode(head.velocity, noise, cond, time_grid(num_steps))
+    assert chunk.shape == (BATCH, HORIZON, ACTION) and len(calls) == num_steps
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_weights_survive_a_state_dict_round_trip(name: str) -> None:
+    head, other, (action, cond, mask) = _head(name), _head(name), _data()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.01)
+    other.load_state_dict(head.state_dict())
+    losses = [h.loss(action, cond, mask, stream(1, "noise")).loss for h in (head, other)]
+    assert torch.equal(*losses)
+
+
+def test_p_equal_one_is_flow_matching_bit_for_bit() -> None:
+    """With r = t everywhere MeanFlow's loss is the flow-matching loss on the same times and noise."""
+    action, cond, mask = _data()
+    head = _head("meanflow_x")
+    assert isinstance(head, MeanFlowHead)
+    head.p_equal, head.loss_power = 1.0, 0.0
+    generator = stream(1, "noise")
+    noise = torch.randn(action.shape, generator=generator)
+    pair = torch.sigmoid(-0.4 + torch.randn((2, BATCH), generator=generator))
+    t = pair.amax(dim=0)
+    x_t = action + expand(t, action) * (noise - action)
+    wanted = (head.velocity(x_t, t, t, cond) - (noise - action)).square().mean(dim=(1, 2)).mean()
+    assert torch.equal(head.loss(action, cond, mask, stream(1, "noise")).loss, wanted)
+
+
+def test_jacobian_product_runs_only_on_rows_with_r_unlike_t(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    original = torch.func.jvp
+
+    def spy(function, primals, tangents):  # noqa: ANN001, ANN202
+        rows.append(primals[0].shape[0])
+        return original(function, primals, tangents)
+
+    monkeypatch.setattr(torch.func, "jvp", spy)
+    head, (action, cond, mask) = _head("meanflow_x"), _data()
+    head.loss(action, cond, mask, stream(1, "noise"))
+    assert rows == [BATCH // 2]
+
+
+@pytest.mark.parametrize("kind", DISPERSIVE_KINDS)
+@pytest.mark.parametrize("taps", ["early", "mid", "late", "all", ["early", "late"]])
+def test_dispersive_term_alone_moves_the_layers_below_its_tap(kind: str, taps: str | list[str]) -> None:
+    head, (action, cond, _) = _head("dm1"), _data()
+    regularizer = DispersiveRegularizer(kind=kind, taps=taps, margin=50.0)  # type: ignore[arg-type]
+    _, features = head.net.forward_with_features(action, torch.rand(BATCH), torch.zeros(BATCH), cond)
+    regularizer(features, cond).backward()
+    assert isinstance(head.net, ResidualMLP)
+    assert float(head.net.input.weight.grad.norm()) > 0  # type: ignore[union-attr]
+    assert head.net.output.weight.grad is None
+
+
+def test_cond_tap_disperses_the_encoder_output() -> None:
+    cond = torch.randn(BATCH, COND, generator=stream(0, "c")).requires_grad_()
+    DispersiveRegularizer(taps="cond")({}, cond).backward()
+    assert cond.grad is not None and float(cond.grad.norm()) > 0
+
+
+def test_bad_options_are_refused_with_the_choices() -> None:
+    net = ResidualMLP(action_dim=ACTION, horizon=HORIZON, cond_dim=COND, width=32)
+    with pytest.raises(ValueError, match="'u' .*'x'"):
+        MeanFlowHead(net, parameterization="v")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'meanflow' or 'imf'"):
+        MeanFlowHead(net, objective="mean")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="early, mid, late, cond"):
+        DispersiveRegularizer(taps="down0")
+    with pytest.raises(ValueError, match="infonce_l2"):
+        DispersiveRegularizer(kind="l2")  # type: ignore[arg-type]
+
+
+def test_meanflow_without_equal_times_warns() -> None:
+    net = ResidualMLP(action_dim=ACTION, horizon=HORIZON, cond_dim=COND, width=32)
+    with pytest.warns(UserWarning, match="p_equal=0"):
+        MeanFlowHead(net, p_equal=0.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MeanFlowHead(net, p_equal=0.0, objective="imf")
+
+
+@pytest.mark.parametrize("build", [MeanFlowHead, FlowMatchingHead, RegressionHead, DispersiveRegularizer])
+def test_no_constructor_swallows_unknown_words(build: type) -> None:
+    kinds = {parameter.kind for parameter in inspect.signature(build).parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds

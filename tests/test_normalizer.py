@@ -1,0 +1,108 @@
+"""Normaliser: inverse undoes forward, the modes' exact numbers, near-constant dimensions, bad input."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from flowpolicy.normalizer import LinearNormalizer
+
+
+def data(dim: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1000, dim, generator=generator) * torch.logspace(-2, 2, dim) + torch.arange(dim)
+
+
+@pytest.mark.parametrize("mode", ["minmax", "quantile", "meanstd"])
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 4, 5), (0, 5)])
+def test_inverse_undoes_forward(mode, shape):
+    normalizer = LinearNormalizer.fit(data(), mode)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    before = x.clone()
+    torch.testing.assert_close(normalizer.inverse(normalizer(x)), x, rtol=1e-5, atol=1e-4)
+    assert torch.equal(x, before) and normalizer(x).shape == x.shape
+
+
+def test_minmax_reaches_minus_one_and_one():
+    normalized = LinearNormalizer.fit(data())(data())
+    torch.testing.assert_close(normalized.amin(0), -torch.ones(5))
+    torch.testing.assert_close(normalized.amax(0), torch.ones(5))
+
+
+def test_quantile_ignores_outliers():
+    values = np.linspace(0, 100, 101)[:, None].repeat(2, axis=1)
+    normalizer = LinearNormalizer.fit(values, "quantile")
+    torch.testing.assert_close(normalizer(torch.tensor([1.0, 99.0])), torch.tensor([-1.0, 1.0]))
+
+
+def test_meanstd_gives_mean_zero_and_std_one():
+    normalized = LinearNormalizer.fit(data(), "meanstd")(data())
+    torch.testing.assert_close(normalized.mean(0), torch.zeros(5), rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalized.std(0, correction=0), torch.ones(5))
+
+
+@pytest.mark.parametrize("mode", ["minmax", "quantile", "meanstd"])
+def test_near_constant_dimensions_are_centred_unscaled_and_warned_about(mode):
+    values = data()
+    values[:, 1] = 3.0
+    values[:, 3] = 7.0 + 1e-5 * values[:, 0]
+    with pytest.warns(UserWarning, match=r"agent_pos: dimensions \[1, 3\] are near-constant"):
+        normalizer = LinearNormalizer.fit(values, mode, key="agent_pos")
+    assert normalizer.scale[[1, 3]].tolist() == [1.0, 1.0]
+    assert normalizer(values)[:, [1, 3]].abs().max() < 1e-4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LinearNormalizer.fit(values[:, [0, 2]], mode, key="agent_pos")
+
+
+def test_min_range_is_a_keyword():
+    values = torch.linspace(0, 1e-5, 50)[:, None].double()
+    normalizer = LinearNormalizer.fit(values, min_range=1e-7)
+    torch.testing.assert_close(normalizer(values.float()).amax(), torch.tensor(1.0))
+
+
+def test_identity_changes_nothing():
+    x = torch.randn(4, 3)
+    assert torch.equal(LinearNormalizer.identity(3)(x), x) and torch.equal(LinearNormalizer.identity(3).inverse(x), x)
+
+
+def test_clip_limits_forward_and_not_inverse():
+    normalizer = LinearNormalizer.fit(data(), clip=1.5)
+    far = torch.full((5,), 1e6)
+    assert normalizer(far).tolist() == [1.5] * 5 and normalizer(-far).tolist() == [-1.5] * 5
+    assert normalizer.inverse(torch.full((5,), 3.0)).abs().max() > normalizer.inverse(torch.full((5,), 1.5)).abs().max()
+
+
+def test_state_dict_round_trip_has_exactly_scale_and_offset():
+    fitted, fresh = LinearNormalizer.fit(data()), LinearNormalizer.identity(5)
+    assert list(fitted.state_dict()) == ["scale", "offset"] and not list(fitted.parameters())
+    fresh.load_state_dict(fitted.state_dict())
+    assert torch.equal(fresh(data()), fitted(data()))
+
+
+def test_gradient_passes_through():
+    x = torch.randn(2, 5, requires_grad=True)
+    normalizer = LinearNormalizer.fit(data())
+    normalizer(x).sum().backward()
+    torch.testing.assert_close(x.grad, normalizer.scale.expand(2, 5))
+
+
+@pytest.mark.parametrize(("values", "mode", "message"), [
+    (torch.zeros(0, 3), "minmax", "wanted"), (torch.zeros(3), "minmax", "wanted"),
+    (torch.tensor([[float("nan")]]), "minmax", "NaN"), (torch.ones(3, 1), "maxmin", "unknown mode 'maxmin'"),
+])
+def test_bad_data_is_refused(values, mode, message):
+    with pytest.raises(ValueError, match=message):
+        LinearNormalizer.fit(values, mode)
+
+
+def test_a_wrong_last_axis_is_refused_and_not_broadcast():
+    normalizer = LinearNormalizer.fit(data())
+    for wrong in (torch.zeros(4, 1), torch.zeros(5, 4)):
+        with pytest.raises(ValueError, match=r"wanted \(\.\.\., 5\)"):
+            normalizer(wrong)
+        with pytest.raises(ValueError, match=r"wanted \(\.\.\., 5\)"):
+            normalizer.inverse(wrong)
+    with pytest.raises(ValueError, match="scale and offset"):
+        LinearNormalizer(torch.ones(2), torch.ones(3))

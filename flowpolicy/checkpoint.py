@@ -31,7 +31,8 @@ def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_mod
                 f"the policy config names {target}, which is outside flowpolicy; if you trust that package pass "
                 f"trusted_modules=[{target.split('.')[0]}]"
             )
-    return instantiate(OmegaConf.create(config), embodiment=embodiment, _convert_="all")
+    # a partial, because Hydra would turn the embodiment (a dataclass) into a dict on the way through
+    return instantiate(OmegaConf.create(config), _partial_=True, _convert_="all")(embodiment=embodiment)
 
 
 def _targets(config: Any) -> Iterator[str]:

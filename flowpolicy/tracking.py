@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final, get_args
 
 from flowpolicy.files import write_atomic
 
@@ -20,6 +20,8 @@ VERSIONED = (
     "sapien", "mplib", "metaworld", "mujoco", "wandb", "imageio", "matplotlib",
 )  # fmt: skip
 """Distributions whose version changes results or decides what can run."""
+
+WandbMode = Literal["online", "offline", "disabled", "shared"]
 
 
 class Tracker(Protocol):
@@ -117,10 +119,16 @@ class WandbTracker:
         self._run.finish()
 
 
-def wandb_mode() -> str:
-    """$WANDB_MODE when set; else "online" with a key in $WANDB_API_KEY or a login in ~/.netrc; else "offline"."""
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode
+def wandb_mode() -> WandbMode:
+    """$WANDB_MODE when set; else "online" with a key in $WANDB_API_KEY or a login in ~/.netrc; else "offline".
+
+    Raises ValueError for a $WANDB_MODE that wandb does not know.
+    """
+    if wanted := os.environ.get("WANDB_MODE"):
+        for mode in get_args(WandbMode):
+            if wanted == mode:
+                return mode
+        raise ValueError(f"WANDB_MODE must be one of {', '.join(get_args(WandbMode))}, got {wanted!r}")
     if os.environ.get("WANDB_API_KEY"):
         return "online"
     host = os.environ.get("WANDB_BASE_URL", "api.wandb.ai").removeprefix("https://").removeprefix("http://").strip("/")

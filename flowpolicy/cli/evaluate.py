@@ -10,7 +10,7 @@
   num_steps=1        network evaluations per chunk; a list evaluates each, in a folder steps_<K> of its own
   envs=2             parallel simulators; the result does not depend on it
   video=0            record the first so many episodes
-  demonstrations=PATH   store for the chunk picture; default: the training data, where it still exists
+  demonstrations=PATH   store for the chunk picture; default: the training data, if it is still there
   out=DIR            default: RUN_DIR/evaluation/<checkpoint>/steps_<K>      device=auto   threads=1
 Writes results.jsonl, summary.json, latency.json, chunks.json and videos/.
 """
@@ -23,6 +23,7 @@ import torch
 
 from flowpolicy.checkpoint import read_config, resolve_checkpoint
 from flowpolicy.cli import config
+from flowpolicy.evaluation.chunks import training_data
 from flowpolicy.evaluation.evaluate import Task, evaluate, evaluation_folders, format_table
 
 
@@ -34,13 +35,12 @@ def main(argv: list[str]) -> int:
     facts = config.plain(cfg)
     torch.set_num_threads(cfg.threads)
     folder = resolve_checkpoint(cfg.checkpoint)
-    dataset = facts["demonstrations"] or recorded.get("dataset", {}).get("path")
     evaluations = evaluate(
         folder, Task(facts["task"]["name"], facts["task"]["id"], config.instantiate(cfg.task.env)),
         outs=evaluation_folders(folder, facts["num_steps"], out=Path(cfg.out) if cfg.out else None),
         episodes=cfg.episodes, start_seed=cfg.start_seed, envs=cfg.envs, video=cfg.video,
         device=config.pick_device(cfg.device),
-        demonstrations=Path(dataset) if dataset and (facts["demonstrations"] or Path(dataset).exists()) else None,
+        demonstrations=Path(cfg.demonstrations) if cfg.demonstrations else training_data(recorded),
     )  # fmt: skip
     print(format_table([one.summary for one in evaluations]))
     for one in evaluations:

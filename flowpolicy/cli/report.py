@@ -22,9 +22,9 @@ def main(argv: list[str]) -> int:
     options = dict(argument.split("=", 1) for argument in argv if argument.startswith(_OPTIONS))
     folders = [Path(argument) for argument in argv if not argument.startswith(_OPTIONS)]
     if unknown := [str(folder) for folder in folders if "=" in str(folder) and not folder.exists()]:
-        raise ValueError(f"report: unknown option {unknown[0]}; wanted DIR …, out=FILE or title=TEXT")
+        raise ValueError(f"unknown option {unknown[0]}; wanted DIR …, out=FILE or title=TEXT")
     if not folders:
-        raise ValueError("report: wanted at least one DIR; for example: flowpolicy report runs/pick")
+        raise ValueError("wanted at least one DIR; for example: flowpolicy report runs/pick")
     default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
     print(write_report(folders, Path(options.get("out", default)), title=options.get("title", "")))
     return 0

@@ -65,6 +65,7 @@ def _train(cfg: DictConfig, overrides: list[str]) -> None:
     checkpoint = train_policy(
         store, policy_config=facts["policy"], facts={"task": facts["task"], "dataset": dataset}, out=out,
         settings=settings, tracker=CompositeTracker(trackers), seed=cfg.seed, device=device, check=check,
+        mask_padding=cfg.dataset.mask_padding,
         obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],
         resume=cfg.resume, on_resume=jsonl.truncate_after, debug=cfg.debug,
     )  # fmt: skip

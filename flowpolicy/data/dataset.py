@@ -18,6 +18,8 @@ class SequenceDataset:
 
     obs: key -> (S, ...).   action: (S, A), robot units.   episode_ends: (E,).   S steps of all episodes together.
     horizon: H.   obs_horizon: To.   device: where the steps live and the batches appear.
+    mask_padding: whether the steps past the episode's end, where the last action is repeated, are left out of the loss
+      (mask 0). Off, as in Diffusion Policy: a policy that never learns to hold its last target overshoots.
     len() is the number of windows: one per step of every episode; `windows.window_index` defines them.
     Raises ValueError when lengths disagree.
     """
@@ -30,6 +32,7 @@ class SequenceDataset:
         *,
         horizon: int,
         obs_horizon: int,
+        mask_padding: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         self.episode_ends = np.asarray(episode_ends, dtype=np.int64)
@@ -47,7 +50,8 @@ class SequenceDataset:
         self.action = action.to(self.device).contiguous()
         self._obs_rows = torch.from_numpy(windows.obs).to(self.device)
         self._action_rows = torch.from_numpy(windows.action).to(self.device)
-        self._mask = torch.from_numpy(windows.mask).to(self.device)
+        mask = torch.from_numpy(windows.mask).to(self.device)
+        self._mask = mask if mask_padding else torch.ones_like(mask)
 
     @staticmethod
     def from_store(
@@ -56,6 +60,7 @@ class SequenceDataset:
         horizon: int,
         obs_horizon: int,
         keys: Sequence[str] | None = None,
+        mask_padding: bool = False,
         device: torch.device | str = "cpu",
     ) -> "SequenceDataset":
         """Load `keys` (default: the embodiment's) and the actions; floats become float32, images stay uint8.
@@ -70,7 +75,8 @@ class SequenceDataset:
         obs = {key: _load_finite(store, key) for key in keys}
         action = _load_finite(store, "action")
         return SequenceDataset(
-            obs, action, store.episode_ends, horizon=horizon, obs_horizon=obs_horizon, device=device
+            obs, action, store.episode_ends, horizon=horizon, obs_horizon=obs_horizon,
+            mask_padding=mask_padding, device=device,
         )
 
     def __len__(self) -> int:

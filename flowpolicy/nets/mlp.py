@@ -13,6 +13,8 @@ from flowpolicy.nets.embedding import TimeEmbedding
 class ResidualMLP(VelocityNet):
     """[x_t | t | t - r | cond] -> Linear -> `depth` pre-norm residual blocks of `width` -> Linear -> (H, A).
 
+    Every block sees times and condition again: at t = 1 the noise drowns them in the first layer's sum (validation
+    error of one step on PickCube-v1 0.124 with, 0.132 without).
     time_dim: width of each of the two time embeddings.   max_time_frequency: radians per unit of flow time.
     Taps: early, mid, late = the stream after the first, the middle and the last block, (B, width).
     Source: the residual MLP of Ren et al. 2024 (DPPO), which DM1 uses, with layer norm and t - r as second time
@@ -36,7 +38,7 @@ class ResidualMLP(VelocityNet):
         self.shape = (horizon, action_dim)
         self.time = TimeEmbedding(time_dim, max_frequency=max_time_frequency)
         self.input = nn.Linear(horizon * action_dim + 2 * time_dim + cond_dim, width)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(depth))
+        self.blocks = nn.ModuleList(_Block(width, 2 * time_dim + cond_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, horizon * action_dim)
 
@@ -44,10 +46,11 @@ class ResidualMLP(VelocityNet):
         """See `VelocityNet`."""
         batch = x_t.shape[0]
         times = self.time(torch.cat([t, t - r])).unflatten(0, (2, batch))  # (2, B, time_dim)
-        hidden = self.input(torch.cat([x_t.flatten(1), times[0], times[1], cond], dim=-1))  # (B, width)
+        cond = torch.cat([times[0], times[1], cond], dim=-1)
+        hidden = self.input(torch.cat([x_t.flatten(1), cond], dim=-1))  # (B, width)
         stream = []
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = block(hidden, cond)
             stream.append(hidden)
         features = {"early": stream[0], "mid": stream[len(stream) // 2], "late": stream[-1]}
         return self.output(self.norm(hidden)).unflatten(-1, self.shape), features
@@ -55,11 +58,12 @@ class ResidualMLP(VelocityNet):
 
 @final
 class _Block(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, cond_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.first = nn.Linear(width, width)
+        self.cond = nn.Linear(cond_dim, width, bias=False)
         self.second = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(nn.functional.silu(self.first(self.norm(x))))
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return x + self.second(nn.functional.silu(self.first(self.norm(x)) + self.cond(cond)))

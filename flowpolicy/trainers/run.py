@@ -73,6 +73,7 @@ def train_policy(
     seed: int,
     device: torch.device,
     check: SimulatorCheck | None = None,
+    mask_padding: bool = False,
     obs_mode: NormalizerMode = "minmax",
     action_mode: NormalizerMode = "minmax",
     resume: bool = False,
@@ -82,7 +83,8 @@ def train_policy(
     """Train on `store` and return the folder of the last checkpoint.
 
     policy_config: what `create_policy` builds.   facts: written into each checkpoint's config.json.
-    resume: go on from out/checkpoints/last where there is one.   on_resume: called with its step (to drop later metrics).
+    resume: go on from out/checkpoints/last where there is one.   on_resume: called with the step that training starts
+      from, to drop what an earlier run logged after it.
     debug: 20 steps, 2 episodes, every stage.
     Raises FileExistsError when `out` holds checkpoints already and resume is off.
     """
@@ -100,15 +102,19 @@ def train_policy(
         torch.manual_seed(derive(seed, "model"))
         policy = create_policy(policy_config, store.embodiment, trusted_modules=_packages(policy_config))
     dataset = SequenceDataset.from_store(
-        store, horizon=policy.horizon, obs_horizon=policy.obs_horizon, keys=policy.obs_keys, device=device
+        store,
+        horizon=policy.horizon,
+        obs_horizon=policy.obs_horizon,
+        keys=policy.obs_keys,
+        mask_padding=mask_padding,
+        device=device,
     )
     fit_normalizers(policy.to(device), dataset, obs_mode=obs_mode, action_mode=action_mode)
     checkpoints = Checkpoints(folder, config=policy_config, facts=facts, keep_best=settings.keep_best)
     trainer = ImitationTrainer(
         policy, dataset, settings=settings, checkpoints=checkpoints, tracker=tracker, seed=seed, evaluate=check
     )
-    if resume:
-        on_resume(trainer.resume())
+    on_resume(trainer.resume() if resume else 0)
     trainer.run()
     tracker.close()
     return (folder / "last").resolve()

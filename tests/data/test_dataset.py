@@ -30,7 +30,7 @@ def path(tmp_path):
 
 def test_a_batch_equals_the_windows_cut_one_by_one(path):
     store = EpisodeStore.open(path)
-    dataset = SequenceDataset.from_store(store, horizon=5, obs_horizon=2)
+    dataset = SequenceDataset.from_store(store, horizon=5, obs_horizon=2, mask_padding=True)
     assert len(dataset) == store.num_steps == 14
     index = torch.tensor([13, 0, 4, 5, 5, 7])
     batch = dataset.batch(index)
@@ -44,6 +44,11 @@ def test_a_batch_equals_the_windows_cut_one_by_one(path):
         assert batch.mask[b].tolist() == [float(row < end) for row in range(c - 1, c + 4)]
     assert batch.action.shape == (6, 5, 2) and batch.obs["env_state"].shape == (6, 2, 2) and batch.mask.shape == (6, 5)
     assert {batch.action.dtype, batch.mask.dtype, batch.obs["agent_pos"].dtype} == {torch.float32}
+
+
+def test_padding_counts_in_the_loss_unless_it_is_masked(path):
+    dataset = SequenceDataset.from_store(EpisodeStore.open(path), horizon=5, obs_horizon=2)
+    assert bool((dataset.batch(torch.arange(len(dataset))).mask == 1).all())
 
 
 def test_a_batch_shares_no_memory_with_the_data(path):

@@ -1,0 +1,116 @@
+"""How long one observation takes from robot units to robot units, and which part of that is the net itself."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, final
+
+import torch
+
+from flowpolicy.evaluation.statistics import percentiles
+from flowpolicy.flow.sample import sample_ode
+from flowpolicy.flow.times import time_grid
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.types import Observation
+
+
+@final
+@dataclass(frozen=True)
+class LatencyReport:
+    """Milliseconds, one observation at a time (batch 1).
+
+    predict: p50, p95, p99, max of the whole call: normalise, encode, head, un-normalise.
+    floor: the same of `num_steps` bare forward passes of the net: what no implementation around it can beat.
+    overhead: share of the median predict that is not the floor, in [0, 1].
+    stages: "encode" (normalise + encode), "head" (all its steps), "decode" (un-normalise): the percentiles of each.
+    samples_ms: every measured predict, in order.
+    """
+
+    device: str
+    threads: int
+    num_steps: int
+    predict: dict[str, float]
+    floor: dict[str, float]
+    overhead: float
+    stages: dict[str, dict[str, float]]
+    samples_ms: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready containers."""
+        return asdict(self)
+
+
+def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1, warmup: int = 50,
+                    repeats: int = 500) -> LatencyReport:  # fmt: skip
+    """Time `policy.predict` on one observation, its stages, and the bare net.
+
+    obs: key -> (1, To, ...), robot units, on the policy's device.   warmup: calls thrown away first.
+    The measurements take turns within each repeat, so that a slow moment of the machine hits all of them alike.
+    Raises ValueError when obs is not a single observation or a count is below 1.
+    """
+    _check(obs, num_steps=num_steps, warmup=warmup, repeats=repeats)
+    device = next(iter(obs.values())).device
+    generator = torch.Generator(device=device).manual_seed(0)
+    noise = torch.randn(1, policy.horizon, policy.embodiment.action_dim, generator=generator, device=device)
+    times = time_grid(num_steps)
+    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    with torch.inference_mode():
+        cond = policy.encode(obs)
+        chunk = sample_ode(policy.head.velocity, noise, cond, times)
+        calls: dict[str, Callable[[], object]] = {
+            "predict": lambda: policy.predict(obs, num_steps=num_steps, generator=generator),
+            "floor": lambda: [policy.head.net(noise, one, zero, cond) for _ in range(num_steps)],
+            "encode": lambda: policy.encode(obs),
+            "head": lambda: sample_ode(policy.head.velocity, noise, cond, times),
+            "decode": lambda: policy.decode(chunk, obs),
+        }
+        spent = _time_in_turns(calls, device, warmup=warmup, repeats=repeats)
+    summary = {name: percentiles(values) for name, values in spent.items()}
+    return LatencyReport(
+        device=_device_name(device), threads=torch.get_num_threads(), num_steps=num_steps,
+        predict=summary["predict"], floor=summary["floor"],
+        overhead=max(0.0, 1.0 - summary["floor"]["p50"] / summary["predict"]["p50"]),
+        stages={name: summary[name] for name in ("encode", "head", "decode")}, samples_ms=spent["predict"],
+    )  # fmt: skip
+
+
+def _check(obs: Observation, *, num_steps: int, warmup: int, repeats: int) -> None:
+    if not obs:
+        raise ValueError("measure_latency: wanted at least one observation key, got none")
+    for key, value in obs.items():
+        if value.shape[0] != 1:
+            raise ValueError(f"measure_latency: obs[{key!r}] must be (1, To, ...), got {tuple(value.shape)}; "
+                             "a robot sees one observation at a time")  # fmt: skip
+    if num_steps < 1 or repeats < 1 or warmup < 0:
+        raise ValueError(f"measure_latency: wanted num_steps, repeats >= 1 and warmup >= 0, got num_steps={num_steps}, "
+                         f"repeats={repeats}, warmup={warmup}")  # fmt: skip
+
+
+def _time_in_turns(calls: dict[str, Callable[[], object]], device: torch.device, *, warmup: int,
+                   repeats: int) -> dict[str, list[float]]:  # fmt: skip
+    """Milliseconds of every call, name -> list of `repeats`; on a GPU each ends with a synchronisation."""
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warmup + repeats):
+        for name, call in calls.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            call()
+            _synchronize(device)
+            if turn >= warmup:
+                spent[name].append((time.perf_counter() - start) * 1e3)
+    return spent
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def example_observation(policy: FlowPolicy, device: torch.device | str = "cpu") -> Observation:
+    """An all-zero observation of the policy's keys, key -> (1, To, ...): good enough to time dense networks with."""
+    specs = policy.embodiment.obs
+    return {key: torch.zeros(1, policy.obs_horizon, *specs[key].shape, device=device) for key in policy.obs_keys}

@@ -1,0 +1,160 @@
+"""The action-chunk picture's data: what the policy would do from some moments, beside what was done.
+
+Two panels: moments of an evaluation episode beside the actions executed in it, and moments of a demonstration beside
+the demonstrated actions. Several noise draws per moment show whether the policy is certain, or sees several ways.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from flowpolicy.data.store import EpisodeStore
+from flowpolicy.embodiment import require_match
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.vector_env import VectorEnv
+from flowpolicy.seeding import stream
+from flowpolicy.tracking import write_json
+from flowpolicy.types import Observation
+
+MOMENTS = 6  # per panel: enough to see the whole episode, few enough that the lines stay apart
+DRAWS = 8  # noise draws per moment
+
+
+class EpisodeRecord(NamedTuple):
+    """One episode as the policy lived it.
+
+    seen: what it saw at each prediction, obs key -> (1, To, ...).   chunks: what it answered, each (1, Ta, A).
+    episode_len: steps taken; the last chunk may be cut short by the end of the episode.
+    """
+
+    seed: int
+    seen: list[Observation]
+    chunks: list[Tensor]
+    episode_len: int
+
+
+class Demonstration(NamedTuple):
+    """The first episode of a store. obs: key -> (T, ...).   action: (T, A)."""
+
+    title: str
+    obs: Observation
+    action: Tensor
+
+
+@final
+class RecordingPolicy:
+    """Stands in for a policy in `run_episodes` and keeps what it saw and answered."""
+
+    def __init__(self, policy: FlowPolicy) -> None:
+        self.policy = policy
+        self.embodiment, self.obs_horizon = policy.embodiment, policy.obs_horizon
+        self.obs_keys: Sequence[str] = policy.obs_keys
+        self.seen: list[Observation] = []
+        self.chunks: list[Tensor] = []
+
+    def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
+        """As `FlowPolicy.predict`, and remember both sides."""
+        chunk = self.policy.predict(obs, num_steps=num_steps, generator=generator)
+        self.seen.append(obs)
+        self.chunks.append(chunk)
+        return chunk
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The policy's."""
+        return self.policy.parameters()
+
+
+def record_episode(policy: FlowPolicy, env: VectorEnv, *, seed: int, num_steps: int) -> EpisodeRecord:
+    """Play the episode of `seed` once more, exactly as it was evaluated, and record it."""
+    recorder = RecordingPolicy(policy)
+    (result,) = run_episodes(recorder, env, [seed], num_steps=num_steps)
+    return EpisodeRecord(seed, recorder.seen, recorder.chunks, result.episode_len)
+
+
+def write_chunks(path: Path, policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int,
+                 demonstration: Demonstration | None) -> None:  # fmt: skip
+    """Write {"num_steps", "control_hz", "names", "panels"}; without a demonstration only the first panel."""
+    panels = [executed_panel(policy, record, num_steps=num_steps)]
+    if demonstration is not None:
+        panels.append(demonstration_panel(policy, demonstration, num_steps=num_steps, seed=record.seed))
+    write_json(path, {"num_steps": num_steps, "control_hz": policy.embodiment.control_hz,
+                      "names": action_names(policy), "panels": panels})  # fmt: skip
+
+
+def executed_panel(policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int) -> dict[str, Any]:
+    """Predictions along an evaluation episode beside what was executed in it."""
+    executed = torch.cat([chunk[0] for chunk in record.chunks])[: record.episode_len]  # (T, A)
+    length = record.chunks[0].shape[1]
+    chunks = [
+        _draw(policy, record.seen[i], step=i * length, num_steps=num_steps, seed=record.seed)
+        for i in _spread(len(record.seen))
+    ]
+    return {"title": f"evaluation episode, seed {record.seed}", "line": "executed",
+            "actions": _rounded(executed.cpu().numpy()), "chunks": chunks}  # fmt: skip
+
+
+def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
+    """Read it onto the policy's device. Raises as `EpisodeStore` does, and ValueError for another embodiment."""
+    store = EpisodeStore.open(path)
+    if store.embodiment is not None:
+        require_match(policy.embodiment, store.embodiment, what="checkpoint and demonstrations")
+    length = int(store.episode_ends[0])
+    device = next(policy.parameters()).device
+    obs = {key: torch.from_numpy(store.load(key)[:length]).to(device) for key in policy.obs_keys}
+    return Demonstration(f"demonstration 0 of {store.path.name}", obs, torch.from_numpy(store.load("action")[:length]))
+
+
+def training_data(recorded: Mapping[str, Any]) -> Path | None:
+    """The store that a checkpoint was trained on, if it still lies there unchanged.
+
+    recorded: the checkpoint's config.json.
+    """
+    dataset = recorded.get("dataset") or {}
+    path = Path(dataset.get("path", ""))
+    if not (path / ".zgroup").is_file():
+        return None
+    try:
+        return path if EpisodeStore.open(path).content_hash() == dataset.get("hash") else None
+    except (ValueError, OSError):  # damaged since: the evaluation does not depend on it
+        return None
+
+
+def demonstration_panel(policy: FlowPolicy, demonstration: Demonstration, *, num_steps: int, seed: int
+                        ) -> dict[str, Any]:  # fmt: skip
+    """Predictions along a demonstration beside the demonstrated actions."""
+    chunks = []
+    for step in _spread(len(demonstration.action)):
+        history = torch.arange(step - policy.obs_horizon + 1, step + 1).clamp(min=0)  # (To,), the first one repeated
+        seen = {key: value[history].unsqueeze(0) for key, value in demonstration.obs.items()}
+        chunks.append(_draw(policy, seen, step=step, num_steps=num_steps, seed=seed))
+    return {"title": demonstration.title, "line": "demonstrated",
+            "actions": _rounded(demonstration.action.numpy()), "chunks": chunks}  # fmt: skip
+
+
+def action_names(policy: FlowPolicy) -> list[str]:
+    """A name per action dimension, from the embodiment where it has them."""
+    names = policy.embodiment.action.names
+    return list(names) if names else [f"action {i}" for i in range(policy.embodiment.action_dim)]
+
+
+def _draw(policy: FlowPolicy, obs: Observation, *, step: int, num_steps: int, seed: int) -> dict[str, Any]:
+    repeated = {key: value.expand(DRAWS, *value.shape[1:]).contiguous() for key, value in obs.items()}
+    generator = stream(seed + step, "chunk_picture")
+    chunk = policy.predict(repeated, num_steps=num_steps, generator=generator)  # (DRAWS, Ta, A)
+    return {"step": step, "actions": _rounded(chunk.cpu().numpy())}
+
+
+def _spread(count: int) -> list[int]:
+    """Up to MOMENTS different indices below `count`, the first one and then evenly on."""
+    return sorted({int(i) for i in np.linspace(0, count, MOMENTS, endpoint=False)})
+
+
+def _rounded(values: NDArray[np.float32]) -> list[Any]:
+    """Four digits after the point: finer than any line of the picture, a third of the bytes."""
+    return np.round(values.astype(np.float64), 4).tolist()

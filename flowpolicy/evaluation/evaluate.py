@@ -1,0 +1,204 @@
+"""`evaluate`: seeded rollouts of one checkpoint on one task, one evaluation folder per number of steps."""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from flowpolicy.checkpoint import load_policy, resolve_checkpoint
+from flowpolicy.deploy.latency import LatencyReport, measure_latency
+from flowpolicy.embodiment import require_match
+from flowpolicy.evaluation.chunks import load_demonstration, record_episode, write_chunks
+from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.rollout.episodes import EpisodeResult, run_episodes
+from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
+from flowpolicy.tracking import versions, write_json
+
+START_SEED = 100_000  # reported seeds; training's own evaluations start at 50000, collection at 0
+
+
+class Task(NamedTuple):
+    """What to evaluate on: family name, id, and how to make one environment (takes `render=`; must pickle)."""
+
+    name: str
+    id: str
+    make_env: Callable[..., Any]
+
+
+class Evaluation(NamedTuple):
+    """What was found at one number of steps, as in summary.json, and the folder it was written to."""
+
+    summary: dict[str, Any]
+    out: Path
+
+
+def evaluate(
+    checkpoint: Path,
+    task: Task,
+    *,
+    outs: Mapping[int, Path],
+    episodes: int = 100,
+    start_seed: int = START_SEED,
+    envs: int = 2,
+    video: int = 0,
+    device: torch.device | str = "cpu",
+    demonstrations: Path | None = None,
+    progress: bool = True,
+) -> list[Evaluation]:
+    """Roll out seeds start_seed .. start_seed + episodes - 1 at every number of steps in `outs`.
+
+    checkpoint: a run folder or a checkpoint folder.   outs: number of network evaluations per chunk -> folder to write.
+    envs: parallel simulators; the results do not depend on it.   video: record the first so many episodes.
+    demonstrations: store whose first episode the chunk picture shows too.
+    Each folder gets results.jsonl, summary.json, latency.json (batch 1, after warm-up), chunks.json, and videos/ when
+    asked for. Raises ValueError when checkpoint and task disagree on the embodiment, or a count is out of range.
+    """
+    counts = {"episodes": (episodes, 1), "envs": (envs, 1), "video": (video, 0), "start_seed": (start_seed, 0)}
+    for name, (value, least) in counts.items():
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    folder = resolve_checkpoint(checkpoint)
+    policy = load_policy(folder, device=device)
+    _check_steps(policy, outs)
+    demonstration = load_demonstration(demonstrations, policy) if demonstrations else None
+    seeds = range(start_seed, start_seed + episodes)
+    env = make_vector_env(partial(task.make_env, render=video > 0), min(envs, episodes))
+    found = []
+    try:
+        require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
+        for num_steps, out in outs.items():
+            facts = {"task": task.name, "task_id": task.id, "checkpoint": str(folder), "num_steps": num_steps}
+            out = out.absolute()
+            results, seconds = _roll(policy, env, seeds, facts, out=out, video=video, progress=progress)
+            record = record_episode(policy, env, seed=start_seed, num_steps=num_steps)
+            latency = measure_latency(policy, record.seen[0], num_steps=num_steps)
+            write_json(out / "latency.json", latency.to_dict())
+            write_chunks(out / "chunks.json", policy, record, num_steps=num_steps, demonstration=demonstration)
+            summary = facts | summarize(results, latency, seconds=seconds)
+            summary |= {"start_seed": start_seed, "device": latency.device, "versions": versions()}
+            summary["policy_params"] = sum(parameter.numel() for parameter in policy.parameters())
+            write_json(out / "summary.json", summary)
+            found.append(Evaluation(summary, out))
+    finally:
+        env.close()
+    return found
+
+
+def summarize(results: Sequence[EpisodeResult], latency: LatencyReport, *, seconds: float) -> dict[str, Any]:
+    """The measured part of summary.json. seconds: wall time of all the rollouts, policy included.
+
+    success_outcomes: where the environment has words for ways to succeed ("left", "right"), how often each was taken.
+    """
+    n, once = len(results), sum(result.success_once for result in results)
+    low, high = wilson_interval(once, n)
+    ways = Counter(result.outcome for result in results if result.outcome and result.success_once)
+    return {
+        "n": n,
+        "success_once": once / n,
+        "ci_low": low,
+        "ci_high": high,
+        "success_at_end": sum(result.success_at_end for result in results) / n,
+        "return_mean": sum(result.return_ for result in results) / n,
+        "latency_ms": {name: latency.predict[name] for name in ("p50", "p95", "p99")},
+        "env_steps_per_s": sum(result.episode_len for result in results) / seconds,
+    } | ({"success_outcomes": dict(sorted(ways.items()))} if ways else {})
+
+
+def evaluation_folders(checkpoint: Path, num_steps: int | Sequence[int], *, out: Path | None) -> dict[int, Path]:
+    """Number of steps -> folder: `out` itself for a single number, out/steps_<K> for several.
+
+    out: None is RUN_DIR/evaluation/<checkpoint>, always with steps_<K>, so that no evaluation overwrites another's.
+    checkpoint: the resolved folder, RUN_DIR/checkpoints/<step>.
+    """
+    several = num_steps if isinstance(num_steps, Sequence) else [num_steps]
+    if out is not None and several is not num_steps:
+        return {several[0]: out}
+    if out is None:
+        inside = checkpoint.parent.name == "checkpoints"
+        out = checkpoint.parents[1] / "evaluation" / checkpoint.name if inside else checkpoint / "evaluation"
+    return {k: out / f"steps_{k}" for k in several}
+
+
+def format_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Success with interval and latency, one line per number of steps, for a terminal."""
+    lines = ["steps    n  success  95 % interval   p50 ms   p95 ms   p99 ms"]
+    for summary in summaries:
+        interval = f"{summary['ci_low']:.3f} - {summary['ci_high']:.3f}"
+        times = "".join(f"{summary['latency_ms'][name]:9.3f}" for name in ("p50", "p95", "p99"))
+        lines.append(f"{summary['num_steps']:5d}{summary['n']:5d}{summary['success_once']:9.3f}  {interval}{times}")
+    return "\n".join(lines)
+
+
+def _check_steps(policy: FlowPolicy, outs: Mapping[int, Path]) -> None:
+    """Fail before the first episode, not between two evaluations."""
+    most = policy.head.max_steps
+    bad = [k for k in outs if not isinstance(k, int) or k < 1 or (most is not None and k > most)]
+    if bad or not outs:
+        limit = f"1 to {most}" if most is not None else "1 or more"
+        raise ValueError(f"num_steps must be {limit} for {type(policy.head).__name__}, got {bad or 'none'}")
+
+
+def _roll(
+    policy: FlowPolicy,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    facts: dict[str, Any],
+    *,
+    out: Path,
+    video: int,
+    progress: bool,
+) -> tuple[list[EpisodeResult], float]:
+    """Run all seeds, adding each finished group to results.jsonl.part; renamed when the last one is in.
+
+    What a killed evaluation had finished is still there to read; an error before the first group leaves no file.
+    """
+    group = 10 * env.num_envs  # a group ends with its slowest episode: ten per simulator keep the others' wait small
+    videos = out / "videos" if video else None
+    for old in [*out.glob("videos/*.mp4"), *out.glob("results.jsonl.part")]:
+        old.unlink()  # an earlier evaluation's recordings would pass for this one's
+    results: list[EpisodeResult] = []
+    start = time.monotonic()
+    label = f"episodes, {facts['num_steps']} step{'' if facts['num_steps'] == 1 else 's'}"
+    with tqdm(total=len(seeds), desc=label, unit="ep", disable=not progress) as bar:
+        for first in range(0, len(seeds), group):
+            done = run_episodes(
+                policy,
+                env,
+                seeds[first : first + group],
+                num_steps=facts["num_steps"],
+                video_dir=videos,
+                video_episodes=max(0, video - first),
+            )
+            _append(out / "results.jsonl.part", [_row(facts, result) for result in done])
+            results += done
+            bar.update(len(done))
+            bar.set_postfix_str(f"success {sum(r.success_once for r in results) / len(results):.2f}")
+    seconds = time.monotonic() - start
+    os.replace(out / "results.jsonl.part", out / "results.jsonl")
+    return results, seconds
+
+
+def _row(facts: dict[str, Any], result: EpisodeResult) -> dict[str, Any]:
+    row = facts | {
+        "seed": result.seed,
+        "success_once": result.success_once,
+        "success_at_end": result.success_at_end,
+        "return": result.return_,
+        "episode_len": result.episode_len,
+        "failure": result.failure,
+    }
+    return row | ({"outcome": result.outcome} if result.outcome else {})
+
+
+def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -1,0 +1,119 @@
+"""Finding and reading what a report shows: evaluation folders and train run folders, wherever they lie below a path."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+
+@final
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """One folder that `evaluate` wrote. latency, chunks: None where the file is missing."""
+
+    label: str
+    path: Path
+    summary: dict[str, Any]
+    episodes: list[dict[str, Any]]
+    latency: dict[str, Any] | None
+    chunks: dict[str, Any] | None
+    videos: list[Path]
+
+
+@final
+@dataclass(frozen=True)
+class RunFolder:
+    """One folder that a trainer wrote. record: run.json, None when missing.   config: the resolved yaml, or ""."""
+
+    label: str
+    path: Path
+    record: dict[str, Any] | None
+    metrics: list[dict[str, Any]]
+    config: str
+
+
+def find_folders(paths: Sequence[Path]) -> tuple[list[EvaluationFolder], list[RunFolder]]:
+    """Every evaluation (has summary.json) and every train run (has metrics.jsonl) at or below `paths`.
+
+    Raises FileNotFoundError for a path that does not exist, ValueError where there is nothing to report or a file is
+    not what its name says.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path} is not a folder; pass an evaluation or train run folder")
+    evaluations = _with_file(paths, "summary.json")
+    runs = _with_file(paths, "metrics.jsonl")
+    if not evaluations and not runs:
+        looked = ", ".join(str(path) for path in paths)
+        raise ValueError(f"nothing to report in {looked}: wanted a folder with summary.json (of `flowpolicy evaluate`)"
+                         " or metrics.jsonl (of `flowpolicy train`) at or below it")  # fmt: skip
+    labels = _labels(sorted({*evaluations, *runs}))
+    found = [_read_evaluation(path, labels[path]) for path in evaluations]
+    found.sort(key=lambda one: (str(one.summary.get("task_id")), one.label, one.summary.get("num_steps", 0)))
+    if len({one.summary.get("task_id") for one in found}) > 1:
+        found = [replace(one, label=f"{one.summary.get('task_id')} · {one.label}") for one in found]
+    return found, [_read_run(path, labels[path]) for path in runs]
+
+
+def _with_file(paths: Sequence[Path], name: str) -> list[Path]:
+    """Folders that hold `name`, resolved, each once, in path order; checkpoints are not searched."""
+    found: set[Path] = set()
+    for path in paths:
+        for folder, below, files in os.walk(path):
+            below[:] = [d for d in below if d != "checkpoints" and not d.startswith(".") and not d.endswith(".zarr")]
+            if name in files:
+                found.add(Path(folder).resolve())
+    return sorted(found)
+
+
+def _labels(paths: Sequence[Path]) -> dict[Path, str]:
+    """A short name per folder: its path below what all share, without the words that every evaluation has in it."""
+    words = {path: [p for p in path.parts if p != "evaluation" and not p.startswith("steps_")] for path in paths}
+    shared = len(os.path.commonprefix(list(words.values())))
+    labels = {}
+    for path, parts in words.items():
+        first = min(shared, len(parts) - 1)
+        if parts[first:] and parts[first].isdigit() and first > 0:
+            first -= 1  # a training step alone names nothing
+        labels[path] = "/".join(parts[first:])
+    return labels
+
+
+def _read_evaluation(path: Path, label: str) -> EvaluationFolder:
+    videos = path / "videos"
+    return EvaluationFolder(
+        label=label, path=path, summary=_json(path / "summary.json") or {},
+        episodes=_lines(path / "results.jsonl"), latency=_json(path / "latency.json"),
+        chunks=_json(path / "chunks.json"),
+        videos=sorted(v for v in videos.iterdir() if v.suffix in (".mp4", ".png")) if videos.is_dir() else [],
+    )  # fmt: skip
+
+
+def _read_run(path: Path, label: str) -> RunFolder:
+    config = path / ".hydra" / "config.yaml"
+    return RunFolder(label=label, path=path, record=_json(path / "run.json"),
+                     metrics=_lines(path / "metrics.jsonl"),
+                     config=config.read_text() if config.exists() else "")  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); run the command that wrote it again") from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file; a last line without its end belongs to a run that is still writing it."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    try:
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a line that is not JSON ({error}); restore the file or leave the folder out"
+                         ) from error  # fmt: skip

@@ -1,0 +1,228 @@
+"""Hand-written inline SVG: the few charts a report needs, coloured by the page's style sheet, so dark mode works.
+
+Every chart is a string to put into an HTML page. Colours are classes s0..s5 (series) that the page defines.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import final
+
+import numpy as np
+
+NUM_COLOURS = 6
+INK = -1  # colour of what is not a series: the text's
+LINE_POINTS = 400  # per line; a screen shows no more, and a page with a million points does not scroll
+
+
+@final
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart. colour: series number, or INK.   faint: thin and transparent, for draws, raw curves."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int = 0
+    faint: bool = False
+    dots: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One row of an interval chart: a value with low and high, all in [0, 1]."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    colour: int = 0
+    note: str = ""
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that lie within [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten within [low, high]; 1-2-5 steps where there are fewer than three of them."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
+        found = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
+        if len(found) >= 3:
+            break
+    return found or [low, high]
+
+
+def number(value: float) -> str:
+    """Short text of a number for axes: 0.25, 12k, 1e-4."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.4g}k"
+    return f"{value:.4g}"
+
+
+def line_chart(lines: Sequence[Line], *, title: str = "", x_label: str = "", log_y: bool = False, width: int = 480,
+               height: int = 220, y_range: tuple[float, float] | None = None) -> str:  # fmt: skip
+    """Lines over a common x. Values that are None-free and finite only; with log_y, positive ones only."""
+    lines = [clean for line in lines if (clean := _clean(line, log_y)) is not None]
+    if not lines:
+        return f"<p class='none'>{escape(title)}: no finite values to draw.</p>"
+    frame = _Frame(width, height, left=52, right=10, top=26 if title else 10, bottom=36 if x_label else 22)
+    x = _span([v for line in lines for v in line.x])
+    y = y_range or _span([v for line in lines for v in line.y], log=log_y, air=0.04)
+    to_x = _scale(x, (frame.left, frame.right_edge))
+    to_y = _scale(y, (frame.bottom_edge, frame.top), log=log_y)
+    parts = [_title(frame, title), _y_axis(frame, log_ticks(*y) if log_y else ticks(*y, 4), to_y)]
+    parts.append(_x_axis(frame, ticks(*x, 6 if width > 400 else 4), to_x, x_label))
+    for line in sorted(lines, key=lambda line: (line.colour != INK, not line.faint)):  # ink below
+        points = " ".join(f"{to_x(a):.1f},{to_y(b):.1f}" for a, b in zip(line.x, line.y, strict=True))
+        kind = "faint" if line.faint else "line"
+        parts.append(f"<polyline class='{kind} {_colour(line.colour)}' points='{points}'>"
+                     f"<title>{escape(line.name)}</title></polyline>")  # fmt: skip
+        if line.dots:
+            parts += [f"<circle class='dot {_colour(line.colour)}' cx='{to_x(a):.1f}' cy='{to_y(b):.1f}' r='2.5'/>"
+                      for a, b in zip(line.x, line.y, strict=True)]  # fmt: skip
+    return _svg(frame, parts, title or "line chart")
+
+
+def interval_chart(rows: Sequence[Row], *, width: int = 960) -> str:
+    """Forest plot: one row per result, a dot at the value and a bar over its interval, on a scale from 0 to 1."""
+    label_width = min(340, 24 + int(7.3 * max(len(row.label) for row in rows)))
+    frame = _Frame(width, 30 + 28 * len(rows) + 22, left=label_width, right=210, top=8, bottom=28)
+    to_x = _scale((0.0, 1.0), (frame.left, frame.right_edge))
+    parts = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(f"<line class='grid' x1='{to_x(tick):.1f}' x2='{to_x(tick):.1f}' y1='{frame.top}' "
+                     f"y2='{frame.bottom_edge}'/>")  # fmt: skip
+        parts.append(_text(to_x(tick), frame.bottom_edge + 17, f"{tick:.0%}", "middle"))
+    for i, row in enumerate(rows):
+        y = frame.top + 14 + 28 * i + 7
+        colour = _colour(row.colour)
+        said = f"{row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]"
+        parts.append(_text(frame.left - 12, y + 4, row.label, "end", "label"))
+        parts.append(f"<g><title>{escape(row.label)}: {said} {escape(row.note)}</title>"
+                     f"<rect class='band {colour}' x='{to_x(row.low):.1f}' y='{y - 5}' rx='5' height='10' "
+                     f"width='{max(2.0, to_x(row.high) - to_x(row.low)):.1f}'/>"
+                     f"<circle class='dot {colour}' cx='{to_x(row.value):.1f}' cy='{y}' r='5'/></g>")  # fmt: skip
+        parts.append(_text(frame.right_edge + 14, y + 4, f"{said}  {row.note}", "start", "value"))
+    return _svg(frame, parts, "success with 95 % interval")
+
+
+def histogram(values: Sequence[float], marks: dict[str, float], *, title: str = "", x_label: str = "", bins: int = 48,
+              colour: int = 0, width: int = 480, height: int = 200) -> str:  # fmt: skip
+    """Counts of `values` with labelled vertical marks; the far tail beyond the last mark is cut and counted."""
+    data = np.asarray(values, dtype=np.float64)
+    low, far = float(data.min()), max(marks.values(), default=float(data.max()))
+    high = min(float(data.max()), far + 0.15 * max(far - low, 1e-9))
+    high = high if high > low else low + max(abs(low) * 0.1, 1e-6)
+    counts, edges = np.histogram(data, bins=bins, range=(low, high))
+    beyond = int((data > high).sum())
+    frame = _Frame(width, height, left=40, right=12, top=68 if title else 48, bottom=36)
+    to_x = _scale((low, high), (frame.left, frame.right_edge))
+    to_y = _scale((0.0, float(counts.max())), (frame.bottom_edge, frame.top))
+    note = f"; {beyond} beyond, max {data.max():.3g}" if beyond else ""
+    parts = [_title(frame, title), _y_axis(frame, ticks(0.0, float(counts.max()), 3), to_y)]
+    parts.append(_x_axis(frame, ticks(low, high, 5), to_x, x_label + note))
+    for count, a, b in zip(counts, edges[:-1], edges[1:], strict=True):
+        if count:
+            parts.append(f"<rect class='bar {_colour(colour)}' x='{to_x(a):.1f}' y='{to_y(float(count)):.1f}' "
+                         f"width='{max(0.8, to_x(b) - to_x(a) - 0.6):.1f}' "
+                         f"height='{frame.bottom_edge - to_y(float(count)):.1f}'/>")  # fmt: skip
+    for i, (name, value) in enumerate(sorted(marks.items(), key=lambda item: item[1])):
+        y = frame.top - 34 + 13 * (i % 3)  # staggered: p95 and p99 often sit side by side
+        left = to_x(value) > frame.right_edge - 80
+        parts.append(f"<line class='mark' x1='{to_x(value):.1f}' x2='{to_x(value):.1f}' y1='{y - 7}' "
+                     f"y2='{frame.bottom_edge}'/>")  # fmt: skip
+        parts.append(_text(to_x(value) + (-4 if left else 4), y + 1, f"{name} {value:.3g}",
+                           "end" if left else "start", "value"))  # fmt: skip
+    return _svg(frame, parts, title or "histogram")
+
+
+@final
+@dataclass(frozen=True)
+class _Frame:
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    @property
+    def right_edge(self) -> int:
+        return self.width - self.right
+
+    @property
+    def bottom_edge(self) -> int:
+        return self.height - self.bottom
+
+
+def _colour(number: int) -> str:
+    return "ink" if number == INK else f"s{number % NUM_COLOURS}"
+
+
+def _clean(line: Line, log_y: bool) -> Line | None:
+    """Only drawable points, at most LINE_POINTS of them; None when nothing is left."""
+    pairs = [(a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(b) and (b > 0 or not log_y)]
+    if not pairs:
+        return None
+    stride = math.ceil(len(pairs) / LINE_POINTS)
+    kept = pairs[::stride] if pairs[::stride][-1] == pairs[-1] else [*pairs[::stride], pairs[-1]]
+    return Line(line.name, [p[0] for p in kept], [p[1] for p in kept], line.colour, line.faint, line.dots)
+
+
+def _span(values: Sequence[float], *, log: bool = False, air: float = 0.0) -> tuple[float, float]:
+    """Range of the values plus the share `air` on both sides; never empty, and rounding noise is not a range."""
+    low, high = min(values), max(values)
+    if log:
+        return (low / 1.15, high * 1.15)
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        pad = abs(low) * 0.1 or 1.0
+        return (low - pad, high + pad)
+    return (low - air * (high - low), high + air * (high - low))
+
+
+def _scale(domain: tuple[float, float], target: tuple[float, float], *, log: bool = False) -> Callable[[float], float]:
+    a, b = (math.log10(domain[0]), math.log10(domain[1])) if log else domain
+    factor = (target[1] - target[0]) / (b - a)
+    return lambda value: target[0] + ((math.log10(value) if log else value) - a) * factor
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f"<text class='{kind}' x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}'>{escape(text)}</text>"
+
+
+def _title(frame: _Frame, title: str) -> str:
+    return _text(frame.left, 14, title, "start", "title") if title else ""
+
+
+def _y_axis(frame: _Frame, values: Sequence[float], to_y: Callable[[float], float]) -> str:
+    return "".join(
+        f"<line class='grid' x1='{frame.left}' x2='{frame.right_edge}' y1='{to_y(v):.1f}' y2='{to_y(v):.1f}'/>"
+        + _text(frame.left - 7, to_y(v) + 4, number(v), "end") for v in values
+    )  # fmt: skip
+
+
+def _x_axis(frame: _Frame, values: Sequence[float], to_x: Callable[[float], float], label: str) -> str:
+    y = frame.bottom_edge
+    axis = f"<line class='axis' x1='{frame.left}' x2='{frame.right_edge}' y1='{y}' y2='{y}'/>"
+    marks = "".join(_text(to_x(v), y + 15, number(v), "middle") for v in values)
+    return axis + marks + (_text((frame.left + frame.right_edge) / 2, y + 30, label, "middle") if label else "")
+
+
+def _svg(frame: _Frame, parts: Sequence[str], label: str) -> str:
+    return (f"<svg role='img' aria-label='{escape(label)}' viewBox='0 0 {frame.width} {frame.height}' "
+            f"width='{frame.width}' height='{frame.height}'>{''.join(parts)}</svg>")  # fmt: skip

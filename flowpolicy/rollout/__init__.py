@@ -1,0 +1,1 @@
+"""Policies in environments: one vector environment over gymnasium, seeded episodes, videos."""

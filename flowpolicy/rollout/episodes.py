@@ -1,0 +1,202 @@
+"""Seeded episodes of a policy: the seed fixes environment and policy noise, however many simulators run beside it."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from flowpolicy.embodiment import Embodiment, require_match
+from flowpolicy.rollout.vector_env import StepResult, VectorEnv
+from flowpolicy.rollout.video import require_video, write_video
+from flowpolicy.seeding import stream
+from flowpolicy.types import Observation
+
+_VIDEO_HZ = 20.0  # enough for the eye; simulators that step faster are filmed every n-th step
+
+
+class Policy(Protocol):
+    """The part of `FlowPolicy` that an episode needs."""
+
+    embodiment: Embodiment
+    obs_keys: Sequence[str]
+    obs_horizon: int
+
+    def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
+        """obs: key -> (1, To, ...). Returns (1, Ta, A), robot units."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters; the first one's device is where the observations go."""
+        ...
+
+
+class EpisodeResult(NamedTuple):
+    """How one episode went.
+
+    return_: sum of rewards.   episode_len: control steps.
+    failure: "" after success, else "timeout", "non_finite_action", or the environment's own word ("collision").
+    infer_ms: wall time of each `predict`.   outcome: the environment's word at the last step, if it has one.
+    """
+
+    seed: int
+    success_once: bool
+    success_at_end: bool
+    return_: float
+    episode_len: int
+    failure: str
+    infer_ms: list[float]
+    outcome: str = ""
+
+
+def run_episodes(
+    policy: Policy,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    *,
+    num_steps: int = 1,
+    progress: bool = False,
+    video_dir: Path | None = None,
+    video_episodes: int = 0,
+) -> list[EpisodeResult]:
+    """One episode per seed, in the order of `seeds`; bit-identical for every `env.num_envs`.
+
+    env: made with autoreset=False.   num_steps: network evaluations per chunk.
+    video_dir, video_episodes: film the first so many episodes to <seed>_<success|failure>.mp4.
+    An action that is not finite ends its episode as a failure: a simulator must not see it.
+    Raises ValueError when policy and environment disagree on the embodiment, or there is nothing to film with.
+    """
+    require_match(policy.embodiment, env.embodiment, what="policy and environment")
+    filmed = video_episodes if video_dir is not None else 0
+    if filmed:
+        require_video()
+    queue = deque(enumerate(int(seed) for seed in seeds))
+    results: list[EpisodeResult | None] = [None] * len(queue)
+    slots: list[_Running | None] = [None] * env.num_envs
+    action = torch.zeros(env.num_envs, env.embodiment.action_dim)
+    obs: Observation = {}
+    with tqdm(total=len(queue), desc="episodes", unit="ep", disable=not progress) as bar:
+        while queue or any(slots):
+            if queue and not all(slots):
+                obs = _start(policy, env, slots, queue, first=not obs, filmed=filmed)
+            for i, running in enumerate(slots):
+                if running is not None:
+                    action[i] = running.act(policy, {key: value[i] for key, value in obs.items()}, num_steps)
+            step = env.step(action)
+            obs = step.obs
+            for i, running in enumerate(slots):
+                if running is None:
+                    continue
+                done = running.note(step, i)
+                _film(env, i, running)
+                if done:
+                    results[running.index], slots[i] = running.result(), None
+                    bar.update()
+                    if running.filmed and video_dir is not None:
+                        _save(running, video_dir, env.embodiment.control_hz)
+    return [result for result in results if result is not None]
+
+
+@dataclass
+class _Running:
+    """The state of one episode in progress."""
+
+    index: int
+    seed: int
+    generator: torch.Generator
+    filmed: bool
+    film_every: int
+    history: deque[Observation] = field(default_factory=deque)
+    chunk: deque[Tensor] = field(default_factory=deque)
+    infer_ms: list[float] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+    rewards: float = 0.0
+    steps: int = 0
+    success_once: bool = False
+    success: bool = False
+    failure: str = ""
+    outcome: str = ""
+
+    def act(self, policy: Policy, obs: Observation, num_steps: int) -> Tensor:
+        """Next action (A,): of the current chunk, or of a new one when it is spent. obs: key -> (...)."""
+        self.history.append(obs)
+        while len(self.history) < policy.obs_horizon:
+            self.history.appendleft(obs)  # the first observation is repeated
+        while len(self.history) > policy.obs_horizon:
+            self.history.popleft()
+        if not self.chunk:
+            device = next(policy.parameters()).device
+            stacked = {key: torch.stack([o[key] for o in self.history])[None].to(device) for key in policy.obs_keys}
+            start = time.perf_counter()
+            chunk = policy.predict(stacked, num_steps=num_steps, generator=self.generator).cpu()  # .cpu() waits for it
+            self.infer_ms.append(1000.0 * (time.perf_counter() - start))
+            self.chunk.extend(chunk[0])
+        action = self.chunk.popleft()
+        if not torch.isfinite(action).all():
+            self.failure = "non_finite_action"
+            return torch.zeros_like(action)
+        return action
+
+    def note(self, step: StepResult, i: int) -> bool:
+        """Take in what environment i did; whether the episode is over."""
+        if self.failure:
+            return True
+        self.steps += 1
+        self.rewards += float(step.reward[i])
+        self.success, self.outcome = bool(step.success[i]), step.outcome[i]
+        self.success_once |= self.success
+        if not (step.terminated[i] or step.truncated[i]):
+            return False
+        if not self.success_once:
+            self.failure = (self.outcome or "terminated") if step.terminated[i] else "timeout"
+        return True
+
+    def result(self) -> EpisodeResult:
+        at_end = self.success and self.failure == ""
+        return EpisodeResult(
+            self.seed, self.success_once, at_end, self.rewards, self.steps, self.failure, self.infer_ms, self.outcome
+        )
+
+
+def _start(
+    policy: Policy,
+    env: VectorEnv,
+    slots: list[_Running | None],
+    queue: deque[tuple[int, int]],
+    *,
+    first: bool,
+    filmed: int,
+) -> Observation:
+    """Fill the free slots with the next seeds; the observations after their resets, key -> (N, ...)."""
+    film_every = max(1, round(env.embodiment.control_hz / _VIDEO_HZ))
+    mask = np.zeros(env.num_envs, bool)
+    seeds = [0] * env.num_envs
+    for i, running in enumerate(slots):
+        if running is None and queue:
+            index, seed = queue.popleft()
+            slots[i] = _Running(index, seed, stream(seed, "policy_noise"), index < filmed, film_every)
+            seeds[i], mask[i] = seed, True
+    obs = env.reset(seeds, None if first else mask)
+    for i in np.flatnonzero(mask):
+        _film(env, int(i), slots[i])
+    return obs
+
+
+def _film(env: VectorEnv, i: int, running: _Running | None) -> None:
+    if running is not None and running.filmed and running.steps % running.film_every == 0:
+        try:
+            running.frames.append(env.render(i))
+        except RuntimeError as error:
+            raise ValueError(f"cannot film: {error}") from error
+
+
+def _save(running: _Running, video_dir: Path, control_hz: float) -> None:
+    video_dir.mkdir(parents=True, exist_ok=True)
+    name = f"{running.seed}_{'success' if running.success_once else 'failure'}.mp4"
+    write_video(video_dir / name, running.frames, fps=control_hz / running.film_every)

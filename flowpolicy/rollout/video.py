@@ -1,0 +1,41 @@
+"""Frames to an mp4 file, written beside and renamed."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray], *, fps: float) -> None:
+    """H.264 video. frames: (H, W, 3) uint8 each; odd sizes lose their last row or column.
+
+    Raises ImportError without the extra `video`, ValueError for no frames.
+    """
+    if not frames:
+        raise ValueError(f"write_video: no frames for {path}")
+    imageio = _imageio()
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+    height, width = (size // 2 * 2 for size in frames[0].shape[:2])  # yuv420p halves both
+    try:
+        with imageio.get_writer(beside, fps=fps, codec="libx264", macro_block_size=2) as writer:
+            for frame in frames:
+                writer.append_data(frame[:height, :width])
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def require_video() -> None:
+    """Raise ImportError naming the extra when videos cannot be written: before the episodes, not after."""
+    _imageio()
+
+
+def _imageio() -> ModuleType:
+    try:
+        import imageio.v2
+        import imageio_ffmpeg  # noqa: F401  imageio finds it by itself, and fails late without it
+    except ImportError as error:
+        raise ImportError('videos need imageio with ffmpeg; pip install "flowpolicy[video]"') from error
+    return imageio.v2

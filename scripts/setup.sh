@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Set-up shared by scripts/quickstart and scripts/test: system libraries, .venv, and the package with all its extras.
+# Idempotent: when nothing it depends on has changed, it returns at once.
+#   PYTHON=/path/to/python3.12   interpreter to build .venv from (default: the first of python3, python3.12, python3.11
+#                                that will do)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$(pwd -P)
+
+# One line each: what must be there, the Debian/Ubuntu package that brings it, why.
+# A name ending in .so.N is looked up in the linker's cache; python:M is a module of the chosen interpreter.
+required="
+python:ensurepip  python3-venv   pip inside .venv (Debian splits it from python3)
+libGL.so.1        libgl1         OpenCV, which SAPIEN imports: no ManiSkill without it
+libgthread-2.0.so.0 libglib2.0-0 OpenCV, the same
+libX11.so.6       libx11-6       SAPIEN links to it, with or without a display
+"
+optional="
+libEGL.so.1       libegl1        MuJoCo draws through it without a display: videos of Meta-World
+"
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+fingerprint() { # changes when the recipe or the place of the checkout does (.venv holds absolute paths)
+    { cat pyproject.toml scripts/constraints.txt scripts/setup.sh; printf '%s' "$root"; } | sha256sum | cut -d' ' -f1
+}
+
+fits() { # 3.13 and later: ManiSkill 3.0.1's motion planner (mplib 0.1.1) and numpy 1.26 have no wheels for them
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
+}
+
+find_python() {
+    local candidate seen=""
+    for candidate in ${PYTHON:-python3 python3.12 python3.11}; do
+        command -v "$candidate" >/dev/null || continue
+        if fits "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+        seen+="${seen:+, }$candidate = $("$candidate" -c 'import platform; print(platform.python_version())' 2>/dev/null)"
+    done
+    die "wanted Python 3.11 or 3.12, got ${seen:-none}; install one (Debian 12 and Ubuntu 24.04 bring it as python3)" \
+        "and set PYTHON=/path/to/it"
+}
+
+usable() { # .venv is whole and made for this place: its scripts hold absolute paths
+    fits .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 &&
+        grep -qF "$root/.venv" .venv/bin/activate
+}
+
+missing() { # $1: a table as above -> the packages of its lines whose first word is not there
+    local what package libraries
+    libraries=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p)
+    while read -r what package _; do
+        case $what in
+            "") ;;
+            python:*) "$python" -c "import ${what#python:}" 2>/dev/null || printf '%s ' "$package" ;;
+            *) [[ $libraries == *"$what "* ]] || printf '%s ' "$package" ;;
+        esac
+    done <<<"$1"
+}
+
+run() { # run a command into the log; on failure show the log's end
+    "$@" >>"$log" 2>&1 || { tail -n 25 "$log" >&2; die "failed: $* (whole log: $log)"; }
+}
+
+install_system_packages() {
+    local needed wanted
+    needed=$(missing "$required")
+    wanted=$needed$(missing "$optional")
+    [[ -n $wanted ]] || return 0
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        say "installing system packages: $wanted"
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update >>"$log" 2>&1 || say "apt-get update reports errors (see $log); going on"
+        # shellcheck disable=SC2086  # a list of words
+        run apt-get install -y --no-install-recommends $wanted
+        return
+    fi
+    say "system packages are missing; run this line once (names for Debian and Ubuntu):"
+    printf '    sudo apt-get update && sudo apt-get install -y --no-install-recommends %s\n' "${wanted% }"
+    [[ -z $needed ]] || die "cannot go on without ${needed% }"
+    say "going on without them"
+}
+
+stamp=.venv/setup-stamp
+if [[ -f $stamp && $(<"$stamp") == "$(fingerprint)" ]] && .venv/bin/python -c "" 2>/dev/null; then
+    exit 0
+fi
+
+began=$SECONDS
+python=$(find_python)
+usable || rm -rf .venv
+mkdir -p .venv
+log=$root/.venv/setup.log
+: >"$log"
+rm -f "$stamp"
+install_system_packages
+[[ -x .venv/bin/python ]] || run "$python" -m venv .venv
+say "installing Python packages into .venv with $python (some minutes the first time; log: .venv/setup.log)"
+run .venv/bin/python -m pip install --editable ".[all,dev]" --constraint scripts/constraints.txt
+fingerprint >"$stamp"
+say "done in $((SECONDS - began)) s"

@@ -1,0 +1,75 @@
+"""`flowpolicy evaluate`: the checkpoint names its task; bad input is one line, exit code 2 and no files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowpolicy.checkpoint import create_policy, save_policy
+from flowpolicy.cli import config
+from flowpolicy.cli.main import main
+
+pytest.importorskip("gymnasium")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder with an untrained checkpoint of the toy task, which allows 20 steps."""
+    from flowpolicy_envs.toy import make_env
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    settings = ["dataset.path=none", "task=toy", "task.max_episode_steps=20", "policy.net.width=16"]
+    facts = config.plain(config.load("train", settings))
+    policy = create_policy(facts["policy"], make_env("two-ways", max_episode_steps=20).embodiment)
+    folder = tmp_path / "run" / "checkpoints" / "000010" / "policy"
+    save_policy(policy, folder, config=facts["policy"],
+                facts={"task": facts["task"], "dataset": {"path": str(tmp_path / "gone.zarr"), "hash": "x"}})
+    (tmp_path / "run" / "checkpoints" / "last").symlink_to("000010")
+    return tmp_path / "run"
+
+
+def test_the_task_comes_from_the_checkpoint_and_the_folder_from_the_run(run: Path, capsys: pytest.CaptureFixture):
+    assert main(["evaluate", f"checkpoint={run}", "episodes=2", "envs=1", "num_steps=[1,2]"]) == 0
+    outs = [run / "evaluation" / "000010" / f"steps_{k}" for k in (1, 2)]
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(out) for out in outs]
+    for k, out in zip((1, 2), outs, strict=True):
+        summary = json.loads((out / "summary.json").read_text())
+        assert (summary["task"], summary["task_id"], summary["num_steps"], summary["n"]) == ("toy", "two-ways", k, 2)
+        lengths = [json.loads(line)["episode_len"] for line in (out / "results.jsonl").read_text().splitlines()]
+        assert max(lengths) <= 20  # as in the checkpoint's task, not the yaml's default
+
+
+def test_overrides_beat_the_checkpoints_task(run: Path):
+    words = ["episodes=1", "envs=1", "start_seed=7", "task.max_episode_steps=3", "out=short"]
+    assert main(["evaluate", f"checkpoint={run}", *words]) == 0
+    (line,) = (run.parent / "short" / "results.jsonl").read_text().splitlines()
+    assert (json.loads(line)["seed"], json.loads(line)["episode_len"]) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "checkpoint=... is required"),
+        (["checkpoint=nowhere"], "no checkpoint at nowhere"),
+        (["checkpoint=run", "episode=3"], "episode"),
+        (["checkpoint=run", "episodes=0"], "episodes must be a whole number"),
+        (["checkpoint=run", "episodes=many"], "episodes must be a whole number"),
+        (["checkpoint=run", "num_steps=0"], "num_steps must be"),
+        (["checkpoint=run", "task=nosuchtask"], "nosuchtask"),
+        (["checkpoint=run", "task.id=no-such-id"], "no-such-id"),
+        (["checkpoint=run", "demonstrations=nowhere.zarr"], "nowhere.zarr does not exist"),
+        (["checkpoint=run", "device=cuda"], "no CUDA device"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    run: Path, capsys: pytest.CaptureFixture, words: list[str], said: str
+):
+    if "device=cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    before = sorted(run.parent.rglob("*"))
+    assert main(["evaluate", "envs=1", "out=eval", *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("flowpolicy evaluate: ") and said in lines[0]
+    assert sorted(run.parent.rglob("*")) == before

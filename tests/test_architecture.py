@@ -1,0 +1,337 @@
+"""The rules of the house, checked on the source itself: sizes, imports, layers, forbidden constructs, configs."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_FILE_BYTES = 400, 60, 2_000_000
+
+# Imports point down only: a module may import its own rank and lower ones. A new top-level name goes in here.
+RANKS = {
+    0: ("__init__", "types", "paths", "files", "seeding", "embodiment", "flow"),
+    1: ("nets", "encoders", "heads", "samplers", "normalizer", "actions", "pointcloud"),
+    2: ("policy", "checkpoint", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
+    3: ("trainers", "evaluation", "deploy"),
+    4: ("cli", "__main__"),
+}
+RANK = {name: rank for rank, names in RANKS.items() for name in names}
+
+SIMULATORS = ("mani_skill", "sapien", "robosuite", "robomimic", "metaworld", "mujoco", "gymnasium")
+NEVER_LOADED = (*SIMULATORS, "torchvision", "wandb")
+TRAINING_STACK = ("zarr", "numba", "matplotlib", "h5py")  # what a robot's computer need not have
+CATALOGUES = ("heads", "nets", "encoders", "samplers")  # folder of final classes <-> folder of yaml files
+
+FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib"}
+FORBIDDEN_ATTRIBUTES = {"sys.path", "torch.load", "torch.save"}  # the latter two are pickle
+CONFIG_NAMES = {"DictConfig", "ListConfig", "OmegaConf"}
+UNFINISHED = r"\b(?:TODO|FIXME|XXX|NotImplementedError|placeholder|stub|for now|simplified version)\b"
+# Where packages come from and where things lie is the user's business. Joined here so that this file passes.
+FOREIGN = ["pypi" + ".org", "python" + "hosted", "debian" + ".org", "npm" + "js", "download.py" + "torch"]
+FOREIGN += [f"/{home}/" for home in ("root", "home", "work", "farm", "Users")] + ["/tmp" + "/w/"]
+
+
+@cache
+def project_files() -> tuple[Path, ...]:
+    """Everything git tracks or would track; without git, everything that is not an output of a tool."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        skip = r"^(?:runs|outputs|data|build|dist|wandb)/|(?:^|/)(?:\.(?:git|venv|\w+_cache|hypothesis)|__pycache__)/"
+        every = (str(path.relative_to(ROOT)) for path in ROOT.rglob("*"))
+        listed = [name for name in every if not re.search(skip, name)]
+    return tuple(path for path in (ROOT / name for name in sorted(listed)) if path.is_file())
+
+
+def python_files(*tops: str) -> list[Path]:
+    """Python files below the given top-level folders."""
+    return [path for path in project_files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in tops]
+
+
+LIBRARY = python_files("flowpolicy", "envs")
+EVERYTHING = python_files("flowpolicy", "envs", "scripts", "tests")
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    """Parsed source."""
+    return ast.parse(path.read_text(), str(path))
+
+
+def where(path: Path, node: ast.AST | None = None) -> str:
+    """file:line, for messages."""
+    return f"{path.relative_to(ROOT)}" + (f":{getattr(node, 'lineno', 0)}" if node else "")
+
+
+def module_name(path: Path) -> str:
+    """Dotted import name; a package is its folder."""
+    parts = path.relative_to(ROOT / "envs" if path.is_relative_to(ROOT / "envs") else ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[tuple[ast.AST, str]]:
+    """(node, absolute module or module.name) for every import, also those inside functions."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node, f"{stem}.{alias.name}") for alias in node.names)
+
+
+def layer(module: str) -> str:
+    """The name that RANKS knows: flowpolicy.flow.path -> flow, flowpolicy_envs.toy -> flowpolicy_envs."""
+    parts = module.split(".")
+    if parts[0] != "flowpolicy":
+        return parts[0]
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def is_config_code(path: Path) -> bool:
+    """Whether the file may touch Hydra's containers: cli/, checkpoint.py, and no other."""
+    return path.is_relative_to(ROOT / "flowpolicy" / "cli") or path == ROOT / "flowpolicy" / "checkpoint.py"
+
+
+def fresh_interpreter(code: str) -> list[str]:
+    """Top-level names of the modules that `code` leaves loaded."""
+    code += "\nimport sys; print('loaded:', *sorted({name.split('.')[0] for name in sys.modules}))"
+    path = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'envs')]}\n"
+    done = subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+def test_no_file_is_longer_than_400_lines_and_no_function_than_60():
+    long = []
+    for path in EVERYTHING:
+        if (lines := len(path.read_text().splitlines())) > MAX_FILE_LINES:
+            long.append(f"{where(path)}: {lines} lines")
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    long.append(f"{where(path, node)}: {node.name} has {lines} lines")
+    assert not long, long
+
+
+def test_every_verb_is_one_library_call():
+    """cli/: at most 60 lines of code per verb, the help text in the module docstring not counted."""
+    long = []
+    for path in (ROOT / "flowpolicy" / "cli").glob("*.py"):
+        body = tree(path).body
+        has_docstring = bool(body) and isinstance(body[0], ast.Expr)
+        code = path.read_text().splitlines()[(body[0].end_lineno or 0) if has_docstring else 0 :]
+        if (lines := sum(bool(line.strip()) for line in code)) > MAX_FUNCTION_LINES:
+            long.append(f"{where(path)}: {lines} lines of code")
+    assert not long, long
+
+
+def test_importing_every_module_loads_no_simulator_and_no_wandb():
+    names = [module_name(path) for path in python_files("flowpolicy") if path.name != "__main__.py"]
+    assert "flowpolicy.policy" in names
+    loaded = fresh_interpreter("import importlib\n" + f"for name in {names!r}: importlib.import_module(name)")
+    assert not set(loaded) & set(NEVER_LOADED)
+
+
+def test_importing_flowpolicy_is_light():
+    loaded = fresh_interpreter("import flowpolicy; assert flowpolicy.__version__")
+    assert not set(loaded) & {"torch", "numpy", "scipy", "hydra", *TRAINING_STACK, *NEVER_LOADED}
+
+
+def test_a_policy_needs_no_training_stack():
+    packages = ("flow", "nets", "encoders", "heads", "samplers", "policy", "checkpoint")
+    names = [module_name(path) for path in python_files("flowpolicy") if layer(module_name(path)) in packages]
+    loaded = fresh_interpreter("import importlib\n" + f"for name in {names!r}: importlib.import_module(name)")
+    assert not set(loaded) & {*TRAINING_STACK, *NEVER_LOADED}
+
+
+def test_layer_imports_point_down():
+    wrong = []
+    for path in LIBRARY:
+        own = layer(module_name(path))
+        assert own in RANK, f"{where(path)}: say in RANKS which layer {own!r} belongs to"
+        for node, target in imports(path):
+            if target.split(".")[0] not in ("flowpolicy", "flowpolicy_envs"):
+                continue
+            name = layer(target)
+            if target.startswith("flowpolicy.") and target.count(".") == 1 and name not in RANK:
+                name = "__init__"  # `from flowpolicy import __version__`: an attribute of the package, not a layer
+            assert name in RANK, f"{where(path, node)}: say in RANKS which layer {name!r} belongs to"
+            outside = name == "flowpolicy_envs" and own not in ("flowpolicy_envs", "cli")
+            if RANK[name] > RANK[own] or outside:
+                wrong.append(f"{where(path, node)}: {own} imports {target}")
+    assert not wrong, wrong
+
+
+def test_hydra_containers_stay_in_cli_and_checkpoint():
+    wrong = []
+    for path in LIBRARY:
+        if is_config_code(path):
+            continue
+        wrong += [where(path, node) for node, target in imports(path) if target.split(".")[0] == "omegaconf"]
+        for node in ast.walk(tree(path)):
+            name = getattr(node, "id", None) or getattr(node, "attr", None)
+            if name in CONFIG_NAMES or (isinstance(node, ast.arg) and node.arg == "cfg"):
+                wrong.append(where(path, node))
+    assert not wrong, wrong
+
+
+def forbidden(node: ast.AST) -> str:
+    """What is wrong with this node, or nothing."""
+    if isinstance(node, ast.ExceptHandler):
+        caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+        if any(kind is None or getattr(kind, "id", "") in ("Exception", "BaseException") for kind in caught):
+            return "catches everything"
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("eval", "exec"):
+        return "eval or exec"
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in FORBIDDEN_ATTRIBUTES:
+        return ast.unparse(node)
+    if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and getattr(node.value, "value", None) is not False:
+        return "allow_pickle"
+    if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+        methods = [method for method in node.body if isinstance(method, ast.FunctionDef)]
+        if any(method.name == "__init__" and method.args.kwarg for method in methods):
+            return "**kwargs in a public constructor"
+    return ""
+
+
+def test_forbidden_constructs_do_not_occur():
+    wrong = []
+    for path in [*LIBRARY, *python_files("scripts")]:
+        wrong += [f"{where(path, node)}: {what}" for node in ast.walk(tree(path)) if (what := forbidden(node))]
+        for node, target in imports(path):
+            if target.split(".")[0] in FORBIDDEN_MODULES or target in FORBIDDEN_ATTRIBUTES:
+                wrong.append(f"{where(path, node)}: imports {target}")
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    ("code", "bad"),
+    [
+        ("try: f()\nexcept: pass", True),
+        ("try: f()\nexcept (OSError, Exception): pass", True),
+        ("try: f()\nexcept OSError: pass", False),
+        ("eval('1')", True),
+        ("model.eval()", False),
+        ("import sys\nsys.path.insert(0, 'x')", True),
+        ("torch.load('x')", True),
+        ("np.load('x', allow_pickle=True)", True),
+        ("np.load('x', allow_pickle=False)", False),
+        ("class A:\n    def __init__(self, **kwargs): pass", True),
+        ("class _A:\n    def __init__(self, **kwargs): pass", False),
+    ],
+)
+def test_the_check_for_forbidden_constructs_sees_them(code, bad):
+    assert any(forbidden(node) for node in ast.walk(ast.parse(code))) == bad
+
+
+def test_nothing_is_left_unfinished():
+    found = []
+    for path in LIBRARY:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            found += [f"{where(path)}:{number}: {word}" for word in re.findall(UNFINISHED, line)]
+    assert not found, found
+
+
+def classes(package: str) -> dict[str, tuple[set[str], bool]]:
+    """Dotted class name -> (names of its bases, whether it is @final), for one package of flowpolicy."""
+    found = {}
+    for path in python_files("flowpolicy"):
+        if path.relative_to(ROOT).parts[1] != package:
+            continue
+        for node in tree(path).body:
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+                final = any(ast.unparse(mark).split(".")[-1] == "final" for mark in node.decorator_list)
+                found[f"{module_name(path)}.{node.name}"] = (bases, final)
+    return found
+
+
+def members(package: str) -> dict[str, bool]:
+    """Dotted name -> whether it is @final, for every class derived from an abstract base of its package."""
+    found = classes(package)
+    abstract = {name.split(".")[-1] for name, (bases, _) in found.items() if "ABC" in bases}
+    return {name: final for name, (bases, final) in found.items() if bases & abstract}
+
+
+def target(file: Path) -> str:
+    """The `_target_` of a yaml, also one that it takes from a yaml in its defaults list."""
+    content = yaml.safe_load(file.read_text()) or {}
+    if "_target_" in content:
+        return content["_target_"]
+    parents = [file.parent / f"{name}.yaml" for name in content.get("defaults", []) if isinstance(name, str)]
+    return next((target(parent) for parent in parents if parent.is_file()), "")
+
+
+@pytest.mark.parametrize("package", CATALOGUES)
+def test_the_folder_of_yaml_files_is_the_catalogue_of_final_classes(package):
+    named = {target(file) for file in (ROOT / "configs" / "policy" / package.removesuffix("s")).glob("*.yaml")}
+    assert named == set(members(package))
+
+
+@pytest.mark.parametrize("package", CATALOGUES)
+def test_a_class_is_abstract_or_final(package):
+    assert all(members(package).values()), [name for name, final in members(package).items() if not final]
+
+
+def test_no_final_class_is_subclassed():
+    every = {}
+    for name in RANK:
+        every |= classes(name)
+    finals = {name.split(".")[-1] for name, (_, final) in every.items() if final}
+    assert not {name for name, (bases, _) in every.items() if bases & finals}
+
+
+def experiments() -> list[str]:
+    """Names of the recipes."""
+    return sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_every_experiment_composes_and_trains_a_toy_batch(name):
+    import torch
+
+    from flowpolicy.checkpoint import create_policy
+    from flowpolicy.cli import config
+    from flowpolicy.embodiment import Embodiment, KeySpec
+    from flowpolicy.types import Batch
+
+    whole = config.load("train", [f"experiment={name}", "dataset.path=demos.zarr"])
+    facts = config.plain(whole)
+    config.instantiate(whole.task)  # the environment and the expert are named, not made
+    keys = facts["policy"]["obs_keys"] or ["agent_pos", "env_state"]
+    space = KeySpec((2,))
+    embodiment = Embodiment(
+        "toy", {key: space for key in keys}, space, "position", 10.0, (-1.0, -1.0), (1.0, 1.0), keys[0], (0, 1)
+    )
+    policy = create_policy(facts["policy"], embodiment)
+    obs = {key: torch.randn(4, policy.obs_horizon, 2) for key in keys}
+    batch = Batch(obs, torch.randn(4, policy.horizon, 2), torch.ones(4, policy.horizon))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.isfinite(policy.loss(batch, generator).loss)
+    assert policy.predict(obs, generator=generator).shape == (4, policy.action_horizon, 2)
+
+
+def test_no_registry_host_and_no_path_of_one_machine_is_named():
+    found = []
+    for path in project_files():
+        if b"\0" not in (content := path.read_bytes()):
+            text = content.decode(errors="replace")
+            found += [f"{where(path)}: {word}" for word in FOREIGN if word in text]
+    assert not found, found
+
+
+def test_no_file_is_larger_than_2_mb():
+    assert not [where(path) for path in project_files() if path.stat().st_size > MAX_FILE_BYTES]

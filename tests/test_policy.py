@@ -1,0 +1,88 @@
+"""FlowPolicy: what it predicts, what it refuses, what it leaves alone."""
+
+import pytest
+import torch
+
+from flowpolicy.actions import REPRESENTATIONS, ActionRepresentation
+from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.seeding import stream
+from tests.helpers import EMBODIMENT, observation, small_policy
+
+
+@pytest.mark.parametrize("kind", REPRESENTATIONS)
+def test_decoding_undoes_encoding(kind: str) -> None:
+    representation = ActionRepresentation(kind, EMBODIMENT)  # type: ignore[arg-type]
+    action, obs = torch.randn(4, 8, 3, generator=stream(0, "a")), observation(4)
+    torch.testing.assert_close(representation.decode(representation.encode(action, obs), obs), action)
+
+
+def test_relative_subtracts_the_measured_state_only_where_there_is_one() -> None:
+    action, obs = torch.zeros(1, 8, 3), observation()
+    state = obs["agent_pos"][0, -1]
+    encoded = ActionRepresentation("relative", EMBODIMENT).encode(action, obs)[0]
+    torch.testing.assert_close(encoded, torch.stack([-state[1], -state[0], torch.tensor(0.0)]).expand(8, 3))
+
+
+def test_delta_is_the_difference_of_neighbouring_steps() -> None:
+    action, obs = torch.randn(1, 8, 3, generator=stream(0, "a")), observation()
+    encoded = ActionRepresentation("delta", EMBODIMENT).encode(action, obs)
+    torch.testing.assert_close(encoded[:, 1:, :2], action.diff(dim=1)[..., :2])
+    torch.testing.assert_close(encoded[..., 2], action[..., 2])
+
+
+def test_predict_gives_the_executed_slice_in_robot_units_within_the_bounds() -> None:
+    policy = small_policy()
+    policy.action_normalizer = LinearNormalizer(torch.full((3,), 0.1), torch.zeros(3))
+    chunk = policy.predict(observation(5), generator=stream(0, "n"))
+    assert chunk.shape == (5, 4, 3)
+    assert bool((chunk <= policy.action_high).all() and (chunk >= policy.action_low).all())
+    assert float(chunk.abs().max()) == 2.0
+
+
+def test_predict_is_fixed_by_its_generator_and_touches_neither_mode_nor_global_randomness() -> None:
+    policy, obs = small_policy().train(), observation()
+    before = torch.get_rng_state()
+    first, second = (policy.predict(obs, generator=stream(0, "n")) for _ in range(2))
+    assert torch.equal(first, second) and policy.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(first, policy.predict(obs, generator=stream(1, "n")))
+
+
+def test_predict_without_randomness_is_refused() -> None:
+    with pytest.raises(ValueError, match="generator=.*noise="):
+        small_policy().predict(observation())
+
+
+def test_missing_or_misshapen_observations_are_refused_by_name() -> None:
+    policy, obs = small_policy(), observation()
+    with pytest.raises(ValueError, match="'env_state' is missing"):
+        policy.predict({"agent_pos": obs["agent_pos"]}, generator=stream(0, "n"))
+    with pytest.raises(ValueError, match=r"'agent_pos' must be \(B, 2, 3\), got \(1, 2, 4\)"):
+        policy.predict({**obs, "agent_pos": torch.zeros(1, 2, 4)}, generator=stream(0, "n"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs_horizon": 2, "action_horizon": 8}, "executed slice"),
+        ({"action_horizon": 0}, "positive"),
+        ({"obs_keys": ["agent_pos", "image"]}, "unknown \\['image'\\]"),
+        ({"action_representation": "polar"}, "absolute, relative, delta"),
+    ],
+)
+def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_policy(**changes)
+
+
+def test_unused_keys_need_not_be_given() -> None:
+    policy = small_policy(obs_keys=["agent_pos"])
+    assert policy.predict({"agent_pos": observation()["agent_pos"]}, generator=stream(0, "n")).shape == (1, 4, 3)
+
+
+def test_a_batch_of_one_agrees_with_the_batch_it_was_cut_from() -> None:
+    policy, obs = small_policy(), observation(3)
+    noise = torch.randn(3, 8, 3, generator=stream(0, "n"))
+    whole = policy.predict(obs, noise=noise)
+    parts = [policy.predict({k: v[i : i + 1] for k, v in obs.items()}, noise=noise[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,146 @@
+"""The imitation loop: it learns, clips, keeps the best, and resumes bit for bit after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowpolicy.checkpoint import create_policy, load_policy
+from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.data.store import EpisodeStore
+from flowpolicy.tracking import JsonlTracker
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.state import Checkpoints
+from tests.helpers import EMBODIMENT, POLICY_CONFIG, write_store
+
+
+def _trainer(tmp_path: Path, *, evaluate=None, **settings) -> ImitationTrainer:
+    store = tmp_path / "demos.zarr"
+    if not store.exists():
+        write_store(store)
+    torch.manual_seed(0)
+    policy = create_policy(POLICY_CONFIG, EMBODIMENT)
+    dataset = SequenceDataset.from_store(EpisodeStore.open(store), horizon=8, obs_horizon=2)
+    fit_normalizers(policy, dataset)
+    options = {"steps": 40, "batch_size": 16, "log_every": 10, "checkpoint_every": 0, "warmup_steps": 5, **settings}
+    return ImitationTrainer(
+        policy,
+        dataset,
+        settings=TrainerSettings(**options),
+        checkpoints=Checkpoints(tmp_path / "run/checkpoints", config=POLICY_CONFIG, facts={}),
+        tracker=JsonlTracker(tmp_path / "run/metrics.jsonl"),
+        seed=3,
+        evaluate=evaluate,
+        progress=False,
+    )
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_policy(run / "checkpoints/last").state_dict()
+
+
+def test_training_lowers_the_loss_and_logs_what_it_measured(tmp_path: Path) -> None:
+    _trainer(tmp_path, steps=400, log_every=20).run()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(20, 401, 20))
+    assert lines[-1]["train/loss_meanflow"] < 0.5 * lines[0]["train/loss_meanflow"]
+    wanted = {"train/loss", "train/loss_velocity", "train/grad_norm", "train/lr", "time/data_frac", "time/step_ms"}
+    assert wanted <= lines[0].keys() and lines[-1]["train/lr"] < 1e-5
+
+
+def test_gradients_are_clipped_before_the_step(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, grad_clip=1e-3)
+    seen = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda *a, **k: (
+        seen.append(torch.stack([p.grad.norm() for p in trainer.policy.parameters()]).norm()), step(*a, **k)
+    )  # type: ignore[method-assign]  # fmt: skip
+    trainer.run()
+    assert len(seen) == 40 and all(float(norm) <= 1.001e-3 for norm in seen)
+
+
+def test_every_window_is_seen_once_per_epoch(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, batch_size=32)
+    total = len(trainer.dataset)
+    seen = torch.cat([trainer._indices(step) for step in range(3 * total // 32 + 1)])[: 3 * total]
+    for epoch in seen.split(total):
+        assert torch.equal(epoch.sort().values, torch.arange(total))
+
+
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    _trainer(whole).run()
+
+    class Stop(Exception):
+        pass
+
+    def stop(policy, step):  # noqa: ANN001, ANN202
+        if step == 30:
+            raise Stop
+        return {"eval/success_once": 0.0}
+
+    with pytest.raises(Stop):
+        _trainer(broken, checkpoint_every=20, eval_every=10, evaluate=stop).run()
+    resumed = _trainer(broken)
+    assert resumed.resume() == 20
+    resumed.run()
+    for name, value in _weights(whole / "run").items():
+        assert torch.equal(value, _weights(broken / "run")[name]), name
+
+
+def test_best_follows_the_score_and_old_checkpoints_go(tmp_path: Path) -> None:
+    scores = {10: 0.2, 20: 0.9, 30: 0.5, 40: 0.1}
+    trainer = _trainer(tmp_path, eval_every=10, evaluate=lambda policy, step: {"eval/success_once": scores[step]})
+    trainer.run()
+    folder = tmp_path / "run/checkpoints"
+    assert os.readlink(folder / "best") == "000020" and os.readlink(folder / "last") == "000040"
+    assert json.loads((folder / "index.json").read_text()) == {"000020": 0.9, "000030": 0.5, "000040": 0.1}
+    assert sorted(p.name for p in folder.glob("0*")) == ["000020", "000030", "000040"]
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the loss is (nan|inf) at step"):
+        _trainer(tmp_path, lr=1e30, warmup_steps=1, checkpoint_every=1, log_every=10).run()
+    folder = tmp_path / "run/checkpoints"
+    assert all(value.isfinite().all() for value in _weights(tmp_path / "run").values())
+    assert len(list(folder.glob("0*"))) == 1
+
+
+def test_kill_minus_nine_at_any_moment_then_resume_gives_the_same_weights(tmp_path: Path) -> None:
+    write_store(tmp_path / "demos.zarr")
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root / 'envs'}"}
+    overrides = ["dataset.path=demos.zarr", "task=toy", "policy.action_representation=relative", "policy/head=meanflow",
+                 "policy.net.width=64", "trainer.steps=150", "trainer.checkpoint_every=7", "trainer.log_every=10",
+                 "policy.obs_keys=[agent_pos,env_state]"]  # fmt: skip
+
+    def start(*words: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "flowpolicy", "train", *overrides, *words]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+
+    whole = start("out=whole")
+    assert whole.communicate()[1] is not None and whole.returncode == 0
+    for wait_for in (14, 70):  # two kills, each while the run is somewhere past that step
+        process = start("out=broken", "resume=true")
+        while process.poll() is None and not _reached(tmp_path / "broken", wait_for):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start("out=broken", "resume=true")
+    assert last.communicate()[1] is not None and last.returncode == 0
+    for name, value in _weights(tmp_path / "whole").items():
+        assert torch.equal(value, _weights(tmp_path / "broken")[name]), name
+    lines = [json.loads(line)["step"] for line in (tmp_path / "broken/metrics.jsonl").read_text().splitlines()]
+    assert lines == list(range(10, 151, 10))
+
+
+def _reached(run: Path, step: int) -> bool:
+    last = run / "checkpoints/last"
+    return last.is_symlink() and int(os.readlink(last)) >= step

@@ -1,4 +1,4 @@
-"""How recorded actions become what the net predicts, and back: absolute, relative to the chunk's start, or step-wise."""
+"""How recorded actions become what the net predicts, and back: absolute, relative to the chunk's start, step-wise."""
 
 from typing import Literal, final
 
@@ -23,6 +23,9 @@ class ActionRepresentation(nn.Module):
     command or a velocity stays as it is. Raises ValueError for an unknown representation, or for `relative` and
     `delta` where the embodiment names no state at all.
     """
+
+    index: Tensor
+    mask: Tensor
 
     def __init__(self, kind: Representation, embodiment: Embodiment) -> None:
         super().__init__()

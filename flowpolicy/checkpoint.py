@@ -68,7 +68,8 @@ def load_policy(
     """
     folder = resolve_checkpoint(path) / "policy"
     record = read_config(path)
-    policy = create_policy(record["policy"], load_embodiment(folder / "embodiment.json"), trusted_modules=trusted_modules)
+    embodiment = load_embodiment(folder / "embodiment.json")
+    policy = create_policy(record["policy"], embodiment, trusted_modules=trusted_modules)
     load_weights(policy, folder / "model.safetensors")
     return policy.to(device).eval().requires_grad_(False)
 
@@ -86,7 +87,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
-    """The folder that holds policy/: `path` itself, its parent, or checkpoints/best, else checkpoints/last, below it."""
+    """The folder that holds policy/: `path`, its parent, or checkpoints/best, else checkpoints/last, below it."""
     path = Path(path)
     candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "last", path.parent]
     for folder in candidates:
@@ -103,7 +104,9 @@ def load_weights(module: torch.nn.Module, file: Path) -> None:
     try:
         module.load_state_dict(load_tensors(file.read_bytes()))
     except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{file} does not fit the policy of its config.json: {' '.join(str(error).split())}") from error
+        raise ValueError(
+            f"{file} does not fit the policy of its config.json: {' '.join(str(error).split())}"
+        ) from error
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:

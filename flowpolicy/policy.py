@@ -26,6 +26,9 @@ class FlowPolicy(nn.Module):
     Build one with `build_policy`, which checks that the slice fits.
     """
 
+    action_low: Tensor
+    action_high: Tensor
+
     def __init__(
         self,
         *,
@@ -65,6 +68,12 @@ class FlowPolicy(nn.Module):
         start = self.obs_horizon - 1
         return action[:, start : start + self.action_horizon].clamp(self.action_low, self.action_high)
 
+    def normalizer(self, key: str) -> LinearNormalizer:
+        """The normaliser of one observation."""
+        module = self.obs_normalizer[key]
+        assert isinstance(module, LinearNormalizer)
+        return module
+
     @torch.no_grad()
     def predict(
         self,
@@ -95,7 +104,7 @@ class FlowPolicy(nn.Module):
         """Batch size, after checking what came against the embodiment."""
         if self.head.max_steps is not None and num_steps > self.head.max_steps:
             raise ValueError(
-                f"{type(self.head).__name__} samples in at most {self.head.max_steps} step(s), got num_steps={num_steps}"
+                f"{type(self.head).__name__} samples in at most {self.head.max_steps} step(s), got {num_steps=}"
             )
         for key in self.obs_keys:
             if key not in obs:

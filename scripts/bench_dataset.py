@@ -9,8 +9,16 @@ from flowpolicy.data.dataset import SequenceDataset
 
 
 def bench(
-    *, batch_size: int = 256, horizon: int = 16, obs_horizon: int = 1, obs_dim: int = 42, action_dim: int = 8,
-    episodes: int = 100, steps: int = 75, batches: int = 1000, repeats: int = 7,
+    *,
+    batch_size: int = 256,
+    horizon: int = 16,
+    obs_horizon: int = 1,
+    obs_dim: int = 42,
+    action_dim: int = 8,
+    episodes: int = 100,
+    steps: int = 75,
+    batches: int = 1000,
+    repeats: int = 7,
 ) -> list[float]:
     """Windows per second of each repeat, on one thread, on random data of the quickstart's size."""
     torch.set_num_threads(1)
@@ -19,7 +27,9 @@ def bench(
     dataset = SequenceDataset(
         {"state": torch.randn(total, obs_dim, generator=generator)},
         torch.randn(total, action_dim, generator=generator),
-        range(steps, total + 1, steps), horizon=horizon, obs_horizon=obs_horizon,
+        range(steps, total + 1, steps),
+        horizon=horizon,
+        obs_horizon=obs_horizon,
     )
     index = torch.randint(len(dataset), (batches, batch_size), generator=generator)
     rates = []

@@ -1,7 +1,7 @@
 """Batch-1 latency of a policy beside its net's own forward pass: python scripts/bench_latency.py [checkpoint=DIR] ...
 
-  checkpoint=DIR   run or checkpoint folder; default: an untrained policy of the quickstart's shapes (PickCube)
-  num_steps=1      threads=1      repeats=500      device=cpu
+checkpoint=DIR   run or checkpoint folder; default: an untrained policy of the quickstart's shapes (PickCube)
+num_steps=1      threads=1      repeats=500      device=cpu
 """
 
 import sys
@@ -18,9 +18,9 @@ DEFAULTS = {"checkpoint": "", "num_steps": "1", "threads": "1", "repeats": "500"
 
 
 def quickstart_policy() -> FlowPolicy:
-    """The default policy on PickCube's state observation: 9 joints, 33 other numbers, 8 actions."""
+    """The default policy on PickCube's state observation: 9 joint positions, 24 other numbers, 8 actions."""
     embodiment = Embodiment(
-        robot="panda", obs={"agent_pos": KeySpec((9,)), "env_state": KeySpec((33,))}, action=KeySpec((8,)),
+        robot="panda", obs={"agent_pos": KeySpec((9,)), "env_state": KeySpec((24,))}, action=KeySpec((8,)),
         action_kind="joint_position", control_hz=20.0, action_low=(-3.0,) * 8, action_high=(3.0,) * 8,
         reference_key="agent_pos", reference_index=(*range(7), -1),
     )  # fmt: skip

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -27,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for everything it writes")
     parser.add_argument("--seeds", type=int, default=3, help="training seeds 0 ... N-1")
-    parser.add_argument("--steps", type=int, default=None, help="training steps (default: the configuration's)")
+    parser.add_argument("--steps", type=int, default=6000, help="training steps of each policy")
     options = parser.parse_args()
     out, seeds, began = options.out.absolute(), range(options.seeds), time.monotonic()
     (out / "logs").mkdir(parents=True, exist_ok=True)
@@ -42,9 +43,9 @@ def main() -> int:
     for seed in seeds:
         if not (out / f"seed_{seed}" / "done").exists():
             trains[f"train_{seed}"] = ["train", *TASK, f"dataset.path={demos}", f"seed={seed}", "resume=true",
-                                       f"out={out / f'seed_{seed}'}", "policy/head=dm1"]  # fmt: skip
-            trains[f"train_{seed}"] += [f"trainer.steps={options.steps}"] if options.steps else []
-    _run_all(trains, out, "training", progress=lambda: _trained(out, seeds))
+                                       f"out={out / f'seed_{seed}'}", "policy/head=dm1",
+                                       f"trainer.steps={options.steps}"]  # fmt: skip
+    _run_all(trains, out, "training", total=options.steps * len(seeds), done=lambda: _trained(out, seeds))
     for seed in seeds:
         (out / f"seed_{seed}" / "done").touch()
 
@@ -72,13 +73,22 @@ def _stage(title: str) -> None:
     print(f"\n== {title}", flush=True)
 
 
-def _run_all(commands: dict[str, list[str]], out: Path, what: str, progress=None) -> None:  # noqa: ANN001
-    """Run named `flowpolicy` commands, two at a time; stop with the end of the log when one fails."""
+def _run_all(
+    commands: dict[str, list[str]],
+    out: Path,
+    what: str,
+    *,
+    total: int | None = None,
+    done: Callable[[], int] | None = None,
+) -> None:
+    """Run named `flowpolicy` commands, two at a time; stop with the end of the log when one fails.
+
+    total, done: what the progress bar counts instead of finished commands.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     waiting, running, began = dict(commands), {}, time.monotonic()
-    total, read = progress() if progress else (len(commands), None)
-    del read
-    with tqdm(total=total, desc=what, unit="step" if progress else "job", disable=not commands) as bar:
+    unit = "job" if done is None else "step"
+    with tqdm(total=total or len(commands), desc=what, unit=unit, disable=not commands) as bar:
         while waiting or running:
             while waiting and len(running) < 2:
                 name, words = next(iter(waiting.items()))
@@ -98,24 +108,22 @@ def _run_all(commands: dict[str, list[str]], out: Path, what: str, progress=None
                         other.terminate()
                     text = Path(log.name).read_text()[-2000:]
                     sys.exit(f"\n{text}\n{name} failed with exit code {process.returncode}; whole log: {log.name}")
-                if not progress:
+                if done is None:
                     bar.update()
-            if progress:
-                bar.n = progress()[1]
-                bar.refresh()
+            if done is not None:
+                bar.update(done() - bar.n)
     print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _trained(out: Path, seeds: range) -> tuple[int, int]:
-    """Training steps to do and done, over all seeds, from the runs' own metrics and configs."""
-    done, total = 0, 0
+def _trained(out: Path, seeds: range) -> int:
+    """Training steps done so far over all seeds, from the runs' own metrics."""
+    done = 0
     for seed in seeds:
         metrics = out / f"seed_{seed}" / "metrics.jsonl"
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         if lines and lines[-1].endswith("}"):
             done += json.loads(lines[-1])["step"]
-        total += 1
-    return total, done
+    return done
 
 
 def _print_table(out: Path, seeds: range) -> None:

@@ -28,9 +28,7 @@ def test_a_loaded_policy_predicts_the_same_bit_for_bit(run: Path) -> None:
     loaded = load_policy(run)
     assert loaded.embodiment == EMBODIMENT and not loaded.training
     obs = observation()
-    assert torch.equal(
-        original.predict(obs, generator=stream(0, "n")), loaded.predict(obs, generator=stream(0, "n"))
-    )
+    assert torch.equal(original.predict(obs, generator=stream(0, "n")), loaded.predict(obs, generator=stream(0, "n")))
 
 
 def test_run_checkpoint_and_policy_folders_all_name_the_checkpoint(run: Path) -> None:

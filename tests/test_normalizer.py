@@ -88,10 +88,15 @@ def test_gradient_passes_through():
     torch.testing.assert_close(x.grad, normalizer.scale.expand(2, 5))
 
 
-@pytest.mark.parametrize(("values", "mode", "message"), [
-    (torch.zeros(0, 3), "minmax", "wanted"), (torch.zeros(3), "minmax", "wanted"),
-    (torch.tensor([[float("nan")]]), "minmax", "NaN"), (torch.ones(3, 1), "maxmin", "unknown mode 'maxmin'"),
-])
+@pytest.mark.parametrize(
+    ("values", "mode", "message"),
+    [
+        (torch.zeros(0, 3), "minmax", "wanted"),
+        (torch.zeros(3), "minmax", "wanted"),
+        (torch.tensor([[float("nan")]]), "minmax", "NaN"),
+        (torch.ones(3, 1), "maxmin", "unknown mode 'maxmin'"),
+    ],
+)
 def test_bad_data_is_refused(values, mode, message):
     with pytest.raises(ValueError, match=message):
         LinearNormalizer.fit(values, mode)

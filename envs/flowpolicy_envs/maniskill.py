@@ -36,12 +36,14 @@ def make_env(id: str, *, obs: str = "state", max_episode_steps: int = 200, rende
 
 @final
 class ManiSkillEnv(gymnasium.Env):
-    """Observation: agent_pos and agent_vel (joint positions and velocities), env_state (the rest of ManiSkill's state observation, in its order).
+    """Observation: agent_pos and agent_vel (joint positions and velocities), env_state (the rest of ManiSkill's state
+    observation, in its order).
 
     Action: absolute joint targets (rad), then the gripper in [-1 closed, 1 open] for robots that have one.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+    action_space: spaces.Box
 
     def __init__(self, id: str, *, max_episode_steps: int, render: bool) -> None:
         if max_episode_steps < 1:
@@ -53,7 +55,7 @@ class ManiSkillEnv(gymnasium.Env):
         self.observation_space = spaces.Dict(
             {key: spaces.Box(-np.inf, np.inf, spec.shape, np.float32) for key, spec in self.embodiment.obs.items()}
         )
-        low, high = np.float32(self.embodiment.action_low), np.float32(self.embodiment.action_high)
+        low, high = (np.asarray(b, np.float32) for b in (self.embodiment.action_low, self.embodiment.action_high))
         self.action_space = spaces.Box(low, high, dtype=np.float32)
         self._steps = 0
 
@@ -74,9 +76,8 @@ class ManiSkillEnv(gymnasium.Env):
         obs, reward, _, _, info = self.base.step(action)
         self._steps += 1
         success = bool(info["success"])
-        return split_observation(obs), float(reward), success, self._steps >= self.max_episode_steps, {
-            "success": success
-        }
+        truncated = self._steps >= self.max_episode_steps
+        return split_observation(obs), float(reward), success, truncated, {"success": success}
 
     def render(self) -> NDArray[np.uint8]:
         """(H, W, 3) picture of the scene."""
@@ -218,5 +219,6 @@ def _tolerate_missing_renderer() -> None:
     try:
         sapien.render.RenderMaterial()
     except RuntimeError:
-        for module in (sapien.render, sapien.pysapien.render, sapien.wrapper.urdf_loader):
+        modules: tuple[Any, ...] = (sapien.render, sapien.pysapien.render, sapien.wrapper.urdf_loader)
+        for module in modules:
             module.RenderMaterial = _NoMaterial

@@ -91,7 +91,8 @@ class MetaWorldEnv(gymnasium.Env):
             except (RuntimeError, ImportError, AttributeError) as error:  # what the GL loaders raise, one each
                 raise RuntimeError(_NO_RENDERER.format(reason=f"no OpenGL context ({error})")) from error
         self._renderer.update_scene(self.base.data, camera="corner3")
-        for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        flags = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without stubs
+        for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = 0  # six times faster on a CPU
         return np.ascontiguousarray(self._renderer.render()[::-1, ::-1])  # Meta-World hangs this camera upside down
 

@@ -57,7 +57,7 @@ def save(config: DictConfig, argv: list[str], out: Path) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the GPU when torch sees one, else the CPU. Raises ValueError for a device that is not there."""
+    """`auto` is the GPU when torch sees one, else the CPU. Raises ValueError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

@@ -44,8 +44,13 @@ def _collect(argv: list[str]) -> int:
     facts = {f"task_{key}": value for key, value in config.plain(cfg.task).items() if not isinstance(value, dict)}
     attrs = {"task": facts.pop("task_name"), **facts, "seed": cfg.seed, "flowpolicy_version": __version__}
     report = collect_episodes(
-        config.instantiate(cfg.task.expert), Path(cfg.out), episodes=cfg.episodes, seed=cfg.seed, workers=cfg.workers,
-        attrs=attrs, overwrite=cfg.overwrite,
+        config.instantiate(cfg.task.expert),
+        Path(cfg.out),
+        episodes=cfg.episodes,
+        seed=cfg.seed,
+        workers=cfg.workers,
+        attrs=attrs,
+        overwrite=cfg.overwrite,
     )
     print(
         f"{report.episodes} episodes from {report.attempts} attempts, expert success rate {report.success_rate:.3f}, "

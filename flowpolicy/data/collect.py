@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -129,32 +129,35 @@ class _Workers:
         self._make_expert = make_expert
         self._ahead = 2 * workers  # enough that no worker waits for the writer, little enough to waste
         self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-        try:
-            self.embodiment = self._result(self._pool.submit(_worker_embodiment, make_expert), "the start")
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as undo, _crash_explained("the start"):
+            undo.callback(self.close)
+            self.embodiment = self._pool.submit(_worker_embodiment, make_expert).result()
+            undo.pop_all()
 
     def episodes(self, seed: int) -> Iterator[Episode]:
         """Endless attempts, in seed order."""
         pending: list[tuple[int, Future[Episode]]] = []
         for next_seed in count(seed):
-            pending.append((next_seed, self._pool.submit(_worker_episode, self._make_expert, next_seed)))
-            if len(pending) >= self._ahead:
-                oldest, future = pending.pop(0)
-                yield self._result(future, f"seed {oldest}")
+            with _crash_explained(f"seed {pending[0][0] if pending else next_seed} or one of the next"):
+                pending.append((next_seed, self._pool.submit(_worker_episode, self._make_expert, next_seed)))
+                if len(pending) < self._ahead:
+                    continue
+                episode = pending.pop(0)[1].result()
+            yield episode
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _result(self, future: Future, what: str) -> Any:
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                f"collect: a worker process died at {what} (simulator crash or out of memory); "
-                "try workers=1 to see its own message"
-            ) from error
+
+@contextmanager
+def _crash_explained(when: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"collect: a worker process died at {when} (simulator crash or out of memory); "
+            "try workers=1 to see its own message"
+        ) from error
 
 
 _expert: Expert | None = None  # one per worker process, made at its first task

@@ -75,8 +75,13 @@ class SequenceDataset:
         obs = {key: _load_finite(store, key) for key in keys}
         action = _load_finite(store, "action")
         return SequenceDataset(
-            obs, action, store.episode_ends, horizon=horizon, obs_horizon=obs_horizon,
-            mask_padding=mask_padding, device=device,
+            obs,
+            action,
+            store.episode_ends,
+            horizon=horizon,
+            obs_horizon=obs_horizon,
+            mask_padding=mask_padding,
+            device=device,
         )
 
     def __len__(self) -> int:

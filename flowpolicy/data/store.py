@@ -167,9 +167,8 @@ class EpisodeStore:
         self.embodiment = Embodiment.from_dict(attrs["embodiment"]) if "embodiment" in attrs else None
         self.attrs = {name: value for name, value in attrs.items() if name not in _RESERVED}
         self.keys = tuple(sorted(folder.parent.name for folder in (self.path / "data").glob("*/.zarray")))
-        self.obs_keys = tuple(self.embodiment.obs) if self.embodiment else tuple(
-            key for key in self.keys if key not in ("action", "reward")
-        )
+        recorded = tuple(key for key in self.keys if key not in ("action", "reward"))
+        self.obs_keys = tuple(self.embodiment.obs) if self.embodiment else recorded
         metadata = {key: _metadata(self.path / "data" / key) for key in self.keys}
         self.shapes = {key: tuple(meta["shape"]) for key, meta in metadata.items()}
         self.dtypes = {key: np.dtype(meta["dtype"]) for key, meta in metadata.items()}
@@ -341,7 +340,10 @@ def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtyp
     steps = max(1, _CHUNK_BYTES // max(1, row_bytes))
     # capped at 4096 steps: zarr v2 stores the last chunk at full size, and appending rewrites it
     return group.create_array(
-        name, shape=shape, dtype=dtype, chunks=(min(steps, 4096), *shape[1:]),
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=(min(steps, 4096), *shape[1:]),
         compressors=numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE),
         config={"write_empty_chunks": True},
     )

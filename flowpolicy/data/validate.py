@@ -157,11 +157,12 @@ def _bounds(store: EpisodeStore, action: np.ndarray, episodes: list[slice]) -> l
     if outside.any():
         dims = np.flatnonzero(outside.any(axis=0))
         hit = [i for i, rows in enumerate(episodes) if outside[rows].any()]
-        findings.append(Finding(
-            "error",
-            f"action: {outside.any(axis=1).mean():.1%} of the steps are outside the bounds, dimensions {_list(dims)}, "
-            f"episodes {_list(hit)}; clip them to what the robot executes",
-        ))
+        rate = outside.any(axis=1).mean()
+        message = (
+            f"action: {rate:.1%} of the steps are outside the bounds, dimensions {_list(dims)}, "
+            f"episodes {_list(hit)}; clip them to what the robot executes"
+        )
+        findings.append(Finding("error", message))
     on_bound = (abs(action - low) <= tolerance) | (abs(action - high) <= tolerance)
     share = on_bound.mean(axis=0)
     # a dimension that is always on a bound is a switch (gripper), not a clipped signal

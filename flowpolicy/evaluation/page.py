@@ -115,9 +115,8 @@ def legend(names: Sequence[str]) -> str:
     """Colour key of the series 0, 1, ... with these names; empty for a single one."""
     if len(names) < 2:
         return ""
-    return "<div class='key'>" + "".join(f"<span class='s{i % 6}'>{escape(n)}</span>" for i, n in enumerate(names)) + (
-        "</div>"
-    )
+    spans = "".join(f"<span class='s{i % 6}'>{escape(n)}</span>" for i, n in enumerate(names))
+    return f"<div class='key'>{spans}</div>"
 
 
 def none(what: str) -> str:

@@ -22,11 +22,11 @@ def time_derivative(velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond:
     Source: Geng et al. 2025, equation 8: du/dt = v d_x u + d_t u.
     """
     with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
-        _, derivative = torch.func.jvp(
+        derivative = torch.func.jvp(
             lambda x, t_, r_: velocity(x, t_, r_, cond),
             (x_t, t, r),
             (tangent, torch.ones_like(t), torch.zeros_like(r)),
-        )
+        )[1]
     return derivative
 
 

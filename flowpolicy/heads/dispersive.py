@@ -35,8 +35,8 @@ class DispersiveRegularizer:
             raise ValueError(f"dispersive taps must be 'all' or some of {', '.join(_TAPS)}, got {taps!r}")
         if kind not in DISPERSIVE_KINDS:
             raise ValueError(f"dispersive kind must be one of {', '.join(DISPERSIVE_KINDS)}, got {kind!r}")
-        self.kind, self.taps, self.weight = kind, names, weight
-        self.temperature, self.margin = temperature, margin
+        self.kind: DispersiveKind = kind
+        self.taps, self.weight, self.temperature, self.margin = names, weight, temperature, margin
 
     def __call__(self, features: Features, cond: Tensor) -> Tensor:
         """Unweighted loss, a scalar.   features: named taps (B, ...).   cond: (B, D), the tap named cond."""

@@ -16,6 +16,8 @@ class TimeEmbedding(nn.Module):
     trains on explodes.
     """
 
+    frequency: Tensor
+
     def __init__(self, dim: int, *, min_frequency: float = 1.0, max_frequency: float = 30.0) -> None:
         super().__init__()
         if dim < 4 or dim % 2:

@@ -1,7 +1,7 @@
 """FiLM-conditioned 1-D U-Net over the action chunk, the net of Diffusion Policy, DP3 and MP1, any size."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class UNet1D(VelocityNet):
         cond_dim: int,
         dims: Sequence[int] = (128, 256, 384),
         time_dim: int = 128,
-        second_time: str = "t-r",
+        second_time: Literal["r", "t-r"] = "t-r",
         min_time_frequency: float = 1.0,
         max_time_frequency: float = 30.0,
         kernel_size: int = 5,
@@ -47,9 +47,7 @@ class UNet1D(VelocityNet):
         if second_time not in ("r", "t-r"):
             raise ValueError(f"UNet1D: second_time must be 'r' or 't-r', got {second_time!r}")
         self.second_time = second_time
-        self.embedding = TimeEmbedding(
-            time_dim, min_frequency=min_time_frequency, max_frequency=max_time_frequency
-        )
+        self.embedding = TimeEmbedding(time_dim, min_frequency=min_time_frequency, max_frequency=max_time_frequency)
         self.first_time, self.other_time = _time_mlp(time_dim), _time_mlp(time_dim)
 
         def block(inputs: int, outputs: int) -> _FilmBlock:
@@ -65,7 +63,9 @@ class UNet1D(VelocityNet):
         for inputs, outputs in reversed(pairs[1:]):
             grow = nn.ConvTranspose1d(inputs, inputs, 4, 2, 1)
             self.up.append(nn.ModuleList([block(2 * outputs, inputs), block(inputs, inputs), grow]))
-        self.final = nn.Sequential(_conv_block(dims[0], dims[0], kernel_size, groups), nn.Conv1d(dims[0], action_dim, 1))
+        self.final = nn.Sequential(
+            _conv_block(dims[0], dims[0], kernel_size, groups), nn.Conv1d(dims[0], action_dim, 1)
+        )
 
     def forward_with_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
         """See `VelocityNet`."""
@@ -74,7 +74,8 @@ class UNet1D(VelocityNet):
         cond = torch.cat([time, cond], dim=-1)  # (B, time_dim + D)
         x = x_t.transpose(1, 2)  # (B, A, H): channels first
         skips, features = [], {}
-        for first, second, shrink in self.down:  # type: ignore[misc]  # ModuleList of three
+        for level in self.down:
+            first, second, shrink = level.children()
             x = second(first(x, cond), cond)
             skips.append(x)
             x = shrink(x)
@@ -82,7 +83,8 @@ class UNet1D(VelocityNet):
         for block in self.mid:
             x = block(x, cond)
         features["mid"] = x
-        for first, second, grow in self.up:  # type: ignore[misc]
+        for level in self.up:
+            first, second, grow = level.children()
             x = torch.cat([x, skips.pop()], dim=1)
             x = second(first(x, cond), cond)
             features["late"] = x

@@ -24,9 +24,12 @@ _VIDEO_HZ = 20.0  # enough for the eye; simulators that step faster are filmed e
 class Policy(Protocol):
     """The part of `FlowPolicy` that an episode needs."""
 
-    embodiment: Embodiment
-    obs_keys: Sequence[str]
-    obs_horizon: int
+    @property
+    def embodiment(self) -> Embodiment: ...
+    @property
+    def obs_keys(self) -> Sequence[str]: ...
+    @property
+    def obs_horizon(self) -> int: ...
 
     def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
         """obs: key -> (1, To, ...). Returns (1, Ta, A), robot units."""

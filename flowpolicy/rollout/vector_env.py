@@ -54,7 +54,7 @@ def make_vector_env(
         from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
     except ImportError as error:
         raise ImportError('gymnasium is not installed; pip install "flowpolicy[train]"') from error
-    fns = [partial(_LastingEnv, make_env, index) for index in range(num_envs)]
+    fns: list[Callable[[], Any]] = [partial(_LastingEnv, make_env, index) for index in range(num_envs)]
     if num_envs > 1 if asynchronous is None else asynchronous:
         envs = AsyncVectorEnv(fns, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED)
     else:

@@ -1,14 +1,16 @@
 """Exponential moving average of weights with a warm-up of the decay."""
 
 import copy
-from typing import final
+from typing import Generic, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
+
 
 @final
-class ExponentialMovingAverage:
+class ExponentialMovingAverage(Generic[M]):
     """Shadow copy of a module; `update` after every optimiser step.
 
     decay after n updates: min(max_decay, 1 - (1 + n)^-power); power 0.75 forgets the first weights within a few
@@ -16,8 +18,8 @@ class ExponentialMovingAverage:
     buffers (normalisers) are copied once, at construction.
     """
 
-    def __init__(self, module: nn.Module, *, power: float = 0.75, max_decay: float = 0.9999) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+    def __init__(self, module: M, *, power: float = 0.75, max_decay: float = 0.9999) -> None:
+        self.module: M = copy.deepcopy(module).eval().requires_grad_(False)
         self.power, self.max_decay, self.updates = power, max_decay, 0
         self._shadow: list[Tensor] = list(self.module.parameters())
         self._source: list[Tensor] = list(module.parameters())

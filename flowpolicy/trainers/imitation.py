@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class TrainerSettings:
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep_best: int = 2
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 @final
@@ -90,7 +90,7 @@ class ImitationTrainer:
             fused=True,
         )
         self.generator = torch.Generator(device=self.device)
-        self.normalizers = {key: policy.obs_normalizer[key] for key in policy.obs_keys}
+        self.normalizers = {key: policy.normalizer(key) for key in policy.obs_keys}
         self.step = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
@@ -136,9 +136,7 @@ class ImitationTrainer:
             group["lr"] = settings.lr * factor
         self.generator.manual_seed(derive(self.seed, f"train_noise/{self.step}"))
         half = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
-        batch = jitter_observations(
-            batch, self.normalizers, std=settings.obs_noise, generator=self.generator
-        )
+        batch = jitter_observations(batch, self.normalizers, std=settings.obs_noise, generator=self.generator)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
             output = self.policy.loss(batch, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,9 +179,7 @@ class ImitationTrainer:
         last = self.step == self.settings.steps
         if score is not None or self._due(self.settings.checkpoint_every) or last:
             self._require_finite(float(loss))
-            self.checkpoints.save(
-                self.step, policy=self.policy, ema=self.ema, optimizer=self.optimizer, score=score
-            )
+            self.checkpoints.save(self.step, policy=self.policy, ema=self.ema, optimizer=self.optimizer, score=score)
 
     def _require_finite(self, loss: float) -> None:
         if not math.isfinite(loss):

@@ -95,7 +95,9 @@ def train_policy(
             check.episodes = 2
     folder = out / "checkpoints"
     if not resume and (folder / "last").exists():
-        raise FileExistsError(f"{out} holds a training run already; resume=true goes on with it, or choose another out=")
+        raise FileExistsError(
+            f"{out} holds a training run already; resume=true goes on with it, or choose another out="
+        )
     if store.embodiment is None:
         raise ValueError(f"{store.path} has no embodiment record, so nothing says what its numbers mean")
     with torch.random.fork_rng():  # layers initialise themselves from the global generator

@@ -31,7 +31,7 @@ class Checkpoints:
         step: int,
         *,
         policy: FlowPolicy,
-        ema: ExponentialMovingAverage,
+        ema: ExponentialMovingAverage[FlowPolicy],
         optimizer: torch.optim.Optimizer,
         score: float | None,
     ) -> Path:
@@ -55,7 +55,7 @@ class Checkpoints:
         return target
 
     def restore(
-        self, *, policy: FlowPolicy, ema: ExponentialMovingAverage, optimizer: torch.optim.Optimizer
+        self, *, policy: FlowPolicy, ema: ExponentialMovingAverage[FlowPolicy], optimizer: torch.optim.Optimizer
     ) -> int | None:
         """Load the newest checkpoint into the three; returns its step, None where there is no checkpoint."""
         last = self.folder / "last"
@@ -90,7 +90,9 @@ class Checkpoints:
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Flat names "<parameter index>.<entry>" for the per-parameter state."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+    }
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

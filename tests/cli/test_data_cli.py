@@ -11,8 +11,13 @@ from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
-    robot="point", obs={"agent_pos": KeySpec((2,), unit="m", names=("x", "y"))}, action=KeySpec((2,)),
-    action_kind="velocity", control_hz=10.0, action_low=(-1.0, -1.0), action_high=(1.0, 1.0),
+    robot="point",
+    obs={"agent_pos": KeySpec((2,), unit="m", names=("x", "y"))},
+    action=KeySpec((2,)),
+    action_kind="velocity",
+    control_hz=10.0,
+    action_low=(-1.0, -1.0),
+    action_high=(1.0, 1.0),
 )
 
 
@@ -21,10 +26,15 @@ def path(tmp_path):
     rng = np.random.default_rng(0)
     with EpisodeWriter(tmp_path / "a.zarr", EMBODIMENT, {"task": "toy"}) as writer:
         for seed in range(3):
-            writer.add(Episode(
-                {"agent_pos": np.linspace(seed, 1 + seed, 11)[:, None].repeat(2, 1)},
-                rng.uniform(-1, 1, (11, 2)), np.zeros(11), True, seed,
-            ))
+            writer.add(
+                Episode(
+                    {"agent_pos": np.linspace(seed, 1 + seed, 11)[:, None].repeat(2, 1)},
+                    rng.uniform(-1, 1, (11, 2)),
+                    np.zeros(11),
+                    True,
+                    seed,
+                )
+            )
     return tmp_path / "a.zarr"
 
 

@@ -24,8 +24,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     facts = config.plain(config.load("train", settings))
     policy = create_policy(facts["policy"], make_env("two-ways", max_episode_steps=20).embodiment)
     folder = tmp_path / "run" / "checkpoints" / "000010" / "policy"
-    save_policy(policy, folder, config=facts["policy"],
-                facts={"task": facts["task"], "dataset": {"path": str(tmp_path / "gone.zarr"), "hash": "x"}})
+    save_policy(
+        policy,
+        folder,
+        config=facts["policy"],
+        facts={"task": facts["task"], "dataset": {"path": str(tmp_path / "gone.zarr"), "hash": "x"}},
+    )
     (tmp_path / "run" / "checkpoints" / "last").symlink_to("000010")
     return tmp_path / "run"
 

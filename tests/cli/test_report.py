@@ -64,11 +64,23 @@ def write_evaluation(folder: Path, *, successes: int = 9, n: int = 10, num_steps
         for i in range(n)
     ]  # fmt: skip
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    latency = {"device": "cpu", "threads": 1, "num_steps": num_steps, "predict": times, "floor": times,
-               "overhead": 0.25, "stages": dict.fromkeys(("encode", "head", "decode"), times), "samples_ms": samples}
+    latency = {
+        "device": "cpu",
+        "threads": 1,
+        "num_steps": num_steps,
+        "predict": times,
+        "floor": times,
+        "overhead": 0.25,
+        "stages": dict.fromkeys(("encode", "head", "decode"), times),
+        "samples_ms": samples,
+    }
     (folder / "latency.json").write_text(json.dumps(latency))
-    panel = {"title": "evaluation episode, seed 100000", "line": "executed", "actions": [[0.0, 1.0], [1.0, 0.0]],
-             "chunks": [{"step": 0, "actions": [[[0.0, 1.0], [0.9, 0.1]]] * 3}]}
+    panel = {
+        "title": "evaluation episode, seed 100000",
+        "line": "executed",
+        "actions": [[0.0, 1.0], [1.0, 0.0]],
+        "chunks": [{"step": 0, "actions": [[[0.0, 1.0], [0.9, 0.1]]] * 3}],
+    }
     (folder / "chunks.json").write_text(
         json.dumps({"num_steps": num_steps, "control_hz": 10.0, "names": ["x", "gripper<1>"], "panels": [panel]})
     )
@@ -84,8 +96,15 @@ def write_run(folder: Path, *, record: bool = True) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if record:
         (folder / ".hydra" / "config.yaml").write_text("head: <dm1>\nseed: 3\n")
-        record_json = {"argv": ["train", "seed=3"], "config_hash": "abc", "seeds": {"seed": 3}, "device": "cpu",
-                       "dataset_hash": "d1", "git_commit": None, "versions": {"python": "3.11.7", "torch": "2.13.0"}}
+        record_json = {
+            "argv": ["train", "seed=3"],
+            "config_hash": "abc",
+            "seeds": {"seed": 3},
+            "device": "cpu",
+            "dataset_hash": "d1",
+            "git_commit": None,
+            "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        }
         (folder / "run.json").write_text(json.dumps(record_json))
     return folder
 

@@ -12,8 +12,13 @@ from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
-    robot="test", obs={"agent_pos": KeySpec((3,)), "env_state": KeySpec((2,))}, action=KeySpec((2,)),
-    action_kind="velocity", control_hz=10.0, action_low=(-9.0, -9.0), action_high=(9.0, 9.0),
+    robot="test",
+    obs={"agent_pos": KeySpec((3,)), "env_state": KeySpec((2,))},
+    action=KeySpec((2,)),
+    action_kind="velocity",
+    control_hz=10.0,
+    action_low=(-9.0, -9.0),
+    action_high=(9.0, 9.0),
 )
 LENGTHS = (1, 4, 9)
 

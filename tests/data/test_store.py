@@ -15,8 +15,13 @@ from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter, chunk_pr
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
-    robot="test", obs={"agent_pos": KeySpec((3,)), "image": KeySpec((4, 4, 3), dtype="uint8")}, action=KeySpec((2,)),
-    action_kind="velocity", control_hz=10.0, action_low=(-1.0, -1.0), action_high=(1.0, 1.0),
+    robot="test",
+    obs={"agent_pos": KeySpec((3,)), "image": KeySpec((4, 4, 3), dtype="uint8")},
+    action=KeySpec((2,)),
+    action_kind="velocity",
+    control_hz=10.0,
+    action_low=(-1.0, -1.0),
+    action_high=(1.0, 1.0),
 )
 
 
@@ -27,8 +32,10 @@ def episode(seed: int, steps: int = 5) -> Episode:
             "agent_pos": rng.normal(size=(steps, 3)).astype(np.float32),
             "image": rng.integers(0, 256, (steps, 4, 4, 3), dtype=np.uint8),
         },
-        action=rng.uniform(-1, 1, (steps, 2)).astype(np.float32), reward=np.zeros(steps, np.float32),
-        success=seed % 2 == 0, seed=seed,
+        action=rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        reward=np.zeros(steps, np.float32),
+        success=seed % 2 == 0,
+        seed=seed,
     )
 
 
@@ -144,13 +151,19 @@ def test_an_existing_store_is_kept_unless_told_otherwise(tmp_path):
         EpisodeWriter(tmp_path / "mine", EMBODIMENT, {}, overwrite=True)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda e: e._replace(action=e.action[:, :1]), r"action: wanted shape \(5, 2\), got \(5, 1\)"),
-    (lambda e: e._replace(reward=e.reward[:-1]), r"reward: wanted shape \(5,\)"),
-    (lambda e: e._replace(obs={"agent_pos": e.obs["agent_pos"]}), "wanted observation keys"),
-    (lambda e: e._replace(obs={**e.obs, "image": e.obs["image"].astype(float)}), "image: wanted uint8, got float64"),
-    (lambda e: e._replace(action=e.action[:0]), "seed 0 has no steps"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e._replace(action=e.action[:, :1]), r"action: wanted shape \(5, 2\), got \(5, 1\)"),
+        (lambda e: e._replace(reward=e.reward[:-1]), r"reward: wanted shape \(5,\)"),
+        (lambda e: e._replace(obs={"agent_pos": e.obs["agent_pos"]}), "wanted observation keys"),
+        (
+            lambda e: e._replace(obs={**e.obs, "image": e.obs["image"].astype(float)}),
+            "image: wanted uint8, got float64",
+        ),
+        (lambda e: e._replace(action=e.action[:0]), "seed 0 has no steps"),
+    ],
+)
 def test_an_episode_that_does_not_fit_is_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message), EpisodeWriter(tmp_path / "a.zarr", EMBODIMENT, {}) as writer:
         writer.add(change(episode(0)))
@@ -182,9 +195,14 @@ def test_a_newer_format_is_refused(tmp_path):
         EpisodeStore.open(path)
 
 
-@pytest.mark.parametrize(("ends", "message"), [
-    ([], "empty"), ([5, 5, 18], "episode 1 has no steps"), ([5, 11], "ends at 11; truncated"),
-])
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ([], "empty"),
+        ([5, 5, 18], "episode 1 has no steps"),
+        ([5, 11], "ends at 11; truncated"),
+    ],
+)
 def test_a_wrong_episode_table_is_refused(tmp_path, ends, message):
     path = write(tmp_path / "a.zarr")
     zarr.open_group(path / "meta", mode="r+").create_array(
@@ -209,12 +227,15 @@ def corrupt(file):
     file.write_bytes(raw)
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda file: file.unlink(), r"chunk 1.0 is missing"),
-    (cut, r"chunk 1.0 is truncated"),
-    (lambda file: file.write_bytes(b""), r"chunk 1.0 is truncated"),
-    (corrupt, r"chunk 1.0 is damaged"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.unlink(), r"chunk 1.0 is missing"),
+        (cut, r"chunk 1.0 is truncated"),
+        (lambda file: file.write_bytes(b""), r"chunk 1.0 is truncated"),
+        (corrupt, r"chunk 1.0 is damaged"),
+    ],
+)
 def test_a_damaged_chunk_is_named_and_never_read_as_zeros(tmp_path, damage, message):
     store = EpisodeStore.open(write(tmp_path / "a.zarr", seeds=range(2), steps=5000))
     assert not chunk_problems(store.path / "data/action", decode=True)

@@ -9,8 +9,13 @@ from flowpolicy.data.validate import validate_store
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
-    robot="test", obs={"agent_pos": KeySpec((3,)), "env_state": KeySpec((2,))}, action=KeySpec((2,)),
-    action_kind="velocity", control_hz=10.0, action_low=(-1.0, -1.0), action_high=(1.0, 1.0),
+    robot="test",
+    obs={"agent_pos": KeySpec((3,)), "env_state": KeySpec((2,))},
+    action=KeySpec((2,)),
+    action_kind="velocity",
+    control_hz=10.0,
+    action_low=(-1.0, -1.0),
+    action_high=(1.0, 1.0),
 )
 
 
@@ -54,9 +59,14 @@ def test_missing_and_truncated_chunks_are_both_named(path):
     assert any("data/action: chunk 0.0 is truncated" in line for line in found) and len(found) == 2
 
 
-@pytest.mark.parametrize(("ends", "message"), [
-    ([], "empty (0 episodes)"), ([10, 9, 60], "must increase"), ([10, 50], "60 steps, meta/episode_ends ends at 50"),
-])
+@pytest.mark.parametrize(
+    ("ends", "message"),
+    [
+        ([], "empty (0 episodes)"),
+        ([10, 9, 60], "must increase"),
+        ([10, 50], "60 steps, meta/episode_ends ends at 50"),
+    ],
+)
 def test_a_wrong_episode_table(path, ends, message):
     zarr.open_group(path / "meta", mode="r+").create_array(
         "episode_ends", data=np.array(ends, np.int64), overwrite=True

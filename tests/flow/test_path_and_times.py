@@ -32,7 +32,7 @@ def test_time_pairs_are_ordered_and_exactly_the_asked_share_is_equal() -> None:
     t, r = sample_time_pairs(1000, p_equal=0.3, generator=stream(0, "times"))
     assert num_equal_times(1000, 0.3) == 300
     assert torch.equal(t[:300], r[:300]) and bool((r[300:] < t[300:]).all())
-    assert 0.0 < float(r.min()) and float(t.max()) < 1.0
+    assert float(r.min()) > 0.0 and float(t.max()) < 1.0
 
 
 def test_logit_normal_has_the_median_of_its_mean() -> None:

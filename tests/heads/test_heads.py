@@ -96,7 +96,8 @@ def test_p_equal_one_is_flow_matching_bit_for_bit() -> None:
     action, cond, mask = _data()
     head = _head("meanflow_x")
     assert isinstance(head, MeanFlowHead)
-    head.p_equal, head.loss_power = 1.0, 0.0
+    head.p_equal, head.p_start, head.loss_power = 1.0, 0.0, 0.0
+    head.time_mean, head.time_std = 0.5, 1.0
     generator = stream(1, "noise")
     noise = torch.randn(action.shape, generator=generator)
     pair = torch.sigmoid(0.5 + torch.randn((2, BATCH), generator=generator))

@@ -16,7 +16,8 @@ from tests.rollout.counting import EMBODIMENT, CountingEnv, CountingPolicy, leng
 
 def run(policy, num_envs, seeds, **options):
     with closing(make_vector_env(partial(CountingEnv, random_reward=True), num_envs)) as env:
-        return [result._replace(infer_ms=len(result.infer_ms)) for result in run_episodes(policy, env, seeds, **options)]
+        results = run_episodes(policy, env, seeds, **options)
+    return [result._replace(infer_ms=len(result.infer_ms)) for result in results]
 
 
 def test_results_are_bit_identical_for_one_two_and_three_environments():

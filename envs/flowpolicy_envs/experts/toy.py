@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.store import Episode
-from flowpolicy_envs.toy import CONTROL_HZ, EMBODIMENT, MAX_SPEED, OBSTACLE, OBSTACLE_RADIUS, make_env
+from flowpolicy_envs.toy import EMBODIMENT, MAX_SPEED, OBSTACLE, make_env
 
-_CLEARANCE = 0.2  # m kept from the obstacle: a policy that is half a clearance off still gets past
-_SPEED = 0.75  # m/s, leaves room in the action bounds
-_NOISE = 0.03  # m/s, so that the demonstrations cover a tube and not a line
+_ASIDE = 0.5  # m
+_SPEED = 1.4  # m/s, leaves room in the action bounds
+_NOISE = 0.05  # m/s, so that the demonstrations cover a tube and not a line
 
 
 def make_expert(id: str = "two-ways", *, obs: str = "state", max_episode_steps: int = 100) -> "TwoWaysExpert":
@@ -49,14 +49,8 @@ class TwoWaysExpert:
 
 
 def _velocity(position: NDArray[np.float32], goal: NDArray[np.float32], side: float) -> NDArray[np.float64]:
-    """Straight to the goal where that is free, else along the tangent to the circle at the clearance, on `side`."""
-    to_goal = (goal - position).astype(np.float64)
-    to_centre = OBSTACLE - position
-    radius, distance = OBSTACLE_RADIUS + _CLEARANCE, float(np.linalg.norm(to_centre))
-    along = float(to_centre @ to_goal) / float(np.linalg.norm(to_goal))
-    if along <= 0.0 or distance**2 - along**2 >= radius**2:
-        speed = min(_SPEED, CONTROL_HZ * float(np.linalg.norm(to_goal)))
-        return speed * to_goal / float(np.linalg.norm(to_goal))
-    angle = side * np.arcsin(min(1.0, radius / distance))
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    return _SPEED * turn @ (to_centre / distance)
+    """Aside at first, then straight to the goal."""
+    if side * position[1] < _ASIDE - 0.1 and position[0] < OBSTACLE[0]:
+        return np.array([0.7, side * 1.4])
+    to_goal = goal - position
+    return _SPEED * to_goal / np.linalg.norm(to_goal)

@@ -126,7 +126,7 @@ def build_policy(
     head: Callable[..., Head],
     horizon: int = 16,
     obs_horizon: int = 1,
-    action_horizon: int = 12,
+    action_horizon: int = 8,
     action_representation: Representation = "absolute",
     obs_keys: Sequence[str] | None = None,
 ) -> FlowPolicy:

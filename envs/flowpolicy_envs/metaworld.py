@@ -34,7 +34,9 @@ def make_env(id: str, *, obs: str = "state", max_episode_steps: int = 200, rende
 
 @final
 class MetaWorldEnv(gymnasium.Env):
-    """Observation: agent_pos (hand position, gripper opening), env_state (pose of each object, goal position).
+    """Observation: agent_pos (hand position, gripper opening), env_state (pose of each object, the way from the hand to
+    each, the way from the first object to the goal, goal position). The differences are what ManiSkill's state
+    observations hold too: ten demonstrations are too few to learn to subtract.
 
     Action: hand displacement as a fraction of 1 cm per step (3), gripper effort (1, positive closes), all in [-1, 1].
     Every seed draws object and goal positions anew (not one of the benchmark's 50 frozen tasks).
@@ -88,7 +90,12 @@ class MetaWorldEnv(gymnasium.Env):
         if self._renderer is None:
             try:
                 self._renderer = mujoco.Renderer(self.base.model, 240, 320)
-            except (RuntimeError, ImportError, AttributeError) as error:  # what the GL loaders raise, one each
+            except (
+                RuntimeError,
+                ImportError,
+                AttributeError,
+                mujoco.FatalError,
+            ) as error:  # what the GL loaders raise, one each
                 raise RuntimeError(_NO_RENDERER.format(reason=f"no OpenGL context ({error})")) from error
         self._renderer.update_scene(self.base.data, camera="corner3")
         flags = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without stubs
@@ -107,9 +114,12 @@ class MetaWorldEnv(gymnasium.Env):
         obs = self.raw_obs.astype(np.float32)
         # the true goal: Meta-World clips the one in the observation to a box that not every task's goals respect
         goal = np.asarray(self.base._get_pos_goal(), np.float32)
+        poses = obs[_HAND : _HAND + 7 * self._objects]
+        positions = poses.reshape(-1, 7)[:, :3]
+        reach = (positions - obs[:3]).reshape(-1)
         return {
             "agent_pos": obs[:_HAND],
-            "env_state": np.concatenate([obs[_HAND : _HAND + 7 * self._objects], goal]),
+            "env_state": np.concatenate([poses, reach, goal - positions[0], goal]),
         }
 
 
@@ -141,7 +151,9 @@ def _environments() -> Mapping[str, Any]:
 
 def _embodiment(base: Any, objects: int) -> Embodiment:
     pose = ("x", "y", "z", "qx", "qy", "qz", "qw")
-    names = tuple(f"object{i}.{entry}" for i in range(objects) for entry in pose) + ("goal.x", "goal.y", "goal.z")
+    names = tuple(f"object{i}.{entry}" for i in range(objects) for entry in pose)
+    names += tuple(f"hand_to_object{i}.{axis}" for i in range(objects) for axis in "xyz")
+    names += tuple(f"object0_to_goal.{axis}" for axis in "xyz") + ("goal.x", "goal.y", "goal.z")
     return Embodiment(
         robot="sawyer",
         obs={

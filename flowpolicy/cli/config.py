@@ -5,23 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from flowpolicy.cli.overrides import compose_checked
 from flowpolicy.files import write_atomic
 from flowpolicy.paths import config_dir
 
 
 def load(name: str, argv: list[str]) -> DictConfig:
-    """configs/<name>.yaml with the overrides `argv`. A key that does not exist is an error that names it."""
+    """configs/<name>.yaml with the overrides `argv`. Raises ValueError for what does not fit the yaml files."""
     if bad := [argument for argument in argv if "=" not in argument and not argument.startswith("~")]:
         raise ValueError(f"wanted key=value, got {' '.join(bad)}; see --help for examples")
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose(name, overrides=argv)
+        return compose_checked(name, argv)
 
 
 def expand(argv: list[str]) -> list[list[str]]:
@@ -60,6 +61,8 @@ def pick_device(name: str) -> torch.device:
     """`auto` is the GPU when torch sees one, else the CPU. Raises ValueError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name}")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={name}: torch {torch.__version__} sees no CUDA device; use device=cpu or device=auto")

@@ -12,6 +12,7 @@ Exit codes: 0 done, 1 a check failed, 2 usage or bad input.
 FLOWPOLICY_DEBUG=1 shows the traceback of an error.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -49,6 +50,9 @@ def main(argv: list[str]) -> int:
 
 def _one_line(error: BaseException) -> str:
     """The message of the innermost cause on one line; Hydra and OmegaConf wrap what went wrong several times."""
+    if isinstance(error, OSError) and error.strerror == os.strerror(errno.ENOSPC):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"disk full{where}; files written before are whole. Free some space and run again (train: resume=true)"
     while error.__cause__ is not None and isinstance(error, HydraException | OmegaConfBaseException):
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__

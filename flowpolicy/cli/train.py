@@ -50,23 +50,25 @@ def _train(cfg: DictConfig, overrides: list[str]) -> None:
     check = None
     if settings.eval_every:
         check = SimulatorCheck(config.instantiate(cfg.task.env), **facts["eval"])
-
-    config.save(cfg, overrides, out)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
-    write_run_record(
-        out, argv=["train", *overrides], config_hash=digest, seeds={"seed": cfg.seed}, device=str(device),
-        dataset_hash=dataset["hash"],
-    )  # fmt: skip
-    jsonl = JsonlTracker(out / "metrics.jsonl")
-    trackers: list[Tracker] = [jsonl]
-    if cfg.wandb.enabled:
-        trackers.append(WandbTracker(out, project=cfg.wandb.project, config=facts))
+
+    def start() -> Tracker:
+        trackers: list[Tracker] = []
+        if cfg.wandb.enabled:  # first: it may be missing
+            trackers.append(WandbTracker(out, project=cfg.wandb.project, config=facts))
+        config.save(cfg, overrides, out)
+        write_run_record(
+            out, argv=["train", *overrides], config_hash=digest, seeds={"seed": cfg.seed}, device=str(device),
+            dataset_hash=dataset["hash"],
+        )  # fmt: skip
+        return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
+
     checkpoint = train_policy(
         store, policy_config=facts["policy"], facts={"task": facts["task"], "dataset": dataset}, out=out,
-        settings=settings, tracker=CompositeTracker(trackers), seed=cfg.seed, device=device, check=check,
+        settings=settings, start=start, seed=cfg.seed, device=device, check=check,
         mask_padding=cfg.dataset.mask_padding,
         obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],
-        resume=cfg.resume, on_resume=jsonl.truncate_after, debug=cfg.debug,
+        resume=cfg.resume, debug=cfg.debug,
     )  # fmt: skip
     print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {checkpoint}\nrun         {out}")

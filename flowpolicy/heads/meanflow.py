@@ -53,7 +53,11 @@ class MeanFlowHead(Head):
             raise ValueError(f"objective must be 'meanflow' or 'imf', got {objective!r}")
         if p_equal == 0.0 and objective == "meanflow":
             warnings.warn("p_equal=0 gives MeanFlow no instantaneous velocity to learn from (MP1: 2 %)", stacklevel=2)
-        self.net, self.objective, self.parameterization = net, objective, parameterization
+        num_equal_times(1, p_equal)  # both fail here, not at the first batch
+        if not 0.0 <= p_start <= 1.0:
+            raise ValueError(f"p_start is the share of pairs with t = 1 and must lie in [0, 1], got {p_start}")
+        self.net, self.parameterization = net, parameterization
+        self.objective: Objective = objective
         self.p_equal, self.p_start, self.time_mean, self.time_std = p_equal, p_start, time_mean, time_std
         self.loss_power, self.loss_eps, self.t_min = loss_power, loss_eps, t_min
         self.dispersive = dispersive

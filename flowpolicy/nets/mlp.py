@@ -30,7 +30,7 @@ class ResidualMLP(VelocityNet):
         width: int = 512,
         depth: int = 3,
         time_dim: int = 32,
-        max_time_frequency: float = 30.0,
+        max_time_frequency: float = 3.0,
     ) -> None:
         super().__init__()
         if depth < 1:

@@ -34,7 +34,7 @@ class UNet1D(VelocityNet):
         time_dim: int = 128,
         second_time: Literal["r", "t-r"] = "t-r",
         min_time_frequency: float = 1.0,
-        max_time_frequency: float = 30.0,
+        max_time_frequency: float = 3.0,
         kernel_size: int = 5,
         groups: int = 8,
     ) -> None:

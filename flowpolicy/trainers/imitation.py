@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from flowpolicy.trainers.schedule import warmup_cosine
 from flowpolicy.trainers.state import Checkpoints
 from flowpolicy.types import Batch
 
+Precision = Literal["auto", "fp32", "bf16"]
 Evaluate = Callable[[FlowPolicy, int], dict[str, float]]
 """(averaged policy, step) -> metrics, "eval/success_once" among them."""
 
@@ -47,12 +48,25 @@ class TrainerSettings:
     grad_clip: float = 1.0
     ema_power: float = 0.75
     ema_max_decay: float = 0.9999
-    obs_noise: float = 0.02
+    obs_noise: float = 0.01
     log_every: int = 50
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep_best: int = 2
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number out of its range, before anything is written."""
+        least = {"steps": 1, "batch_size": 1, "warmup_steps": 0, "weight_decay": 0, "obs_noise": 0, "log_every": 0,
+                 "eval_every": 0, "checkpoint_every": 0, "keep_best": 0}  # fmt: skip
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"trainer.{name} must be at least {bound}, got {getattr(self, name)}")
+        for name in ("lr", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"trainer.{name} must be positive, got {getattr(self, name)}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"trainer.precision must be one of {', '.join(get_args(Precision))}, got {self.precision}")
 
 
 @final

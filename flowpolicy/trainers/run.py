@@ -10,6 +10,7 @@ import torch
 from flowpolicy.checkpoint import create_policy
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.store import EpisodeStore
+from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.normalizer import NormalizerMode
 from flowpolicy.policy import FlowPolicy
@@ -41,6 +42,14 @@ class SimulatorCheck:
         self.make_env, self.episodes, self.start_seed = make_env, episodes, start_seed
         self.num_steps, self.envs = num_steps, envs
 
+    def require(self, policy: FlowPolicy) -> None:
+        """Try the simulator before hours of training. Raises what it raises; ValueError for another embodiment."""
+        env = make_vector_env(self.make_env, 1)
+        try:
+            require_match(policy.embodiment, env.embodiment, what="dataset and task")
+        finally:
+            env.close()
+
     def __call__(self, policy: FlowPolicy, step: int) -> dict[str, float]:
         """Metrics eval/success_once with its Wilson interval, eval/return, eval/episode_len."""
         del step
@@ -69,7 +78,7 @@ def train_policy(
     facts: dict[str, Any],
     out: Path,
     settings: TrainerSettings,
-    tracker: Tracker,
+    start: Callable[[], Tracker],
     seed: int,
     device: torch.device,
     check: SimulatorCheck | None = None,
@@ -77,14 +86,13 @@ def train_policy(
     obs_mode: NormalizerMode = "minmax",
     action_mode: NormalizerMode = "minmax",
     resume: bool = False,
-    on_resume: Callable[[int], None] = lambda step: None,
     debug: bool = False,
 ) -> Path:
     """Train on `store` and return the folder of the last checkpoint.
 
     policy_config: what `create_policy` builds.   facts: written into each checkpoint's config.json.
-    resume: go on from out/checkpoints/last where there is one.   on_resume: called with the step that training starts
-      from, to drop what an earlier run logged after it.
+    start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
+    resume: go on from out/checkpoints/last where there is one; what was logged after it is dropped.
     debug: 20 steps, 2 episodes, every stage.
     Raises FileExistsError when `out` holds checkpoints already and resume is off.
     """
@@ -112,11 +120,14 @@ def train_policy(
         device=device,
     )
     fit_normalizers(policy.to(device), dataset, obs_mode=obs_mode, action_mode=action_mode)
+    if check:
+        check.require(policy)
+    tracker = start()
     checkpoints = Checkpoints(folder, config=policy_config, facts=facts, keep_best=settings.keep_best)
     trainer = ImitationTrainer(
         policy, dataset, settings=settings, checkpoints=checkpoints, tracker=tracker, seed=seed, evaluate=check
     )
-    on_resume(trainer.resume() if resume else 0)
+    tracker.truncate_after(trainer.resume() if resume else 0)
     trainer.run()
     tracker.close()
     return (folder / "last").resolve()

@@ -61,9 +61,9 @@ def test_the_observation_has_no_padding_and_fits_the_embodiment(id, objects):
     with closing(make_env(id)) as env:
         obs, _ = env.reset(seed=0)
         assert env.observation_space.contains(obs)
-        assert obs["env_state"].shape == (7 * objects + 3,) == env.embodiment.obs["env_state"].shape
+        assert obs["env_state"].shape == (10 * objects + 6,) == env.embodiment.obs["env_state"].shape
         assert obs["agent_pos"].shape == (4,) and env.embodiment.control_hz == 80.0
-        assert len(env.embodiment.obs["env_state"].names) == 7 * objects + 3
+        assert len(env.embodiment.obs["env_state"].names) == 10 * objects + 6
 
 
 def test_success_ends_the_episode_but_the_expert_holds_on():

@@ -1,0 +1,78 @@
+"""What was typed, held against what the yaml files offer: unknown keys, unknown options, values of another kind."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from flowpolicy.paths import config_dir
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+
+
+def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
+    """`hydra.compose` with errors that say what was wanted. Call it inside `initialize_config_dir`.
+
+    Raises ValueError for a key or an option that does not exist, and for a value of another kind than the yaml's.
+    """
+    groups = [argument for argument in argv if (config_dir() / argument.partition("=")[0]).is_dir()]
+    try:
+        offered = compose(name, overrides=groups)
+    except MissingConfigException as error:
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        raise ValueError(f"there is no {group}={option}; {_near(option, error.options or [])}") from error
+    try:
+        config = compose(name, overrides=list(argv))
+    except ConfigCompositionException as error:
+        if not isinstance(error.__cause__, ConfigKeyError | AttributeError):
+            raise
+        key = str(getattr(error.__cause__, "full_key", ""))
+        parent = key.rpartition(".")[0]
+        inside = [f"{parent}.{name}" for name in OmegaConf.select(offered, parent)] if parent else []
+        raise ValueError(f"there is no key {key}; {_near(key, inside or [*offered, *_groups()])}") from error
+    for override in OverridesParser.create().parse_overrides([word for word in argv if word not in groups]):
+        if not override.is_delete() and not override.is_add():
+            _require_kind(override.key_or_group, _raw(offered, override.key_or_group), override.value())
+    return config
+
+
+def _near(word: str, names: Iterable[Any]) -> str:
+    names = sorted(str(name) for name in names if "._" not in str(name))
+    close = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none'}"
+
+
+def _groups() -> list[str]:
+    return [str(path.relative_to(config_dir())) for path in config_dir().rglob("*") if path.is_dir()]
+
+
+def _raw(config: DictConfig, key: str) -> Any:
+    """The value at a dotted key with its interpolations as they are written; None where there is none."""
+    value: Any = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _require_kind(key: str, old: Any, new: Any) -> None:
+    if old is None or str(old).startswith(("${", "???")) or str(new).startswith("${"):
+        return
+    if not _fits(old, new):
+        wanted = _KINDS.get(type(old)) or f"a group ({key.replace('.', '/')}=NAME or {key}.KEY=VALUE)"
+        raise ValueError(f"{key} must be {wanted}{'' if isinstance(old, dict) else f' (default {old})'}, got {new!r}")
+
+
+def _fits(old: Any, new: Any) -> bool:
+    """Whether `new` is of the kind of `old`, or a list of such; text, lists and groups may become null."""
+    if isinstance(old, dict | list):
+        return new is None or isinstance(new, type(old))
+    if isinstance(new, list):
+        return all(_fits(old, item) for item in new)
+    if isinstance(old, str):
+        return new is None or isinstance(new, str)
+    return type(new) is type(old) or (isinstance(old, float) and type(new) is int)

@@ -88,14 +88,10 @@ class MetaWorldEnv(gymnasium.Env):
         import mujoco
 
         if self._renderer is None:
+            fatal: type[Exception] = mujoco.FatalError  # pyright: ignore[reportAttributeAccessIssue]
             try:
                 self._renderer = mujoco.Renderer(self.base.model, 240, 320)
-            except (
-                RuntimeError,
-                ImportError,
-                AttributeError,
-                mujoco.FatalError,
-            ) as error:  # what the GL loaders raise, one each
+            except (RuntimeError, ImportError, AttributeError, fatal) as error:  # what the GL loaders raise
                 raise RuntimeError(_NO_RENDERER.format(reason=f"no OpenGL context ({error})")) from error
         self._renderer.update_scene(self.base.data, camera="corner3")
         flags = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without stubs

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, final, get_args
 
 import torch
@@ -36,7 +37,7 @@ class TrainerSettings:
     obs_noise: standard deviation, in normalised units, of the noise on observations (`data.augment`); on PickCube-v1
     it took a regression policy from 0.76 to 0.96 (50 unseen seeds).
     log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved).
-    precision: "auto" is bfloat16 autocast on a GPU and float32 on a CPU; the Jacobian product is float32 always.
+    precision: "fp32", "bf16" or "auto", see `uses_bfloat16`; the Jacobian product is float32 always.
     """
 
     steps: int = 6000
@@ -103,6 +104,7 @@ class ImitationTrainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        self.half_precision = uses_bfloat16(settings.precision, self.device)
         self.generator = torch.Generator(device=self.device)
         self.normalizers = {key: policy.normalizer(key) for key in policy.obs_keys}
         self.step = 0
@@ -149,9 +151,8 @@ class ImitationTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * factor
         self.generator.manual_seed(derive(self.seed, f"train_noise/{self.step}"))
-        half = settings.precision == "bf16" or (settings.precision == "auto" and self.device.type == "cuda")
         batch = jitter_observations(batch, self.normalizers, std=settings.obs_noise, generator=self.generator)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half_precision):
             output = self.policy.loss(batch, self.generator)
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
@@ -201,6 +202,17 @@ class ImitationTrainer:
                 f"the loss is {loss} at step {self.step}; the last good checkpoint is in {self.checkpoints.folder}. "
                 "Try a smaller trainer.lr, or look for outliers with `flowpolicy data validate`"
             )
+
+
+def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether forward and backward run under bfloat16 autocast.
+
+    "auto" is where the matrix units are made for it: a GPU, or a CPU with AMX (others emulate it, slower than float32).
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    cpu_flags = Path("/proc/cpuinfo")
+    return device.type == "cuda" or (cpu_flags.exists() and "amx_bf16" in cpu_flags.read_text())
 
 
 @torch.no_grad()

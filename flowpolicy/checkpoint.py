@@ -77,7 +77,10 @@ def load_policy(
 def read_config(path: Path | str) -> dict[str, Any]:
     """config.json of a checkpoint: policy, task, dataset, step. Raises ValueError for an unknown schema version."""
     file = resolve_checkpoint(path) / "policy" / "config.json"
-    record = json.loads(file.read_text())
+    try:
+        record = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); take another checkpoint of the run") from error
     if record.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{file}: schema_version {record.get('schema_version')}, this flowpolicy reads {SCHEMA_VERSION}; "

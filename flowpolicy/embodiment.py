@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
 
+_LISTED = 4  # differences that one error message names
+
 
 @final
 @dataclass(frozen=True)
@@ -86,20 +88,38 @@ def differences(wanted: Embodiment, got: Embodiment) -> list[str]:
     for name in a:
         if name == "obs":
             for key in sorted(set(a["obs"]) | set(b["obs"])):
-                if a["obs"].get(key) != b["obs"].get(key):
-                    lines.append(f"obs.{key}: wanted {a['obs'].get(key)}, got {b['obs'].get(key)}")
+                lines += _spec_differences(f"obs.{key}", a["obs"].get(key), b["obs"].get(key))
+        elif name == "action":
+            lines += _spec_differences(name, a[name], b[name])
         elif a[name] != b[name]:
-            lines.append(f"{name}: wanted {a[name]}, got {b[name]}")
+            lines.append(f"{name}: wanted {_short(a[name])}, got {_short(b[name])}")
     return lines
 
 
+def _spec_differences(name: str, wanted: dict[str, Any] | None, got: dict[str, Any] | None) -> list[str]:
+    """Field by field; None where one of the two has no such key."""
+    if wanted is None or got is None:
+        return [f"{name}: wanted, but not there" if got is None else f"{name}: there, but not wanted"]
+    return [
+        f"{name}.{entry}: wanted {_short(wanted[entry])}, got {_short(got[entry])}"
+        for entry in wanted
+        if wanted[entry] != got[entry]
+    ]
+
+
+def _short(value: Any) -> str:
+    text = str(value) if value != "" else "nothing"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def require_match(wanted: Embodiment, got: Embodiment, *, what: str) -> None:
-    """Raise ValueError with the full difference when `got` is not the embodiment `wanted`.
+    """Raise ValueError with the first differences when `got` is not the embodiment `wanted`.
 
     what: who is being compared, e.g. "checkpoint and task".
     """
     if lines := differences(wanted, got):
-        raise ValueError(f"{what} disagree on the embodiment: " + "; ".join(lines))
+        more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+        raise ValueError(f"{what} disagree on the embodiment: " + "; ".join(lines[:_LISTED]) + more)
 
 
 def save_embodiment(embodiment: Embodiment, path: Path) -> None:

@@ -32,19 +32,19 @@ def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
         if not isinstance(error.__cause__, ConfigKeyError | AttributeError):
             raise
         key = str(getattr(error.__cause__, "full_key", ""))
-        parent = key.rpartition(".")[0]
-        inside = [f"{parent}.{name}" for name in OmegaConf.select(offered, parent)] if parent else []
-        raise ValueError(f"there is no key {key}; {_near(key, inside or [*offered, *_groups()])}") from error
+        parent, dot, last = key.rpartition(".")
+        beside = OmegaConf.select(offered, parent) if parent else [*offered, *_groups()]
+        raise ValueError(f"there is no key {key}; {_near(last, beside or [], parent + dot)}") from error
     for override in OverridesParser.create().parse_overrides([word for word in argv if word not in groups]):
         if not override.is_delete() and not override.is_add():
             _require_kind(override.key_or_group, _raw(offered, override.key_or_group), override.value())
     return config
 
 
-def _near(word: str, names: Iterable[Any]) -> str:
-    names = sorted(str(name) for name in names if "._" not in str(name))
+def _near(word: str, names: Iterable[Any], prefix: str = "") -> str:
+    names = sorted(str(name) for name in names if not str(name).startswith("_"))
     close = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names) or 'none'}"
+    return f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(names) or 'none'}"
 
 
 def _groups() -> list[str]:

@@ -65,13 +65,21 @@ class SequenceDataset:
     ) -> "SequenceDataset":
         """Load `keys` (default: the embodiment's) and the actions; floats become float32, images stay uint8.
 
-        Raises ValueError for an unknown key, for a store without embodiment when `keys` is None, and for NaN or
-        infinity, naming key, episode and step.
+        Raises ValueError for an unknown key, for a store without embodiment when `keys` is None, for shapes that are
+        not the embodiment's, and for NaN or infinity, naming key, episode and step.
         """
         if keys is None:
             if store.embodiment is None:
                 raise ValueError(f"{store.path} has no embodiment record; pass keys=[...] out of {list(store.keys)}")
             keys = store.obs_keys
+        if store.embodiment is not None:
+            specs = {**store.embodiment.obs, "action": store.embodiment.action}
+            for key in {*keys, "action"} & specs.keys() & store.shapes.keys():
+                if (shape := store.shapes[key][1:]) != specs[key].shape:
+                    raise ValueError(
+                        f"{store.path}: {key}: wanted {specs[key].shape} per step as in the embodiment record, got "
+                        f"{shape}; run: flowpolicy data validate {store.path}"
+                    )
         obs = {key: _load_finite(store, key) for key in keys}
         action = _load_finite(store, "action")
         return SequenceDataset(

@@ -20,6 +20,7 @@ from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import EpisodeResult, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
+from flowpolicy.rollout.video import require_video
 from flowpolicy.tracking import versions, write_json
 
 START_SEED = 100_000  # reported seeds; training's own evaluations start at 50000, collection at 0
@@ -65,6 +66,8 @@ def evaluate(
     for name, (value, least) in counts.items():
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if video:
+        require_video()
     folder = resolve_checkpoint(checkpoint)
     policy = load_policy(folder, device=device)
     _check_steps(policy, outs)

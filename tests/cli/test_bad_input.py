@@ -68,7 +68,7 @@ def complaint(capsys: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
     ("words", "said"),
     [
         (["trainer.step=3"], "there is no key trainer.step; did you mean trainer.steps?"),
-        (["policy.head.kind=3"], "there is no key policy.head.kind; there are policy.head.dispersive"),
+        (["policy.head.kind=3"], "there is no key policy.head.kind; there are dispersive, loss_eps"),
         (["trainr.steps=3"], "there is no key trainr; did you mean trainer?"),
         (["policy/haed=dm1"], "there is no key policy/haed; did you mean policy/head?"),
         (["policy/head=meanflw"], "there is no policy/head=meanflw; did you mean meanflow?"),
@@ -170,7 +170,7 @@ def other_width(store: Path) -> None:
         (cut_chunk, "data/action: chunk 0.0 is truncated"),
         (no_episodes, "the store is empty (0 episodes); collect"),
         (nan_action, "NaN or infinity in action, episode 0, step 3"),
-        (other_width, "data/action: the embodiment wants (2,) per step, got (3,)"),
+        (other_width, "action: wanted (2,) per step as in the embodiment record, got (3,)"),
     ],
 )
 def test_damaged_demonstrations(here: Path, capsys: pytest.CaptureFixture, damage, said: str):

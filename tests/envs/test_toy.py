@@ -97,7 +97,7 @@ def test_straight_ahead_collides_and_a_detour_arrives():
     while not terminated:
         obs, reward, terminated, truncated, info = env.step(np.array([1.6, 0.0]))
         assert reward == 0.0 and not truncated
-    assert info == {"success": False, "way": "", "outcome": "collision"}
+    assert not info["success"] and info["outcome"] == "collision"
     obs, _ = env.reset(seed=0)
     for target in (np.array([0.0, -0.5]), GOAL):
         while np.linalg.norm(target - obs["agent_pos"]) > 0.1 and not info["success"]:

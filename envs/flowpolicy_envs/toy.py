@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 OBSTACLE = np.zeros(2)
-OBSTACLE_RADIUS = 0.1  # m
+OBSTACLE_RADIUS = 0.15  # m
 START, GOAL = np.array([-0.6, 0.0]), np.array([0.9, 0.0])  # m; each varies by up to SPREAD in x and y
 SPREAD = 0.03
 GOAL_RADIUS = 0.15  # m; closer is success

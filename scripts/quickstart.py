@@ -2,8 +2,8 @@
 
   scripts/quickstart [--out DIR] [--seeds N] [--steps N]
 
-Every stage is a `flowpolicy` command, printed before it runs, with its output in DIR/logs. A stage whose result is
-there already is skipped, so a second run goes on where the first one stopped.
+Every stage is a `flowpolicy` command, printed before it runs, with its output in DIR/logs. A stage that the same
+command has finished already is skipped, so a second run goes on where the first one stopped.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn, final
 
 from tqdm import tqdm
 
@@ -31,39 +32,36 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=6000, help="training steps of each policy")
     options = parser.parse_args()
     out, seeds, began = options.out.absolute(), range(options.seeds), time.monotonic()
-    (out / "logs").mkdir(parents=True, exist_ok=True)
+    stages = _Stages(out)
     demos = out / "pickcube.zarr"
 
     _stage(f"{EPISODES} demonstrations by the motion planner")
-    collect = ["data", "collect", *TASK, f"episodes={EPISODES}", f"out={demos}", "workers=2"]
-    _run_all({} if demos.exists() else {"collect": collect}, out, "demonstrations")
+    collect = ["data", "collect", *TASK, f"episodes={EPISODES}", f"out={demos}", "workers=2", "overwrite=true"]
+    stages.run({"collect": collect}, "demonstrations")
 
     _stage(f"{options.seeds} policies from them (DM1 head, state observations)")
-    trains = {}
-    for seed in seeds:
-        if not (out / f"seed_{seed}" / "done").exists():
-            trains[f"train_{seed}"] = ["train", *TASK, f"dataset.path={demos}", f"seed={seed}", "resume=true",
-                                       f"out={out / f'seed_{seed}'}", "policy/head=dm1",
-                                       f"trainer.steps={options.steps}"]  # fmt: skip
-    _run_all(trains, out, "training", total=options.steps * len(seeds), done=lambda: _trained(out, seeds))
-    for seed in seeds:
-        (out / f"seed_{seed}" / "done").touch()
+    trains = {
+        f"train_{seed}": ["train", *TASK, f"dataset.path={demos}", f"seed={seed}", "resume=true",
+                          f"out={out / f'seed_{seed}'}", "policy/head=dm1", f"trainer.steps={options.steps}"]
+        for seed in seeds
+    }  # fmt: skip
+    # all at once: three on two cores take 1.5 times as long as one, where two and then one take twice as long
+    stages.run(trains, "training", at_once=options.seeds, total=options.steps * len(seeds),
+               done=lambda: _trained(out, seeds))  # fmt: skip
 
     _stage(f"{EPISODES} episodes on unseen seeds, for each policy and number of network evaluations")
     evaluations = {}
     for seed in seeds:
-        # every policy is judged at one step; the first one also at more, and filmed where a renderer exists
+        # every policy is judged at one step, the first one also at more
         steps = NUM_STEPS if seed == 0 else NUM_STEPS[:1]
-        folder = out / f"eval_{seed}"
-        if not all((folder / f"steps_{k}" / "summary.json").exists() for k in steps):
-            evaluations[f"evaluate_{seed}"] = ["evaluate", f"checkpoint={out / f'seed_{seed}'}", f"out={folder}",
-                                               f"num_steps=[{','.join(map(str, steps))}]", f"episodes={EPISODES}",
-                                               "envs=1"]  # fmt: skip
-    _run_all(evaluations, out, "evaluation")
+        evaluations[f"evaluate_{seed}"] = ["evaluate", f"checkpoint={out / f'seed_{seed}'}", f"out={out}/eval_{seed}",
+                                           f"num_steps=[{','.join(map(str, steps))}]", f"episodes={EPISODES}",
+                                           "envs=1"]  # fmt: skip
+    stages.run(evaluations, "evaluation")
 
     _stage("report")
     folders = [str(out / f"{kind}_{seed}") for seed in seeds for kind in ("seed", "eval")]
-    _run_all({"report": ["report", *folders, f"out={out / 'report.html'}"]}, out, "report")
+    stages.run({"report": ["report", *folders, f"out={out / 'report.html'}"]}, "report")
     _print_table(out, seeds)
     print(f"\nreport  {out / 'report.html'}\ndone in {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
@@ -73,46 +71,71 @@ def _stage(title: str) -> None:
     print(f"\n== {title}", flush=True)
 
 
-def _run_all(
-    commands: dict[str, list[str]],
-    out: Path,
-    what: str,
-    *,
-    total: int | None = None,
-    done: Callable[[], int] | None = None,
-) -> None:
-    """Run named `flowpolicy` commands, two at a time; stop with the end of the log when one fails.
+@final
+class _Stages:
+    """Runs named `flowpolicy` commands; a command is skipped when it and everything before it is as it was last time.
 
-    total, done: what the progress bar counts instead of finished commands.
+    out: folder with the logs, and a mark beside the log of each command that has finished.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    waiting, running, began = dict(commands), {}, time.monotonic()
-    unit = "job" if done is None else "step"
-    with tqdm(total=total or len(commands), desc=what, unit=unit, disable=not commands) as bar:
-        while waiting or running:
-            while waiting and len(running) < 2:
-                name, words = next(iter(waiting.items()))
-                del waiting[name]
-                tqdm.write(f"flowpolicy {shlex.join(words)}")
-                log = (out / "logs" / f"{name}.log").open("w")
-                command = [sys.executable, "-m", "flowpolicy", *words]
-                running[name] = (subprocess.Popen(command, stdout=log, stderr=log, env=environment), log)
-            time.sleep(0.5)
-            for name, (process, log) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                log.close()
-                del running[name]
-                if process.returncode:
-                    for other, _ in running.values():
-                        other.terminate()
-                    text = Path(log.name).read_text()[-2000:]
-                    sys.exit(f"\n{text}\n{name} failed with exit code {process.returncode}; whole log: {log.name}")
-                if done is None:
-                    bar.update()
-            if done is not None:
-                bar.update(done() - bar.n)
-    print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+
+    def __init__(self, out: Path) -> None:
+        self.logs = out / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self._before = ""  # all commands of the stages so far, one per line
+
+    def run(
+        self,
+        commands: dict[str, list[str]],
+        what: str,
+        *,
+        at_once: int = 2,
+        total: int | None = None,
+        done: Callable[[], int] | None = None,
+    ) -> None:
+        """Run one stage; stop with the end of the log when a command fails.
+
+        total, done: what the progress bar counts instead of finished commands.
+        """
+        marks = {name: f"{self._before}{shlex.join(words)}\n" for name, words in commands.items()}
+        self._before += "".join(f"{shlex.join(words)}\n" for words in commands.values())
+        waiting = [name for name in commands if not _reads(self.logs / f"{name}.done", marks[name])]
+        running, began = {}, time.monotonic()
+        unit = "job" if done is None else "step"
+        with tqdm(total=total or len(waiting), desc=what, unit=unit, disable=not waiting) as bar:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    name = waiting.pop(0)
+                    running[name] = self._start(name, commands[name])
+                time.sleep(0.5)
+                for name, process in list(running.items()):
+                    if process.poll() is None:
+                        continue
+                    del running[name]
+                    if process.returncode:
+                        self._fail(name, process.returncode, running)
+                    (self.logs / f"{name}.done").write_text(marks[name])
+                    if done is None:
+                        bar.update()
+                if done is not None:
+                    bar.update(done() - bar.n)
+        print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+
+    def _start(self, name: str, words: list[str]) -> subprocess.Popen[bytes]:
+        tqdm.write(f"flowpolicy {shlex.join(words)}")
+        with (self.logs / f"{name}.log").open("w") as log:
+            command = [sys.executable, "-m", "flowpolicy", *words]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def _fail(self, name: str, code: int, others: dict[str, subprocess.Popen[bytes]]) -> NoReturn:
+        for other in others.values():
+            other.terminate()
+        log = self.logs / f"{name}.log"
+        sys.exit(f"\n{log.read_text()[-2000:]}\n{name} failed with exit code {code}; whole log: {log}")
+
+
+def _reads(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
 
 
 def _trained(out: Path, seeds: range) -> int:

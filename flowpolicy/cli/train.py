@@ -9,6 +9,7 @@
   policy/head=dm1|meanflow|flow_matching|regression   policy/net=mlp|unet1d   policy/encoder=state
   policy.horizon=16   policy.obs_horizon=1   policy.action_horizon=12   policy.action_representation=...
   trainer.steps   trainer.batch_size   trainer.lr   trainer.eval_every   trainer.checkpoint_every   ...
+  dataset.val_episodes=0     keep the last so many from training; logs val/loss and val/action_mse
   out=DIR (default runs/<task>/<id>/<time>)   seed=0   device=auto   threads=1
   resume=true    go on from the newest checkpoint of out=DIR, bit for bit; starts fresh where there is none
   debug=true     every stage in seconds
@@ -67,7 +68,7 @@ def _train(cfg: DictConfig, overrides: list[str]) -> None:
     checkpoint = train_policy(
         store, policy_config=facts["policy"], facts={"task": facts["task"], "dataset": dataset}, out=out,
         settings=settings, start=start, seed=cfg.seed, device=device, check=check,
-        mask_padding=cfg.dataset.mask_padding,
+        val_episodes=cfg.dataset.val_episodes, mask_padding=cfg.dataset.mask_padding,
         obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],
         resume=cfg.resume, debug=cfg.debug,
     )  # fmt: skip

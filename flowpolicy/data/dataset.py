@@ -60,11 +60,13 @@ class SequenceDataset:
         horizon: int,
         obs_horizon: int,
         keys: Sequence[str] | None = None,
+        episodes: range | None = None,
         mask_padding: bool = False,
         device: torch.device | str = "cpu",
     ) -> "SequenceDataset":
         """Load `keys` (default: the embodiment's) and the actions; floats become float32, images stay uint8.
 
+        episodes: consecutive episodes to take, all by default.
         Raises ValueError for an unknown key, for a store without embodiment when `keys` is None, for shapes that are
         not the embodiment's, and for NaN or infinity, naming key, episode and step.
         """
@@ -80,12 +82,13 @@ class SequenceDataset:
                         f"{store.path}: {key}: wanted {specs[key].shape} per step as in the embodiment record, got "
                         f"{shape}; run: flowpolicy data validate {store.path}"
                     )
-        obs = {key: _load_finite(store, key) for key in keys}
-        action = _load_finite(store, "action")
+        episodes = range(store.num_episodes) if episodes is None else episodes
+        starts = np.concatenate([[0], store.episode_ends])  # one more than there are episodes
+        first, last = int(starts[episodes.start]), int(starts[episodes.stop])
         return SequenceDataset(
-            obs,
-            action,
-            store.episode_ends,
+            {key: _load_finite(store, key)[first:last] for key in keys},
+            _load_finite(store, "action")[first:last],
+            store.episode_ends[episodes.start : episodes.stop] - first,
             horizon=horizon,
             obs_horizon=obs_horizon,
             mask_padding=mask_padding,

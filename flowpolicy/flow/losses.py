@@ -47,22 +47,37 @@ def dispersive_loss(
     """
     if kind not in DISPERSIVE_KINDS:
         raise ValueError(f"dispersive kind must be one of {', '.join(DISPERSIVE_KINDS)}, got {kind!r}")
-    z = features.reshape(features.shape[0], -1).float()  # (B, F); fp32 because small distances cancel in bf16
-    batch, width = z.shape
-    if batch == 1:
+    z = features.reshape(features.shape[0], -1).float()  # (B, F)
+    if len(z) == 1:
         return z.sum() * 0.0
-    if kind == "infonce_cosine":
-        unit = F.normalize(z, dim=-1)
-        return torch.logsumexp((unit @ unit.T / temperature).flatten(), dim=0) - 2 * math.log(batch)
-    if kind == "covariance":
-        centred = z - z.mean(dim=0)
-        covariance = centred.T @ centred / (batch - 1)  # (F, F)
-        variance = covariance.diagonal()
-        off_diagonal = (covariance.square().sum() - variance.square().sum()) / max(width * (width - 1), 1)
-        return off_diagonal + F.relu(1.0 - variance).mean()
-    squared = F.pdist(z).square() / width  # (B (B-1) / 2,): each pair once, no self pairs
-    if kind == "hinge":
-        return F.relu(margin - squared).square().mean()
-    # every pair counts twice, and the B self pairs contribute exp(0) each
-    pairs = torch.cat([-squared / temperature + math.log(2.0), squared.new_full((1,), math.log(batch))])
-    return torch.logsumexp(pairs, dim=0) - 2 * math.log(batch)
+    with torch.autocast(z.device.type, enabled=False):  # small distances cancel in bf16
+        if kind == "infonce_cosine":
+            unit = F.normalize(z, dim=-1)
+            return _log_mean_exp(unit @ unit.T / temperature)
+        if kind == "covariance":
+            return _covariance_loss(z)
+        squared = _squared_distances(z) / z.shape[1]  # (B, B)
+        if kind == "infonce_l2":
+            return _log_mean_exp(-squared / temperature)
+        penalty = F.relu(margin - squared).square()
+        return (penalty.sum() - penalty.diagonal().sum()) / (len(z) * (len(z) - 1))
+
+
+def _squared_distances(z: Tensor) -> Tensor:
+    """(B, B) by one matrix product, several times faster than `pdist`; centred, so that less cancels."""
+    z = z - z.mean(dim=0)
+    squared = z.square().sum(dim=1)
+    return (squared[:, None] + squared - 2.0 * z @ z.T).clamp_min(0.0)
+
+
+def _log_mean_exp(similarity: Tensor) -> Tensor:
+    return torch.logsumexp(similarity.flatten(), dim=0) - math.log(similarity.numel())
+
+
+def _covariance_loss(z: Tensor) -> Tensor:
+    batch, width = z.shape
+    centred = z - z.mean(dim=0)
+    covariance = centred.T @ centred / (batch - 1)  # (F, F)
+    variance = covariance.diagonal()
+    off_diagonal = (covariance.square().sum() - variance.square().sum()) / max(width * (width - 1), 1)
+    return off_diagonal + F.relu(1.0 - variance).mean()

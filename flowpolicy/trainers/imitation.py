@@ -20,6 +20,7 @@ from flowpolicy.tracking import Tracker
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 from flowpolicy.trainers.schedule import warmup_cosine
 from flowpolicy.trainers.state import Checkpoints
+from flowpolicy.trainers.validation import Validation
 from flowpolicy.types import Batch
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -36,7 +37,8 @@ class TrainerSettings:
     betas, weight_decay: diffusion_policy's.   grad_clip: largest gradient norm.   ema_*: see the EMA module.
     obs_noise: standard deviation, in normalised units, of the noise on observations (`data.augment`); on PickCube-v1
     it took a regression policy from 0.76 to 0.96 (50 unseen seeds).
-    log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved).
+    log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved). Validation, where
+    there are held-out episodes, goes with the checkpoints.
     precision: "fp32", "bf16" or "auto", see `uses_bfloat16`; the Jacobian product is float32 always.
     """
 
@@ -88,12 +90,14 @@ class ImitationTrainer:
         tracker: Tracker,
         seed: int,
         evaluate: Evaluate | None = None,
+        validate: Validation | None = None,
         progress: bool = True,
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the dataset has no windows; collect demonstrations first (flowpolicy data collect)")
         self.policy, self.dataset, self.settings = policy.train(), dataset, settings
-        self.checkpoints, self.tracker, self.evaluate = checkpoints, tracker, evaluate
+        self.checkpoints, self.tracker = checkpoints, tracker
+        self.evaluate, self.validate = evaluate, validate
         self.seed, self.progress = seed, progress
         self.device = next(policy.parameters()).device
         self.ema = ExponentialMovingAverage(policy, power=settings.ema_power, max_decay=settings.ema_max_decay)
@@ -187,6 +191,8 @@ class ImitationTrainer:
 
     def _evaluate_and_save(self, loss: Tensor) -> None:
         score = None
+        if self.validate is not None and self._due(self.settings.checkpoint_every):
+            self.tracker.log(self.step, self.validate(self.ema.module))
         if self.evaluate is not None and self._due(self.settings.eval_every):
             metrics = self.evaluate(self.ema.module, self.step)
             self.tracker.log(self.step, metrics)

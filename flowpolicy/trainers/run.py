@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -20,6 +21,7 @@ from flowpolicy.seeding import derive
 from flowpolicy.tracking import Tracker
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
 from flowpolicy.trainers.state import Checkpoints
+from flowpolicy.trainers.validation import Validation
 
 
 @final
@@ -82,6 +84,7 @@ def train_policy(
     seed: int,
     device: torch.device,
     check: SimulatorCheck | None = None,
+    val_episodes: int = 0,
     mask_padding: bool = False,
     obs_mode: NormalizerMode = "minmax",
     action_mode: NormalizerMode = "minmax",
@@ -91,6 +94,7 @@ def train_policy(
     """Train on `store` and return the folder of the last checkpoint.
 
     policy_config: what `create_policy` builds.   facts: written into each checkpoint's config.json.
+    val_episodes: how many episodes at the store's end are kept from training for `Validation`.
     start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
     resume: go on from out/checkpoints/last where there is one; what was logged after it is dropped.
     debug: 20 steps, 2 episodes, every stage.
@@ -106,12 +110,18 @@ def train_policy(
         raise FileExistsError(
             f"{out} holds a training run already; resume=true goes on with it, or choose another out="
         )
+    if not 0 <= val_episodes < max(store.num_episodes, 1):
+        raise ValueError(
+            f"dataset.val_episodes must be at least 0 and leave episodes to train on, got {val_episodes} of "
+            f"{store.num_episodes}"
+        )
     if store.embodiment is None:
         raise ValueError(f"{store.path} has no embodiment record, so nothing says what its numbers mean")
     with torch.random.fork_rng():  # layers initialise themselves from the global generator
         torch.manual_seed(derive(seed, "model"))
         policy = create_policy(policy_config, store.embodiment, trusted_modules=_packages(policy_config))
-    dataset = SequenceDataset.from_store(
+    load = partial(
+        SequenceDataset.from_store,
         store,
         horizon=policy.horizon,
         obs_horizon=policy.obs_horizon,
@@ -119,14 +129,18 @@ def train_policy(
         mask_padding=mask_padding,
         device=device,
     )
+    split = store.num_episodes - val_episodes
+    dataset = load(episodes=range(split))
+    validate = Validation(load(episodes=range(split, store.num_episodes)), seed=seed) if val_episodes else None
     fit_normalizers(policy.to(device), dataset, obs_mode=obs_mode, action_mode=action_mode)
     if check:
         check.require(policy)
     tracker = start()
     checkpoints = Checkpoints(folder, config=policy_config, facts=facts, keep_best=settings.keep_best)
     trainer = ImitationTrainer(
-        policy, dataset, settings=settings, checkpoints=checkpoints, tracker=tracker, seed=seed, evaluate=check
-    )
+        policy, dataset, settings=settings, checkpoints=checkpoints, tracker=tracker, seed=seed, evaluate=check,
+        validate=validate,
+    )  # fmt: skip
     tracker.truncate_after(trainer.resume() if resume else 0)
     trainer.run()
     tracker.close()

@@ -17,6 +17,7 @@ from flowpolicy.data.store import EpisodeStore
 from flowpolicy.tracking import JsonlTracker
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
 from flowpolicy.trainers.state import Checkpoints
+from flowpolicy.trainers.validation import Validation
 from tests.helpers import EMBODIMENT, POLICY_CONFIG, write_store
 
 
@@ -52,6 +53,24 @@ def test_training_lowers_the_loss_and_logs_what_it_measured(tmp_path: Path) -> N
     assert lines[-1]["train/loss_meanflow"] < 0.5 * lines[0]["train/loss_meanflow"]
     wanted = {"train/loss", "train/loss_velocity", "train/grad_norm", "train/lr", "time/data_frac", "time/step_ms"}
     assert wanted <= lines[0].keys() and lines[-1]["train/lr"] < 1e-5
+
+
+def test_validation_sees_other_episodes_and_changes_with_the_weights_alone(tmp_path: Path) -> None:
+    write_store(tmp_path / "demos.zarr")
+    store = EpisodeStore.open(tmp_path / "demos.zarr")
+    held_out = SequenceDataset.from_store(store, horizon=8, obs_horizon=2, episodes=range(3, store.num_episodes))
+    rest = SequenceDataset.from_store(store, horizon=8, obs_horizon=2, episodes=range(3))
+    assert len(held_out) + len(rest) == store.num_steps and len(rest) == store.episode_ends[2]
+    assert torch.equal(held_out.action, torch.from_numpy(store.load("action")[len(rest) :]))
+
+    trainer = _trainer(tmp_path, steps=200, checkpoint_every=100, log_every=0)
+    trainer.validate = Validation(held_out, seed=0)
+    before = trainer.validate(trainer.ema.module)
+    assert before == trainer.validate(trainer.ema.module)
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [100, 200]
+    assert lines[-1]["val/action_mse"] < 0.7 * before["val/action_mse"]
 
 
 def test_gradients_are_clipped_before_the_step(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""Validation: the averaged policy on demonstrations that it does not learn from."""
+
+from typing import final
+
+import torch
+
+from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.flow.sample import sample_ode
+from flowpolicy.flow.times import time_grid
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.seeding import derive
+
+_MAX_WINDOWS = 1024  # a fixed sample of them: about as long as ten training steps, whatever the size of the store
+
+
+@final
+class Validation:
+    """Metrics val/loss (the head's own) and val/action_mse (one-step chunk against the recorded one, normalised).
+
+    dataset: held-out episodes.   seed: fixes windows, noise and times, so that two calls differ by the weights alone.
+    """
+
+    def __init__(self, dataset: SequenceDataset, *, seed: int) -> None:
+        if len(dataset) == 0:
+            raise ValueError("validation: no held-out windows")
+        self.dataset, self.seed = dataset, derive(seed, "validation")
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
+        self._index = order[:_MAX_WINDOWS]
+
+    @torch.no_grad()
+    def __call__(self, policy: FlowPolicy) -> dict[str, float]:
+        """Leaves the policy's mode and the global generator alone."""
+        generator = torch.Generator(device=self.dataset.device).manual_seed(self.seed)
+        batch = self.dataset.batch(self._index)
+        loss = policy.loss(batch, generator).loss
+        action = policy.action_normalizer(policy.representation.encode(batch.action, batch.obs))
+        noise = torch.randn(action.shape, generator=generator, device=action.device)
+        chunk = sample_ode(policy.head.velocity, noise, policy.encode(batch.obs), time_grid(1)).clamp(-1.0, 1.0)
+        return {"val/loss": float(loss), "val/action_mse": float((chunk - action).square().mean())}

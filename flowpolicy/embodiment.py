@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
 
+SCHEMA_VERSION = 1
 _LISTED = 4  # differences that one error message names
 
 
@@ -48,7 +49,7 @@ class Embodiment:
     reference_key: str = ""
     reference_index: tuple[int, ...] = ()
     gripper: str = ""
-    schema_version: int = field(default=1)
+    schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
     def action_dim(self) -> int:
@@ -61,7 +62,11 @@ class Embodiment:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Embodiment":
-        """Inverse of `to_dict`. Raises ValueError naming the keys that are missing or unknown."""
+        """Inverse of `to_dict`. Raises ValueError for a newer schema, and naming keys that are missing or unknown."""
+        if (version := data.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+            raise ValueError(
+                f"embodiment: wanted schema_version {SCHEMA_VERSION}, got {version}; use the flowpolicy that wrote it"
+            )
         known = {f.name for f in fields(Embodiment)}
         required = known - {"reference_key", "reference_index", "gripper", "schema_version"}
         if unknown := set(data) - known:
@@ -69,15 +74,18 @@ class Embodiment:
         if missing := required - set(data):
             raise ValueError(f"embodiment: missing keys {sorted(missing)}; was the record written by hand?")
         values = dict(data)
-        values["obs"] = {key: _key_spec(spec) for key, spec in data["obs"].items()}
-        values["action"] = _key_spec(data["action"])
+        values["obs"] = {key: _key_spec(f"obs.{key}", spec) for key, spec in data["obs"].items()}
+        values["action"] = _key_spec("action", data["action"])
         for name in ("action_low", "action_high", "reference_index"):
             if name in values:
                 values[name] = tuple(values[name])
         return Embodiment(**values)
 
 
-def _key_spec(data: dict[str, Any]) -> KeySpec:
+def _key_spec(name: str, data: dict[str, Any]) -> KeySpec:
+    known = [f.name for f in fields(KeySpec)]
+    if "shape" not in data or set(data) - set(known):
+        raise ValueError(f"embodiment: {name}: wanted shape and any of {known[1:]}, got {sorted(data)}")
     return KeySpec(**{**data, "shape": tuple(data["shape"]), "names": tuple(data.get("names", ()))})
 
 
@@ -128,5 +136,8 @@ def save_embodiment(embodiment: Embodiment, path: Path) -> None:
 
 
 def load_embodiment(path: Path) -> Embodiment:
-    """Read what `save_embodiment` wrote."""
-    return Embodiment.from_dict(json.loads(path.read_text()))
+    """Read what `save_embodiment` wrote. Raises ValueError naming the file when it is damaged or of another schema."""
+    try:
+        return Embodiment.from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:  # JSON of another shape: a list, a number for a record
+        raise ValueError(f"{path}: {error}; restore the file or take another checkpoint") from error

@@ -16,14 +16,12 @@ class LinearNormalizer(nn.Module):
     """forward(x) = x * scale + offset, and its inverse, over the last axis of (..., D).
 
     scale, offset: (D,), buffers; scale must not be 0.
-    clip: forward limits its result to [-clip, clip], so that a sensor reading far outside the training data cannot
-      take the net anywhere; None leaves it alone. inverse never clips.
     """
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, scale: Tensor, offset: Tensor, *, clip: float | None = None) -> None:
+    def __init__(self, scale: Tensor, offset: Tensor) -> None:
         super().__init__()
         if scale.ndim != 1 or scale.shape != offset.shape:
             raise ValueError(
@@ -31,12 +29,11 @@ class LinearNormalizer(nn.Module):
             )
         self.register_buffer("scale", scale.detach().clone())
         self.register_buffer("offset", offset.detach().clone())
-        self.clip = clip
 
     @staticmethod
-    def identity(dim: int, *, clip: float | None = None) -> "LinearNormalizer":
+    def identity(dim: int) -> "LinearNormalizer":
         """Changes nothing; also the shape to load a state_dict into."""
-        return LinearNormalizer(torch.ones(dim), torch.zeros(dim), clip=clip)
+        return LinearNormalizer(torch.ones(dim), torch.zeros(dim))
 
     @staticmethod
     def fit(
@@ -45,7 +42,6 @@ class LinearNormalizer(nn.Module):
         *,
         key: str = "data",
         min_range: float = 1e-4,  # diffusion_policy's range_eps
-        clip: float | None = None,
     ) -> "LinearNormalizer":
         """Fit to data (N, D) of the training split.
 
@@ -70,13 +66,12 @@ class LinearNormalizer(nn.Module):
             )
         scale = 1.0 / np.where(constant, 1.0, half_range)
         offset = -center * scale
-        return LinearNormalizer(torch.from_numpy(scale).float(), torch.from_numpy(offset).float(), clip=clip)
+        return LinearNormalizer(torch.from_numpy(scale).float(), torch.from_numpy(offset).float())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) in robot units -> (..., D) normalised. Raises ValueError for another D."""
         self._check(x)
-        result = torch.addcmul(self.offset, x, self.scale)  # one kernel: this sits on the 1 ms latency path
-        return result if self.clip is None else result.clamp(-self.clip, self.clip)
+        return torch.addcmul(self.offset, x, self.scale)  # one kernel: this sits on the 1 ms latency path
 
     def inverse(self, x: Tensor) -> Tensor:
         """(..., D) normalised -> (..., D) in robot units. Raises ValueError for another D."""

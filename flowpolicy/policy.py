@@ -24,10 +24,14 @@ class FlowPolicy(nn.Module):
     Of the `horizon` predicted steps, index 0 is the time of the oldest of the `obs_horizon` observations
     (diffusion_policy's convention); the steps [obs_horizon - 1, obs_horizon - 1 + action_horizon) are executed.
     Build one with `build_policy`, which checks that the slice fits.
+    chunk_low, chunk_high: (A,), the range of the demonstrated actions as the head sees them (-1 and 1 for minmax):
+      nothing beyond it is decoded.
     """
 
     action_low: Tensor
     action_high: Tensor
+    chunk_low: Tensor
+    chunk_high: Tensor
 
     def __init__(
         self,
@@ -49,6 +53,8 @@ class FlowPolicy(nn.Module):
             {key: LinearNormalizer.identity(embodiment.obs[key].shape[-1]) for key in self.obs_keys}
         )
         self.action_normalizer = LinearNormalizer.identity(embodiment.action_dim)
+        self.register_buffer("chunk_low", -torch.ones(embodiment.action_dim))
+        self.register_buffer("chunk_high", torch.ones(embodiment.action_dim))
         self.register_buffer("action_low", torch.tensor(embodiment.action_low), persistent=False)
         self.register_buffer("action_high", torch.tensor(embodiment.action_high), persistent=False)
 
@@ -96,9 +102,11 @@ class FlowPolicy(nn.Module):
                 raise ValueError("predict: pass generator=torch.Generator(...) or noise=(B, H, A)")
             shape = (batch, self.horizon, self.embodiment.action_dim)
             noise = torch.randn(shape, generator=generator, device=generator.device).to(self.action_low.device)
-        cond = self.encode(obs)
-        action = sample_ode(self.head.velocity, noise, cond, time_grid(num_steps))
-        return self.decode(action.clamp(-1.0, 1.0), obs)
+        return self.decode(self.sample(self.encode(obs), noise, num_steps=num_steps), obs)
+
+    def sample(self, cond: Tensor, noise: Tensor, *, num_steps: int = 1) -> Tensor:
+        """Normalised chunk (B, H, A) from noise (B, H, A), inside the range of the demonstrated actions."""
+        return sample_ode(self.head.velocity, noise, cond, time_grid(num_steps)).clamp(self.chunk_low, self.chunk_high)
 
     def _check(self, obs: Observation, num_steps: int) -> int:
         """Batch size, after checking what came against the embodiment."""
@@ -134,7 +142,8 @@ def build_policy(
 
     encoder, net, head: constructors with everything but the shapes filled in (Hydra's `_partial_`).
     obs_keys: which of the embodiment's observations to use, in this order; None is all of them.
-    Raises ValueError when the executed slice does not fit into the horizon or a key is unknown.
+    Raises ValueError when the executed slice does not fit into the horizon, a key is unknown, or actions are relative
+    to a state that the policy does not see.
     """
     if min(horizon, obs_horizon, action_horizon) < 1:
         raise ValueError(f"horizons must be positive, got {horizon=}, {obs_horizon=}, {action_horizon=}")
@@ -146,12 +155,18 @@ def build_policy(
     keys = list(embodiment.obs) if obs_keys is None else list(obs_keys)
     if unknown := [key for key in keys if key not in embodiment.obs]:
         raise ValueError(f"obs_keys: unknown {unknown}; the embodiment has {list(embodiment.obs)}")
+    representation = ActionRepresentation(action_representation, embodiment)
+    if representation.kind != "absolute" and representation.key not in keys:
+        raise ValueError(
+            f"obs_keys: action_representation={representation.kind} subtracts '{representation.key}', which is not "
+            f"among {keys}; add it to policy.obs_keys or use absolute"
+        )
     built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
     built_net = net(action_dim=embodiment.action_dim, horizon=horizon, cond_dim=built_encoder.feature_dim)
     return FlowPolicy(
         encoder=built_encoder,
         head=head(built_net),
-        representation=ActionRepresentation(action_representation, embodiment),
+        representation=representation,
         embodiment=embodiment,
         obs_keys=keys,
         horizon=horizon,

@@ -17,7 +17,7 @@ from flowpolicy.files import write_atomic
 
 VERSIONED = (
     "flowpolicy", "torch", "numpy", "scipy", "hydra-core", "safetensors", "zarr", "numba", "gymnasium", "mani_skill",
-    "sapien", "mplib", "metaworld", "mujoco", "wandb", "imageio", "matplotlib",
+    "sapien", "mplib", "metaworld", "mujoco", "wandb", "imageio",
 )  # fmt: skip
 """Distributions whose version changes results or decides what can run."""
 
@@ -89,7 +89,7 @@ def _drop_cut_line(path: Path) -> None:
 class WandbTracker:
     """Weights & Biases, imported on construction; without a key or a login it records offline.
 
-    directory: where wandb keeps its files.   run_id: pass the same one to continue a run.
+    directory: where wandb keeps its files.   run_id: the attribute of an earlier tracker, to continue its run.
     Raises ImportError naming the extra when wandb is not installed.
     """
 
@@ -105,6 +105,7 @@ class WandbTracker:
             project=project, name=name, config=dict(config or {}), dir=str(directory), id=run_id,
             resume="allow" if run_id else None, mode=self.mode,
         )  # fmt: skip
+        self.run_id: str = self._run.id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Send `metrics` under their own names."""
@@ -199,15 +200,21 @@ def write_json(path: Path, data: Mapping[str, Any]) -> Path:
 
 
 def write_run_record(out: Path | str, *, argv: Sequence[str], config_hash: str, seeds: Mapping[str, int],
-                     device: str, dataset_hash: str | None) -> Path:  # fmt: skip
+                     device: str, dataset_hash: str | None, wandb_run_id: str | None = None) -> Path:  # fmt: skip
     """Write out/run.json: versions, git commit, command line, config hash, seeds, device, dataset hash, start time.
 
-    seeds: stream or purpose -> seed.   dataset_hash: None where a run reads no dataset.
+    seeds: stream or purpose -> seed.   dataset_hash: None where a run reads no dataset.   wandb_run_id: None without.
     Returns the path written.
     """
     record = {
         "argv": list(argv), "config_hash": config_hash, "seeds": dict(seeds), "device": device,
         "dataset_hash": dataset_hash, "git_commit": git_commit(), "versions": versions(),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"), "wandb_run_id": wandb_run_id,
     }  # fmt: skip
     return write_json(Path(out) / "run.json", record)
+
+
+def wandb_run(out: Path | str) -> str | None:
+    """The wandb run that out/run.json names, None where there is neither."""
+    record = Path(out) / "run.json"
+    return json.loads(record.read_text()).get("wandb_run_id") if record.is_file() else None

@@ -8,6 +8,7 @@ import torch
 
 from flowpolicy.data.store import Episode, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
+from flowpolicy.encoders.base import Encoder
 from flowpolicy.encoders.state import StateEncoder
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.nets.mlp import ResidualMLP
@@ -35,6 +36,18 @@ POLICY_CONFIG = {
     "net": {"_target_": "flowpolicy.nets.mlp.ResidualMLP", "_partial_": True, "width": 32, "depth": 1},
     "head": {"_target_": "flowpolicy.heads.meanflow.MeanFlowHead", "_partial_": True},
 }
+
+
+class OwnEncoder(Encoder):
+    """One of somebody else's package: sees the first key only."""
+
+    def __init__(self, *, obs_shapes: dict[str, tuple[int, ...]], obs_horizon: int) -> None:
+        super().__init__()
+        self.key, shape = next(iter(obs_shapes.items()))
+        self.feature_dim = obs_horizon * shape[0]
+
+    def forward(self, obs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return obs[self.key].flatten(1)
 
 
 def small_policy(*, seed: int = 0, **changes) -> FlowPolicy:

@@ -1,11 +1,15 @@
 """FlowPolicy: what it predicts, what it refuses, what it leaves alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from flowpolicy.actions import REPRESENTATIONS, ActionRepresentation
+from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.seeding import stream
+from flowpolicy.trainers.imitation import fit_normalizers
 from tests.helpers import EMBODIMENT, observation, small_policy
 
 
@@ -39,6 +43,31 @@ def test_predict_gives_the_executed_slice_in_robot_units_within_the_bounds() -> 
     assert float(chunk.abs().max()) == 2.0
 
 
+@pytest.mark.parametrize("mode", ["minmax", "quantile", "meanstd"])
+def test_every_demonstrated_action_can_be_predicted_and_none_beyond_them(mode: str) -> None:
+    policy, steps = small_policy(action_representation="absolute"), 400
+    action = torch.randn(steps, 3, generator=stream(0, "a"))
+    action[::50] *= 3.0  # a few strong ones, beyond both quantiles
+    action = action.clamp(policy.action_low, policy.action_high)
+    obs = {key: torch.randn(steps, *spec.shape) for key, spec in EMBODIMENT.obs.items()}
+    dataset = SequenceDataset(obs, action, [steps], horizon=8, obs_horizon=2)
+    fit_normalizers(policy, dataset, action_mode=mode)  # type: ignore[arg-type]
+
+    def reach(wanted: torch.Tensor) -> torch.Tensor:
+        """What comes out when the head lands on `wanted` (B, 8, 3), robot units."""
+        target = policy.action_normalizer(wanted)
+        policy.head.velocity = lambda x, t, r, cond: x - target  # type: ignore[method-assign]
+        sample = policy.sample(torch.zeros(len(wanted), 1), torch.zeros_like(wanted))
+        return policy.action_normalizer.inverse(sample)
+
+    chunks = action.unflatten(0, (-1, 8))
+    torch.testing.assert_close(reach(chunks), chunks)
+    low, high = action.amin(dim=0), action.amax(dim=0)
+    torch.testing.assert_close(reach(chunks * 100), chunks.sign().where(chunks == 0, (chunks * 100).clamp(low, high)))
+    if mode == "minmax":
+        assert policy.chunk_low.tolist() == [-1.0] * 3 and policy.chunk_high.tolist() == [1.0] * 3
+
+
 def test_predict_is_fixed_by_its_generator_and_touches_neither_mode_nor_global_randomness() -> None:
     policy, obs = small_policy().train(), observation()
     before = torch.get_rng_state()
@@ -68,11 +97,18 @@ def test_missing_or_misshapen_observations_are_refused_by_name() -> None:
         ({"action_horizon": 0}, "positive"),
         ({"obs_keys": ["agent_pos", "image"]}, "unknown \\['image'\\]"),
         ({"action_representation": "polar"}, "absolute, relative, delta"),
+        ({"obs_keys": ["env_state"]}, "subtracts 'agent_pos', which is not among .'env_state'."),
+        ({"obs_keys": ["env_state"], "action_representation": "delta"}, "add it to policy.obs_keys or use absolute"),
     ],
 )
 def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_policy(**changes)
+
+
+def test_a_reference_of_another_length_than_the_action_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"an entry per action dimension \(3\), got 2"):
+        ActionRepresentation("relative", replace(EMBODIMENT, reference_index=(1, 0)))
 
 
 def test_unused_keys_need_not_be_given() -> None:

@@ -4,8 +4,10 @@ from typing import Any, final
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flowpolicy.embodiment import Embodiment, KeySpec
 
@@ -54,10 +56,25 @@ def way_of(positions: NDArray[np.floating]) -> str:
     return "left" if positions[passed[0], 1] > OBSTACLE[1] else "right"
 
 
-def _distance(point: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Of `point` to the segment from a to b: a step is long enough to cut the obstacle's edge."""
-    share = np.clip((point - a) @ (b - a) / max((b - a) @ (b - a), 1e-12), 0.0, 1.0)
-    return float(np.linalg.norm(a + share * (b - a) - point))
+def move(position: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+    """One control step of N point masses.
+
+    position: (N, 2), m.   velocity: (N, 2), m/s, clipped to MAX_SPEED per axis.
+    Returns the next positions (N, 2) and which masses (N,) hit the obstacle on the way: a step is long enough to cut
+    its edge, so the whole segment counts.
+    """
+    after = (position + velocity.clamp(-MAX_SPEED, MAX_SPEED) / CONTROL_HZ).clamp(-_ARENA, _ARENA)
+    segment = after - position
+    to_obstacle = torch.from_numpy(OBSTACLE).to(position) - position
+    length = segment.square().sum(-1).clamp_min(1e-12)
+    share = ((to_obstacle * segment).sum(-1) / length).clamp(0.0, 1.0)  # where on the segment it is closest
+    distance = (to_obstacle - share[:, None] * segment).norm(dim=-1)
+    return after, distance < OBSTACLE_RADIUS
+
+
+def at_goal(position: Tensor, goal: Tensor) -> Tensor:
+    """(N, 2), (N, 2), m -> (N,) bool."""
+    return (position - goal).norm(dim=-1) < GOAL_RADIUS
 
 
 @final
@@ -96,10 +113,10 @@ class TwoWaysEnv(gymnasium.Env):
         self, action: NDArray[np.floating]
     ) -> tuple[dict[str, NDArray[np.float32]], float, bool, bool, dict[str, Any]]:
         """Move for 1 / CONTROL_HZ seconds; the action is clipped to the action space."""
-        velocity = np.clip(np.asarray(action, np.float64), -MAX_SPEED, MAX_SPEED)
-        self._path.append(np.clip(self._path[-1] + velocity / CONTROL_HZ, -_ARENA, _ARENA))
-        collision = _distance(OBSTACLE, *self._path[-2:]) < OBSTACLE_RADIUS
-        success = bool(np.linalg.norm(self._path[-1] - self._goal) < GOAL_RADIUS)
+        velocity = torch.from_numpy(np.asarray(action, np.float64))[None]
+        after, hit = move(torch.from_numpy(self._path[-1])[None], velocity)
+        self._path.append(after[0].numpy())
+        collision, success = bool(hit), bool(at_goal(after, torch.from_numpy(self._goal)[None]))
         way = way_of(np.stack(self._path))
         info = {"success": success, "way": way, "outcome": "collision" if collision else way}
         truncated = len(self._path) > self.max_episode_steps

@@ -1,6 +1,7 @@
 """Hydra at the door: compose a config, expand sweeps, instantiate; nothing below cli/ sees a DictConfig."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ def load(name: str, argv: list[str]) -> DictConfig:
     """configs/<name>.yaml with the overrides `argv`. Raises ValueError for what does not fit the yaml files."""
     if bad := [argument for argument in argv if "=" not in argument and not argument.startswith("~")]:
         raise ValueError(f"wanted key=value, got {' '.join(bad)}; see --help for examples")
+    if bad := [word for word in argv if word[0] in "+~" and not re.match(r"[+~]+(policy|task)[./]", word)]:
+        raise ValueError(f"{bad[0]}: wanted KEY=VALUE for a key that exists; + and ~ work below policy and task only")
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return compose_checked(name, argv)
 

@@ -11,11 +11,14 @@
   envs=2             parallel simulators; the result does not depend on it
   video=0            record the first so many episodes
   demonstrations=PATH   store for the chunk picture; default: the training data, if it is still there
-  out=DIR            default: RUN_DIR/evaluation/<checkpoint>/steps_<K>      device=auto   threads=1
+  out=DIR            default: RUN_DIR/evaluation/<checkpoint>/steps_<K>, with the task's id before steps_<K> if it is
+                     not the checkpoint's own      device=auto   threads=1
+  trusted=[]         your own packages whose encoders, nets or heads the checkpoint names: it may run their code
 Writes results.jsonl, summary.json, latency.json, chunks.json and videos/.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +34,20 @@ def main(argv: list[str]) -> int:
     """Evaluate, print the table and where everything lies."""
     about = config.plain(config.load("evaluate", [a for a in argv if not a.lstrip("+~").startswith("task")]))
     recorded = read_config(about["checkpoint"])
-    cfg = config.load("evaluate", _with_task(argv, recorded["task"]))
+    own = recorded["task"] if isinstance(recorded.get("task"), dict) else {}
+    cfg = config.load("evaluate", _with_task(argv, own))
     facts = config.plain(cfg)
+    task = facts["task"]
+    foreign = None if (task["name"], task["id"]) == (own.get("name"), own.get("id")) else task["id"]
     torch.set_num_threads(cfg.threads)
     folder = resolve_checkpoint(cfg.checkpoint)
     evaluations = evaluate(
-        folder, Task(facts["task"]["name"], facts["task"]["id"], config.instantiate(cfg.task.env)),
-        outs=evaluation_folders(folder, facts["num_steps"], out=Path(cfg.out) if cfg.out else None),
+        folder, Task(task["name"], task["id"], config.instantiate(cfg.task.env)),
+        outs=evaluation_folders(folder, facts["num_steps"], out=Path(cfg.out) if cfg.out else None, task_id=foreign),
         episodes=cfg.episodes, start_seed=cfg.start_seed, envs=cfg.envs, video=cfg.video,
         device=config.pick_device(cfg.device),
         demonstrations=Path(cfg.demonstrations) if cfg.demonstrations else training_data(recorded),
+        trusted_modules=facts["trusted"],
     )  # fmt: skip
     print(format_table([one.summary for one in evaluations]))
     for one in evaluations:
@@ -48,9 +55,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _with_task(argv: list[str], recorded: dict[str, Any]) -> list[str]:
-    """The overrides, led by the checkpoint's own task unless they name one; the yaml is ours, not the checkpoint's."""
+def _with_task(argv: list[str], own: dict[str, Any]) -> list[str]:
+    """The overrides, led by the checkpoint's own task unless they name one; the yaml is ours, not the checkpoint's.
+
+    Names must be plain words and values hold no interpolation: either could reach a `_target_` of the yaml.
+    """
     if any(argument.startswith("task=") for argument in argv):
         return argv
-    scalars = {key: value for key, value in recorded.items() if key != "name" and not isinstance(value, dict | list)}
-    return [f"task={recorded['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in scalars.items()), *argv]
+    scalars = {key: value for key, value in own.items() if key != "name" and not isinstance(value, dict | list)}
+    words = [str(own.get("name", "")), *scalars]
+    if not all(re.fullmatch(r"\w[\w-]*", word) for word in words) or any("$" in str(v) for v in scalars.values()):
+        raise ValueError(f"the checkpoint's config.json names no task, got {str(own)[:80]}; pass task=… task.id=…")
+    return [f"task={own['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in scalars.items()), *argv]

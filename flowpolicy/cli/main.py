@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 VERBS = ("data", "train", "evaluate", "report", "info", "doctor")
+_TRAIN_EXTRA = ("zarr", "numcodecs", "numba", "gymnasium")
 
 
 def main(argv: list[str]) -> int:
@@ -32,11 +33,11 @@ def main(argv: list[str]) -> int:
     if verb not in VERBS:
         print(f"flowpolicy: unknown verb '{verb}'; verbs are {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"flowpolicy.cli.{verb}")
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(module.__doc__)
-        return 0
     try:
+        module = importlib.import_module(f"flowpolicy.cli.{verb}")
+        if any(argument in ("-h", "--help") for argument in arguments):
+            print(module.__doc__)
+            return 0
         return module.main(arguments)
     except (ValueError, OSError, ImportError, RuntimeError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("FLOWPOLICY_DEBUG") == "1":
@@ -53,6 +54,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror == os.strerror(errno.ENOSPC):
         where = f" at {error.filename}" if error.filename else ""
         return f"disk full{where}; files written before are whole. Free some space and run again (train: resume=true)"
+    if isinstance(error, ImportError) and (missing := (error.name or "").partition(".")[0]) in _TRAIN_EXTRA:
+        return f'{missing} is not installed; pip install "flowpolicy[train]"'
     while error.__cause__ is not None and isinstance(error, HydraException | OmegaConfBaseException):
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__

@@ -11,8 +11,10 @@
   trainer.steps   trainer.batch_size   trainer.lr   trainer.eval_every   trainer.checkpoint_every   ...
   dataset.val_episodes=0     keep the last so many from training; logs val/loss and val/action_mse
   out=DIR (default runs/<task>/<id>/<time>)   seed=0   device=auto   threads=1
-  resume=true    go on from the newest checkpoint of out=DIR, bit for bit; starts fresh where there is none
-  debug=true     every stage in seconds
+  resume=true    go on from the newest checkpoint of out=DIR, bit for bit; starts fresh where there is none. Data, seed,
+                 policy and trainer must be the run's; trainer.steps may differ, but the learning rate then jumps to the
+                 cosine that ends there. So may trainer.log_every, eval_every, checkpoint_every, keep_best
+  debug=true     every stage in seconds, with 2 episodes where the task has a simulator (task.env=null: it has none)
   wandb.enabled=true         offline without a key; metrics.jsonl is always written
   experiment=NAME            a named recipe
 Any number of a head or net can be set too: policy.head.p_equal=0.25 policy.net.width=1024
@@ -20,6 +22,7 @@ Any number of a head or net can be set too: policy.head.p_equal=0.25 policy.net.
 
 import hashlib
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -28,7 +31,8 @@ from omegaconf import DictConfig
 
 from flowpolicy.cli import config
 from flowpolicy.data.store import EpisodeStore
-from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, write_run_record
+from flowpolicy.files import claim_folder
+from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
 from flowpolicy.trainers.imitation import TrainerSettings
 from flowpolicy.trainers.run import SimulatorCheck, train_policy
 
@@ -42,34 +46,43 @@ def main(argv: list[str]) -> int:
 
 def _train(cfg: DictConfig, overrides: list[str]) -> None:
     facts = config.plain(cfg)
-    settings = TrainerSettings(**{**facts["trainer"], "betas": tuple(facts["trainer"]["betas"])})
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    out = Path(cfg.out or f"runs/{cfg.task.name}/{cfg.task.id}/{stamp}").absolute()
+    settings = TrainerSettings(**{**facts["trainer"], "betas": tuple(facts["trainer"]["betas"] or ())})
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
     store = EpisodeStore.open(cfg.dataset.path)
     check = None
-    if settings.eval_every:
+    if facts["task"].get("env") and (settings.eval_every or cfg.debug):
         check = SimulatorCheck(config.instantiate(cfg.task.env), **facts["eval"])
+    elif settings.eval_every:
+        raise ValueError(f"trainer.eval_every={settings.eval_every} needs a simulator, but task.env is null; use 0")
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    default = Path("runs", cfg.task.name, cfg.task.id, stamp)
+    out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
     def start() -> Tracker:
         trackers: list[Tracker] = []
+        run_id = wandb_run(out) if cfg.resume else None
         if cfg.wandb.enabled:  # first: it may be missing
-            trackers.append(WandbTracker(out, project=cfg.wandb.project, config=facts))
+            trackers.append(wandb := WandbTracker(out, project=cfg.wandb.project, config=facts, run_id=run_id))
+            run_id = wandb.run_id
         config.save(cfg, overrides, out)
         write_run_record(
             out, argv=["train", *overrides], config_hash=digest, seeds={"seed": cfg.seed}, device=str(device),
-            dataset_hash=dataset["hash"],
+            dataset_hash=dataset["hash"], wandb_run_id=run_id,
         )  # fmt: skip
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
-    checkpoint = train_policy(
-        store, policy_config=facts["policy"], facts={"task": facts["task"], "dataset": dataset}, out=out,
-        settings=settings, start=start, seed=cfg.seed, device=device, check=check,
-        val_episodes=cfg.dataset.val_episodes, mask_padding=cfg.dataset.mask_padding,
-        obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],
-        resume=cfg.resume, debug=cfg.debug,
-    )  # fmt: skip
+    try:
+        checkpoint = train_policy(
+            store, policy_config=facts["policy"], facts={"task": facts["task"], "dataset": dataset}, out=out,
+            settings=settings, start=start, seed=cfg.seed, device=device, check=check,
+            val_episodes=cfg.dataset.val_episodes, mask_padding=cfg.dataset.mask_padding,
+            obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],
+            resume=cfg.resume, debug=cfg.debug,
+        )  # fmt: skip
+    finally:
+        if not cfg.out and not any(out.iterdir()):
+            os.removedirs(default)  # relative: it stops at runs/, and at the first folder that holds anything
     print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {checkpoint}\nrun         {out}")

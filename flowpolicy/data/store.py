@@ -13,7 +13,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import shutil
 import struct
 import zlib
@@ -26,6 +25,7 @@ import numpy as np
 import zarr
 
 from flowpolicy.embodiment import Embodiment, KeySpec
+from flowpolicy.files import beside, remove_leftovers, replace_folder
 
 FORMAT = "flowpolicy-episodes"
 FORMAT_VERSION = 1
@@ -60,6 +60,7 @@ class EpisodeWriter:
 
     def __init__(self, path: Path, embodiment: Embodiment, attrs: dict[str, Any], *, overwrite: bool = False) -> None:
         self.path = Path(path).absolute()
+        remove_leftovers(self.path)
         refuse_existing(self.path, overwrite=overwrite)
         if clash := sorted(set(attrs) & set(_RESERVED)):
             raise ValueError(f"EpisodeWriter: attrs {clash} are reserved for the format; rename them")
@@ -69,14 +70,13 @@ class EpisodeWriter:
         self._attrs = {"format": FORMAT, "format_version": FORMAT_VERSION, "embodiment": embodiment.to_dict(), **attrs}
         json.dumps(self._attrs)  # a value that is no JSON fails here, not after an hour of collecting
         self._overwrite = overwrite
-        self._temp = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._temp = beside(self.path)
         self._lengths: list[int] = []
         self._seeds: list[int] = []
         self._successes: list[bool] = []
         self._arrays: dict[str, zarr.Array] = {}
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self._temp, ignore_errors=True)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._root = zarr.open_group(self._temp, mode="w", zarr_format=2)
@@ -280,20 +280,6 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{path} already exists; choose another path or pass overwrite=true")
     if not (path / ".zgroup").is_file():
         raise FileExistsError(f"{path} exists and is not a zarr store, so overwrite=true will not replace it")
-
-
-def replace_folder(new: Path, path: Path) -> None:
-    """Move the folder `new` to `path`; an older `path` is set aside first and deleted afterwards."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        if old.exists():
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _require_layout(path: Path) -> None:

@@ -1,13 +1,13 @@
 """How long one observation takes from robot units to robot units, and which part of that is the net itself."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 
-from flowpolicy.evaluation.statistics import percentiles
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
 from flowpolicy.policy import FlowPolicy
@@ -72,6 +72,14 @@ def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1,
         overhead=max(0.0, 1.0 - summary["floor"]["p50"] / summary["predict"]["p50"]),
         stages={name: summary[name] for name in ("encode", "head", "decode")}, samples_ms=spent["predict"],
     )  # fmt: skip
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 and max of `values`, in their own unit. Raises ValueError when there are none."""
+    if len(values) == 0:
+        raise ValueError("percentiles: wanted at least one value, got none")
+    p50, p95, p99 = np.percentile(np.asarray(values, dtype=np.float64), [50, 95, 99])
+    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(max(values))}
 
 
 def _check(obs: Observation, *, num_steps: int, warmup: int, repeats: int) -> None:

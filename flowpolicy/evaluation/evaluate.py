@@ -52,13 +52,14 @@ def evaluate(
     video: int = 0,
     device: torch.device | str = "cpu",
     demonstrations: Path | None = None,
+    trusted_modules: Sequence[str] = (),
     progress: bool = True,
 ) -> list[Evaluation]:
     """Roll out seeds start_seed .. start_seed + episodes - 1 at every number of steps in `outs`.
 
     checkpoint: a run folder or a checkpoint folder.   outs: number of network evaluations per chunk -> folder to write.
     envs: parallel simulators; the results do not depend on it.   video: record the first so many episodes.
-    demonstrations: store whose first episode the chunk picture shows too.
+    demonstrations: store whose first episode the chunk picture shows too.   trusted_modules: as in `load_policy`.
     Each folder gets results.jsonl, summary.json, latency.json (batch 1, after warm-up), chunks.json, and videos/ when
     asked for. Raises ValueError when checkpoint and task disagree on the embodiment, or a count is out of range.
     """
@@ -69,7 +70,7 @@ def evaluate(
     if video:
         require_video()
     folder = resolve_checkpoint(checkpoint)
-    policy = load_policy(folder, device=device)
+    policy = load_policy(folder, device=device, trusted_modules=trusted_modules)
     _check_steps(policy, outs)
     demonstration = load_demonstration(demonstrations, policy) if demonstrations else None
     seeds = range(start_seed, start_seed + episodes)
@@ -115,10 +116,13 @@ def summarize(results: Sequence[EpisodeResult], latency: LatencyReport, *, secon
     } | ({"success_outcomes": dict(sorted(ways.items()))} if ways else {})
 
 
-def evaluation_folders(checkpoint: Path, num_steps: int | Sequence[int], *, out: Path | None) -> dict[int, Path]:
+def evaluation_folders(
+    checkpoint: Path, num_steps: int | Sequence[int], *, out: Path | None, task_id: str | None = None
+) -> dict[int, Path]:
     """Number of steps -> folder: `out` itself for a single number, out/steps_<K> for several.
 
     out: None is RUN_DIR/evaluation/<checkpoint>, always with steps_<K>, so that no evaluation overwrites another's.
+    task_id: a folder more for a task that is not the checkpoint's own; None is its own. Without effect on a given out.
     checkpoint: the resolved folder, RUN_DIR/checkpoints/<step>.
     """
     several = num_steps if isinstance(num_steps, Sequence) else [num_steps]
@@ -127,6 +131,7 @@ def evaluation_folders(checkpoint: Path, num_steps: int | Sequence[int], *, out:
     if out is None:
         inside = checkpoint.parent.name == "checkpoints"
         out = checkpoint.parents[1] / "evaluation" / checkpoint.name if inside else checkpoint / "evaluation"
+        out = out / task_id.replace("/", "_") if task_id is not None else out
     return {k: out / f"steps_{k}" for k in several}
 
 

@@ -7,6 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
+_WANTED = {
+    "summary.json": ("num_steps", "n", "success_once", "ci_low", "ci_high", "success_at_end", "return_mean",
+                     "latency_ms", "env_steps_per_s"),
+    "latency.json": ("threads", "device", "predict", "floor", "overhead", "stages", "samples_ms"),
+    "chunks.json": ("names", "panels"),
+}  # fmt: skip
+"""What the page reads from each file."""
+
 
 @final
 @dataclass(frozen=True)
@@ -102,9 +110,13 @@ def _json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); run the command that wrote it again") from error
+    if not isinstance(content, dict) or (absent := [key for key in _WANTED.get(path.name, ()) if key not in content]):
+        lacks = f"lacks {', '.join(absent)}" if isinstance(content, dict) else f"is a {type(content).__name__}"
+        raise ValueError(f"{path} {lacks}, so flowpolicy did not write it; leave its folder out")
+    return content
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -113,7 +125,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return []
     text = path.read_text()
     try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} has a line that is not JSON ({error}); restore the file or leave the folder out"
                          ) from error  # fmt: skip
+    if bad := [line for line in lines if not isinstance(line, dict)]:
+        raise ValueError(f"{path}: wanted an object per line, got {str(bad[0])[:40]}; leave the folder out")
+    return lines

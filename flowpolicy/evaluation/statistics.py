@@ -1,8 +1,5 @@
-"""The two statistics every result carries: an interval for a success rate and percentiles for a time."""
+"""The statistic every success rate carries: an interval."""
 
-from collections.abc import Sequence
-
-import numpy as np
 from scipy.stats import binomtest
 
 
@@ -19,11 +16,3 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"wilson_interval: confidence must lie in (0, 1), got {confidence}; 0.95 is 95 %")
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99 and max of `values`, in their own unit. Raises ValueError when there are none."""
-    if len(values) == 0:
-        raise ValueError("percentiles: wanted at least one value, got none")
-    p50, p95, p99 = np.percentile(np.asarray(values, dtype=np.float64), [50, 95, 99])
-    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(max(values))}

@@ -48,6 +48,7 @@ def meanflow_correction(
     `imf` the predicted instantaneous velocity u(x_t, t, t), which depends on x_t alone and so has less variance
     (Geng et al. 2025, "Improved Mean Flows", boundary form).
     path_velocity: (B, H, A) = noise - action.   Raises ValueError for an unknown objective.
+    All of it with autocast off, for the reason that `time_derivative` gives.
     """
     if objective not in ("meanflow", "imf"):
         raise ValueError(f"objective must be 'meanflow' or 'imf', got {objective!r}")
@@ -59,7 +60,7 @@ def meanflow_correction(
     if objective == "meanflow":
         tangent = path_velocity[num_equal:]
     else:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
             tangent = velocity(x_t, t, t, cond)
     derivative = time_derivative(velocity, x_t, t, r, cond, tangent)
     correction[num_equal:] = expand(t - r, x_t) * derivative

@@ -44,13 +44,8 @@ def sample_time_pairs(
     return t, torch.cat([t[:equal], r[equal:]])
 
 
-def time_grid(num_steps: int, *, start: float = 1.0, device: torch.device | str = "cpu") -> Tensor:
-    """(K+1,) uniform times from `start` down to 0.
-
-    Raises ValueError for num_steps < 1 or start outside (0, 1].
-    """
+def time_grid(num_steps: int) -> Tensor:
+    """(K+1,) uniform times from 1 down to 0. Raises ValueError for num_steps < 1."""
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1 network evaluation, got {num_steps}")
-    if not 0.0 < start <= 1.0:
-        raise ValueError(f"start time must lie in (0, 1], got {start}")
-    return torch.linspace(start, 0.0, num_steps + 1, device=device)
+    return torch.linspace(1.0, 0.0, num_steps + 1)

@@ -20,7 +20,7 @@ class UNet1D(VelocityNet):
     min_time_frequency, max_time_frequency: MP1 feeds unscaled times to the transformer's embedding: 1e-4 and 1.
     kernel_size 5 and 8 groups are Diffusion Policy's.
     Taps: early = first down level, mid = bottleneck, late = last up level; (B, C, length).
-    Raises ValueError when the horizon is not divisible by 2^(levels - 1) or a width not by the groups.
+    Raises ValueError for fewer than 2 levels, a horizon not divisible by 2^(levels - 1) or a width not by the groups.
     Source: Chi et al. 2023 (Diffusion Policy), Janner et al. 2022; FiLM is scale * h + bias as there.
     """
 
@@ -39,6 +39,8 @@ class UNet1D(VelocityNet):
         groups: int = 8,
     ) -> None:
         super().__init__()
+        if len(dims) < 2:
+            raise ValueError(f"UNet1D: dims must name at least 2 levels, got {list(dims)}; or use policy/net=mlp")
         factor = 2 ** (len(dims) - 1)
         if horizon % factor:
             raise ValueError(f"UNet1D: horizon must be divisible by {factor} ({len(dims)} levels), got {horizon}")

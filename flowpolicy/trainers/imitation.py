@@ -35,11 +35,13 @@ class TrainerSettings:
 
     lr 1e-3 and 200 warm-up steps suit the small nets that train on a CPU (MP1's 255 M U-Net: 1e-4, 500).
     betas, weight_decay: diffusion_policy's.   grad_clip: largest gradient norm.   ema_*: see the EMA module.
-    obs_noise: standard deviation, in normalised units, of the noise on observations (`data.augment`); on PickCube-v1
-    it took a regression policy from 0.76 to 0.96 (50 unseen seeds).
+    obs_noise: standard deviation of the noise on observations (`data.augment`), in normalised units: the training
+    range [-1, 1] is 2 wide. On PickCube-v1, 0.02 took a regression policy from 0.76 to 0.96 (50 unseen seeds).
     log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved). Validation, where
     there are held-out episodes, goes with the checkpoints.
     precision: "fp32", "bf16" or "auto", see `uses_bfloat16`; the Jacobian product is float32 always.
+    A resumed run may change steps (the cosine then ends there, so the learning rate jumps), log_every, eval_every,
+    checkpoint_every and keep_best; see `trainers.resume`.
     """
 
     steps: int = 6000
@@ -65,6 +67,8 @@ class TrainerSettings:
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"trainer.{name} must be at least {bound}, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"trainer.betas must be two numbers of at least 0 and below 1, got {list(self.betas)}")
         for name in ("lr", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"trainer.{name} must be positive, got {getattr(self, name)}")
@@ -123,10 +127,14 @@ class ImitationTrainer:
         return self.step
 
     def run(self) -> FlowPolicy:
-        """Train to `settings.steps`; returns the averaged policy."""
+        """Train to `settings.steps`; returns the averaged policy.
+
+        time/step_ms and time/data_frac are about batches and updates: not logging, validation, evaluation, checkpoints.
+        """
         settings = self.settings
-        data_s = window_s = 0.0
-        window_start = time.perf_counter()
+        if self.step:
+            self.checkpoints.index(self.step)  # what a kill between checkpoint and index left undone
+        data_s, counted, window_start = 0.0, 0, time.perf_counter()
         bar = tqdm(total=settings.steps, initial=self.step, desc="train", unit="step", disable=not self.progress)
         with bar:
             while self.step < settings.steps:
@@ -135,17 +143,19 @@ class ImitationTrainer:
                 data_s += time.perf_counter() - before
                 metrics = self._update(batch)
                 self.step += 1
-                bar.update()
+                counted += 1
                 if self._due(settings.log_every):
+                    values = {name: float(value) for name, value in metrics.items()}  # waits for a GPU
                     window_s = time.perf_counter() - window_start
-                    values = {name: float(value) for name, value in metrics.items()}
-                    values["time/data_frac"] = data_s / window_s
-                    values["time/step_ms"] = 1e3 * window_s / settings.log_every
-                    self._require_finite(values["train/loss"])
+                    values |= {"time/data_frac": data_s / window_s, "time/step_ms": 1e3 * window_s / counted}
+                    self._require_finite(metrics)
                     self.tracker.log(self.step, values)
                     bar.set_postfix_str(f"loss {values['train/loss']:.4f}, data {100 * data_s / window_s:.0f} %")
-                    data_s, window_start = 0.0, time.perf_counter()
-                self._evaluate_and_save(metrics["train/loss"])
+                    data_s, counted, window_start = 0.0, 0, time.perf_counter()
+                paused = time.perf_counter()
+                bar.update()
+                self._evaluate_and_save(metrics)
+                window_start += time.perf_counter() - paused
         return self.ema.module
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
@@ -189,25 +199,28 @@ class ImitationTrainer:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.settings.steps)
 
-    def _evaluate_and_save(self, loss: Tensor) -> None:
+    def _evaluate_and_save(self, metrics: dict[str, Tensor]) -> None:
         score = None
         if self.validate is not None and self._due(self.settings.checkpoint_every):
             self.tracker.log(self.step, self.validate(self.ema.module))
         if self.evaluate is not None and self._due(self.settings.eval_every):
-            metrics = self.evaluate(self.ema.module, self.step)
-            self.tracker.log(self.step, metrics)
-            score = metrics["eval/success_once"]
+            found = self.evaluate(self.ema.module, self.step)
+            self.tracker.log(self.step, found)
+            score = found["eval/success_once"]
         last = self.step == self.settings.steps
         if score is not None or self._due(self.settings.checkpoint_every) or last:
-            self._require_finite(float(loss))
+            self._require_finite(metrics)
             self.checkpoints.save(self.step, policy=self.policy, ema=self.ema, optimizer=self.optimizer, score=score)
 
-    def _require_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is {loss} at step {self.step}; the last good checkpoint is in {self.checkpoints.folder}. "
-                "Try a smaller trainer.lr, or look for outliers with `flowpolicy data validate`"
-            )
+    def _require_finite(self, metrics: dict[str, Tensor]) -> None:
+        """Loss and gradient: a finite loss with a gradient of NaN has made weights of NaN already."""
+        for name, value in (("loss", metrics["train/loss"]), ("gradient norm", metrics["train/grad_norm"])):
+            if not math.isfinite(float(value)):
+                raise ValueError(
+                    f"the {name} is {float(value)} at step {self.step}; the last good checkpoint is in "
+                    f"{self.checkpoints.folder}. Try a smaller trainer.lr, or look for outliers with `flowpolicy data "
+                    "validate`"
+                )
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
@@ -232,6 +245,7 @@ def fit_normalizers(
     """Fit the policy's normalisers to the training data, actions in their representation.
 
     Chunk statistics run over all windows and valid steps, since a relative action depends on where its chunk starts.
+    minmax maps the actions to [-1, 1], which is the policy's range as it is built; the others leave it to be measured.
     """
     device = policy.action_low.device
     for key in policy.obs_keys:
@@ -242,4 +256,8 @@ def fit_normalizers(
     for index in torch.arange(len(dataset)).split(4096):
         batch = dataset.batch(index)
         chunks.append(policy.representation.encode(batch.action, batch.obs)[batch.mask > 0])
-    policy.action_normalizer = LinearNormalizer.fit(torch.cat(chunks), action_mode, key="action").to(device)
+    actions = torch.cat(chunks)
+    policy.action_normalizer = LinearNormalizer.fit(actions, action_mode, key="action").to(device)
+    if action_mode != "minmax":
+        normalised = policy.action_normalizer(actions)
+        policy.chunk_low, policy.chunk_high = normalised.amin(dim=0), normalised.amax(dim=0)

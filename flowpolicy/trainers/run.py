@@ -1,14 +1,14 @@
 """One imitation run from a store to a checkpoint: build, fit, resume, train; with or without a simulator beside it."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from flowpolicy.checkpoint import create_policy
+from flowpolicy.checkpoint import create_policy, targets
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.embodiment import require_match
@@ -18,13 +18,15 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import derive
-from flowpolicy.tracking import Tracker
+from flowpolicy.tracking import CompositeTracker, Tracker
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.resume import require_same_run
 from flowpolicy.trainers.state import Checkpoints
 from flowpolicy.trainers.validation import Validation
 
 
 @final
+@dataclass(frozen=True)
 class SimulatorCheck:
     """In-training evaluation: the averaged policy on seeds that neither training nor the report uses.
 
@@ -32,17 +34,11 @@ class SimulatorCheck:
     num_steps: network evaluations per chunk.   envs: parallel simulators (1 runs in this process).
     """
 
-    def __init__(
-        self,
-        make_env: Callable[[], Any],
-        *,
-        episodes: int = 20,
-        start_seed: int = 50000,
-        num_steps: int = 1,
-        envs: int = 1,
-    ) -> None:
-        self.make_env, self.episodes, self.start_seed = make_env, episodes, start_seed
-        self.num_steps, self.envs = num_steps, envs
+    make_env: Callable[[], Any]
+    episodes: int = 20
+    start_seed: int = 50000
+    num_steps: int = 1
+    envs: int = 1
 
     def require(self, policy: FlowPolicy) -> None:
         """Try the simulator before hours of training. Raises what it raises; ValueError for another embodiment."""
@@ -53,7 +49,7 @@ class SimulatorCheck:
             env.close()
 
     def __call__(self, policy: FlowPolicy, step: int) -> dict[str, float]:
-        """Metrics eval/success_once with its Wilson interval, eval/return, eval/episode_len."""
+        """Metrics eval/success_once with its Wilson interval, eval/success_at_end, eval/return, eval/episode_len."""
         del step
         env = make_vector_env(self.make_env, self.envs)
         try:
@@ -68,6 +64,7 @@ class SimulatorCheck:
             "eval/success_once_ci_low": low,
             "eval/success_once_ci_high": high,
             "eval/success_once_n": len(results),
+            "eval/success_at_end": sum(result.success_at_end for result in results) / len(results),
             "eval/return": sum(result.return_ for result in results) / len(results),
             "eval/episode_len": sum(result.episode_len for result in results) / len(results),
         }
@@ -93,33 +90,66 @@ def train_policy(
 ) -> Path:
     """Train on `store` and return the folder of the last checkpoint.
 
-    policy_config: what `create_policy` builds.   facts: written into each checkpoint's config.json.
+    policy_config: what `create_policy` builds.   facts: written into each checkpoint's config.json, beside the seed,
+    the trainer's settings and the normalisers' modes.
     val_episodes: how many episodes at the store's end are kept from training for `Validation`.
     start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
     resume: go on from out/checkpoints/last where there is one; what was logged after it is dropped.
-    debug: 20 steps, 2 episodes, every stage.
-    Raises FileExistsError when `out` holds checkpoints already and resume is off.
+    debug: 20 steps, every stage; 2 episodes where there is a `check`.
+    Raises FileExistsError when `out` holds checkpoints already and resume is off, ValueError when it is on and the run
+    there differs (`require_same_run`).
     """
     if debug:
         settings = replace(settings, steps=20, batch_size=16, log_every=5, checkpoint_every=10,
                            eval_every=10 if check else 0)  # fmt: skip
-        if check:
-            check.episodes = 2
-    folder = out / "checkpoints"
-    if not resume and (folder / "last").exists():
-        raise FileExistsError(
-            f"{out} holds a training run already; resume=true goes on with it, or choose another out="
-        )
+        check = replace(check, episodes=2) if check else None
+    last = out / "checkpoints" / "last"
+    facts = facts | {
+        "dataset": {**facts.get("dataset", {}), "val_episodes": val_episodes, "mask_padding": mask_padding},
+        "seed": seed, "trainer": asdict(settings), "normalization": {"obs": obs_mode, "action": action_mode},
+    }  # fmt: skip
+    if last.exists():
+        if not resume:
+            raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
+        require_same_run(last.resolve(), {"policy": policy_config, **facts})
+    policy = _new_policy(store, policy_config, seed=seed).to(device)
+    dataset, validate = _load(store, policy, val_episodes=val_episodes, mask_padding=mask_padding, seed=seed)
+    fit_normalizers(policy, dataset, obs_mode=obs_mode, action_mode=action_mode)
+    if check:
+        check.require(policy)
+    checkpoints = Checkpoints(last.parent, config=policy_config, facts=facts, keep_best=settings.keep_best)
+    trainer = ImitationTrainer(
+        policy, dataset, settings=settings, checkpoints=checkpoints, tracker=CompositeTracker([]), seed=seed,
+        evaluate=check, validate=validate,
+    )  # fmt: skip
+    step = trainer.resume() if resume else 0  # a state that cannot be loaded is refused before anything is written
+    trainer.tracker = start()
+    try:
+        trainer.tracker.truncate_after(step)
+        trainer.run()
+    finally:
+        trainer.tracker.close()
+    return last.resolve()
+
+
+def _new_policy(store: EpisodeStore, config: dict[str, Any], *, seed: int) -> FlowPolicy:
+    """Untrained; whoever typed the config trusts the packages that it names, which a checkpoint does not get to say."""
+    if store.embodiment is None:
+        raise ValueError(f"{store.path} has no embodiment record, so nothing says what its numbers mean")
+    outside = sorted({target.split(".")[0] for target in targets(config)} - {"flowpolicy"})
+    with torch.random.fork_rng():  # layers initialise themselves from the global generator
+        torch.manual_seed(derive(seed, "model"))
+        return create_policy(config, store.embodiment, trusted_modules=outside)
+
+
+def _load(store: EpisodeStore, policy: FlowPolicy, *, val_episodes: int, mask_padding: bool,
+          seed: int) -> tuple[SequenceDataset, Validation | None]:  # fmt: skip
+    """What to train on, on the policy's device, and the check on the last `val_episodes`."""
     if not 0 <= val_episodes < max(store.num_episodes, 1):
         raise ValueError(
             f"dataset.val_episodes must be at least 0 and leave episodes to train on, got {val_episodes} of "
             f"{store.num_episodes}"
         )
-    if store.embodiment is None:
-        raise ValueError(f"{store.path} has no embodiment record, so nothing says what its numbers mean")
-    with torch.random.fork_rng():  # layers initialise themselves from the global generator
-        torch.manual_seed(derive(seed, "model"))
-        policy = create_policy(policy_config, store.embodiment, trusted_modules=_packages(policy_config))
     load = partial(
         SequenceDataset.from_store,
         store,
@@ -127,27 +157,8 @@ def train_policy(
         obs_horizon=policy.obs_horizon,
         keys=policy.obs_keys,
         mask_padding=mask_padding,
-        device=device,
+        device=policy.action_low.device,
     )
     split = store.num_episodes - val_episodes
-    dataset = load(episodes=range(split))
-    validate = Validation(load(episodes=range(split, store.num_episodes)), seed=seed) if val_episodes else None
-    fit_normalizers(policy.to(device), dataset, obs_mode=obs_mode, action_mode=action_mode)
-    if check:
-        check.require(policy)
-    tracker = start()
-    checkpoints = Checkpoints(folder, config=policy_config, facts=facts, keep_best=settings.keep_best)
-    trainer = ImitationTrainer(
-        policy, dataset, settings=settings, checkpoints=checkpoints, tracker=tracker, seed=seed, evaluate=check,
-        validate=validate,
-    )  # fmt: skip
-    tracker.truncate_after(trainer.resume() if resume else 0)
-    trainer.run()
-    tracker.close()
-    return (folder / "last").resolve()
-
-
-def _packages(config: dict[str, Any]) -> list[str]:
-    """Top-level packages that a policy config names: whoever typed the config trusts them."""
-    values = [config, *(value for value in config.values() if isinstance(value, dict))]
-    return sorted({value["_target_"].split(".")[0] for value in values if "_target_" in value})
+    held_out = load(episodes=range(split, store.num_episodes)) if val_episodes else None
+    return load(episodes=range(split)), Validation(held_out, seed=seed) if held_out is not None else None

@@ -1,7 +1,6 @@
 """Training state on disk: everything that `resume` needs to go on as if nothing had happened."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, final
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from flowpolicy.checkpoint import load_weights, save_policy, write_tensors
-from flowpolicy.files import atomic_directory, atomic_symlink, write_atomic
+from flowpolicy.files import atomic_directory, atomic_symlink, remove_folder, remove_leftovers, write_atomic
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 
@@ -19,12 +18,11 @@ class Checkpoints:
     """The checkpoints/ folder of a run: numbered folders, `last` and `best` links, index.json with the scores.
 
     config, facts: what `save_policy` writes beside the weights.
-    keep_best: how many of the highest-scoring checkpoints survive, besides the last one.
+    keep_best: how many of the highest-scoring checkpoints survive, besides the last one; 0 makes no `best` link.
     """
 
     def __init__(self, folder: Path, *, config: dict[str, Any], facts: dict[str, Any], keep_best: int = 2) -> None:
         self.folder, self.config, self.facts, self.keep_best = folder, config, facts, keep_best
-        folder.mkdir(parents=True, exist_ok=True)
 
     def save(
         self,
@@ -40,6 +38,7 @@ class Checkpoints:
         The policy/ folder holds the averaged weights, state/ the raw ones, the optimiser and the counters.
         score: success rate of the in-training evaluation at this step, None where there was none.
         """
+        remove_leftovers(self.folder / "last", name=".+")  # of any checkpoint: the folder has no other writer
         target = self.folder / f"{step:06d}"
         with atomic_directory(target, replace=True) as folder:
             facts = {**self.facts, "step": step, "weights": "ema"}
@@ -51,7 +50,7 @@ class Checkpoints:
             counters = {"step": step, "ema_updates": ema.updates, "score": score}
             write_atomic(state / "step.json", json.dumps(counters) + "\n")
         atomic_symlink(self.folder / "last", target.name)
-        self._index(step)
+        self.index(step)
         return target
 
     def restore(
@@ -66,25 +65,30 @@ class Checkpoints:
         load_weights(ema.module, last / "policy" / "model.safetensors")
         ema.updates = counters["ema_updates"]
         _restore_optimizer(optimizer, load_tensors((last / "state" / "optimizer.safetensors").read_bytes()))
-        self._index(counters["step"])
         return counters["step"]
 
-    def _index(self, last_step: int) -> None:
-        """Rebuild index.json and `best` from the checkpoints on disk up to `last_step`; prune the rest."""
-        scores: dict[str, float | None] = {}
-        for folder in sorted(self.folder.glob("[0-9]" * 6)):
-            if int(folder.name) <= last_step:
-                scores[folder.name] = json.loads((folder / "state" / "step.json").read_text())["score"]
-        scored = [name for name, score in scores.items() if score is not None]
+    def index(self, last_step: int) -> None:
+        """Rebuild index.json and `best` from the checkpoints on disk up to `last_step`, then prune the rest.
+
+        In this order, so that a kill at any moment leaves nothing that points to a pruned folder.
+        """
+        scores: dict[int, float | None] = {}
+        folders = {int(path.name): path for path in self.folder.iterdir() if path.name.isdecimal()}
+        for step, folder in sorted(folders.items()):
+            if step <= last_step and (file := folder / "state" / "step.json").is_file():
+                scores[step] = json.loads(file.read_text())["score"]
         # ties go to the later checkpoint: it has seen more data
-        ranked = sorted(scored, key=lambda name: (scores[name], name), reverse=True)
-        keep = {f"{last_step:06d}", *ranked[: self.keep_best]}
-        for name in scores.keys() - keep:
-            shutil.rmtree(self.folder / name)
-        index = {name: scores[name] for name in sorted(keep)}
+        scored = [(score, step) for step, score in scores.items() if score is not None]
+        best = [step for _, step in sorted(scored, reverse=True)[: self.keep_best]]
+        keep = sorted({last_step, *best})
+        index = {folders[step].name: scores[step] for step in keep}
         write_atomic(self.folder / "index.json", json.dumps(index, indent=2) + "\n")
-        if ranked:
-            atomic_symlink(self.folder / "best", ranked[0])
+        if best:
+            atomic_symlink(self.folder / "best", folders[best[0]].name)
+        else:
+            (self.folder / "best").unlink(missing_ok=True)
+        for step in scores.keys() - keep:
+            remove_folder(folders[step])
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

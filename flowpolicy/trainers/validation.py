@@ -5,8 +5,6 @@ from typing import final
 import torch
 
 from flowpolicy.data.dataset import SequenceDataset
-from flowpolicy.flow.sample import sample_ode
-from flowpolicy.flow.times import time_grid
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import derive
 
@@ -35,5 +33,5 @@ class Validation:
         loss = policy.loss(batch, generator).loss
         action = policy.action_normalizer(policy.representation.encode(batch.action, batch.obs))
         noise = torch.randn(action.shape, generator=generator, device=action.device)
-        chunk = sample_ode(policy.head.velocity, noise, policy.encode(batch.obs), time_grid(1)).clamp(-1.0, 1.0)
+        chunk = policy.sample(policy.encode(batch.obs), noise)
         return {"val/loss": float(loss), "val/action_mse": float((chunk - action).square().mean())}

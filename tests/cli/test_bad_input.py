@@ -98,6 +98,21 @@ def complaint(capsys: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
         (["dataset.path=none.zarr"], "none.zarr does not exist"),
         (["dataset.path=run"], "is not a zarr store"),
         (["out=run"], "resume=true goes on with it, or choose another out="),
+        (["out=run", "resume=true", "seed=1"], "seed was 0 in this run so far, got 1; set seed=0"),
+        (["out=run", "resume=true", "trainer.lr=0.1"], "trainer.lr was 0.001"),
+        (["out=run", "resume=true", "policy.net.width=8"], "policy.net.width was 16"),
+        (["out=run", "resume=true", "trainer.steps=3"], "beyond trainer.steps=3"),
+        (["+trainer.foo=1"], "+trainer.foo=1: wanted KEY=VALUE for a key that exists"),
+        (["~trainer.betas"], "+ and ~ work below policy and task only"),
+        (["+eval.foo=1", "trainer.eval_every=2"], "+eval.foo=1: wanted"),
+        (["++seed=1"], "++seed=1: wanted"),
+        (["+policy.head.foo=1"], "does not fit its parts: "),
+        (["trainer.betas=[0.9]"], "trainer.betas must be two numbers of at least 0 and below 1, got [0.9]"),
+        (["trainer.betas=[0.9,1.0]"], "trainer.betas must be two numbers"),
+        (["trainer.betas=[a,b]"], "trainer.betas must be"),
+        (["trainer.betas=null"], "trainer.betas must be"),
+        (["task.env=null", "trainer.eval_every=2"], "trainer.eval_every=2 needs a simulator, but task.env is null"),
+        (["out=null", "policy.obs_keys=[wrist]"], "unknown ['wrist']"),  # its default folder goes again
     ],
 )
 def test_train_refuses(here: Path, capsys: pytest.CaptureFixture, words: list[str], said: str):

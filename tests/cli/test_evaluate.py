@@ -9,6 +9,7 @@ import torch
 from flowpolicy.checkpoint import create_policy, save_policy
 from flowpolicy.cli import config
 from flowpolicy.cli.main import main
+from flowpolicy.embodiment import load_embodiment
 
 pytest.importorskip("gymnasium")
 
@@ -50,6 +51,52 @@ def test_overrides_beat_the_checkpoints_task(run: Path):
     assert main(["evaluate", f"checkpoint={run}", *words]) == 0
     (line,) = (run.parent / "short" / "results.jsonl").read_text().splitlines()
     assert (json.loads(line)["seed"], json.loads(line)["episode_len"]) == (7, 3)
+
+
+def record(run: Path) -> Path:
+    return run / "checkpoints" / "000010" / "policy" / "config.json"
+
+
+def test_another_task_gets_a_folder_of_its_own(run: Path):
+    file = record(run)
+    recorded = json.loads(file.read_text())
+    file.write_text(json.dumps(recorded | {"task": recorded["task"] | {"id": "three-ways"}}))
+    assert main(["evaluate", f"checkpoint={run}", "task=toy", "episodes=1", "envs=1", "task.max_episode_steps=3"]) == 0
+    (summary,) = (run / "evaluation").rglob("summary.json")
+    assert summary.parent == run / "evaluation" / "000010" / "two-ways" / "steps_1"
+
+
+def test_parts_of_ones_own_package_are_run_only_when_trusted(run: Path, capsys: pytest.CaptureFixture):
+    recorded = json.loads(record(run).read_text())
+    recorded["policy"]["encoder"]["_target_"] = "tests.helpers.OwnEncoder"
+    policy = create_policy(recorded["policy"], load_embodiment(record(run).parent / "embodiment.json"),
+                           trusted_modules=["tests"])  # fmt: skip
+    save_policy(policy, record(run).parent, config=recorded["policy"], facts={"task": recorded["task"]})
+    words = ["evaluate", f"checkpoint={run}", "episodes=1", "envs=1", "task.max_episode_steps=3", "out=eval"]
+    assert main(words) == 2
+    assert "pass trusted=[tests]" in capsys.readouterr().err
+    assert main([*words, "trusted=[tests]"]) == 0
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        None,
+        ["toy"],
+        {},
+        {"id": "two-ways"},
+        {"name": "toy", "id": "${oc.decode:'{_target_: os.system, command: touch ran}'}"},
+        {"name": "toy", "env._target_": "os.system"},
+        {"name": "../../../evil", "id": "two-ways"},
+    ],
+)
+def test_a_recorded_task_that_is_none_or_no_plain_one_is_not_followed(run: Path, capsys: pytest.CaptureFixture, task):
+    recorded = json.loads(record(run).read_text())
+    record(run).write_text(json.dumps(recorded | {"task": task}))
+    assert main(["evaluate", f"checkpoint={run}", "episodes=1", "envs=1", "out=eval"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "config.json names no task" in lines[0] and "pass task=" in lines[0]
+    assert not (run.parent / "ran").exists()
 
 
 @pytest.mark.parametrize(

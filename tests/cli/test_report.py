@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from flowpolicy.cli.main import main
+from flowpolicy.deploy.latency import percentiles
 from flowpolicy.evaluation.folders import find_folders
-from flowpolicy.evaluation.statistics import percentiles, wilson_interval
+from flowpolicy.evaluation.statistics import wilson_interval
 
 VOID = {"meta", "link", "br", "img", "hr"}
 
@@ -208,6 +209,26 @@ def test_labels_tell_the_folders_apart(tmp_path: Path):
     assert [e.label for e in alone] == ["seed0/000010"] * 2
     twice, _ = find_folders([tmp_path, tmp_path / "seed0"])
     assert len(twice) == 4  # a folder reached by two ways is one
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("summary.json", {}, "summary.json lacks num_steps, n, success_once"),
+        ("summary.json", [1], "summary.json is a list"),
+        ("latency.json", {"predict": {}}, "latency.json lacks threads"),
+        ("chunks.json", {"names": []}, "chunks.json lacks panels"),
+        ("results.jsonl", 3, "results.jsonl: wanted an object per line, got 3"),
+    ],
+)
+def test_a_file_of_the_right_name_and_foreign_content_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str, content: Any, said: str
+):
+    (write_evaluation(tmp_path / "eval") / name).write_text(json.dumps(content) + "\n")
+    assert main(["report", str(tmp_path / "eval")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0] and "leave" in lines[0]
+    assert not (tmp_path / "eval" / "report.html").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import json
 import os
+from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,13 +28,14 @@ def _train(demos: Path, out: Path, *words: str) -> int:
 
 
 def test_debug_runs_every_stage_and_writes_the_whole_run_folder(demos: Path, tmp_path: Path) -> None:
-    assert _train(demos, tmp_path / "run", "debug=true", "trainer.eval_every=10") == 0
+    assert _train(demos, tmp_path / "run", "debug=true") == 0
     run = tmp_path / "run"
     assert {".hydra", "run.json", "metrics.jsonl", "checkpoints"} <= {path.name for path in run.iterdir()}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} == {5, 10, 15, 20}
     scored = [line for line in lines if "eval/success_once" in line]
     assert [line["eval/success_once_n"] for line in scored] == [2.0, 2.0]
+    assert all(0.0 <= line["eval/success_at_end"] <= line["eval/success_once"] for line in scored)
     record = read_config(run)
     assert record["task"]["id"] == "two-ways" and record["weights"] == "ema" and len(record["dataset"]["hash"]) >= 16
     assert load_policy(run).embodiment.robot == "point mass"
@@ -48,6 +51,55 @@ def test_a_second_run_into_the_same_folder_is_refused_and_resume_is_not(
     assert "resume=true" in capsys.readouterr().err
     assert (tmp_path / "run/metrics.jsonl").read_text() == before
     assert _train(demos, tmp_path / "run", "debug=true", "resume=true") == 0
+
+
+def test_a_refused_resume_leaves_the_record_of_the_run_alone(demos: Path, tmp_path: Path) -> None:
+    assert _train(demos, tmp_path / "run", "debug=true") == 0
+    kept = [tmp_path / "run/run.json", *(tmp_path / "run/.hydra").iterdir()]
+    before = [file.read_bytes() for file in kept]
+    assert _train(demos, tmp_path / "run", "debug=true", "resume=true", "seed=1") == 2
+    assert [file.read_bytes() for file in kept] == before
+
+
+def test_debug_without_a_simulator_runs_the_other_stages(demos: Path, tmp_path: Path) -> None:
+    assert _train(demos, tmp_path / "run", "debug=true", "task.env=null") == 0
+    assert "eval/" not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noon = SimpleNamespace(now=lambda: datetime(2030, 1, 1, 12))
+    monkeypatch.setattr("flowpolicy.cli.train.datetime", noon)
+    words = ["train", "task=toy", f"dataset.path={demos}", "policy.net.width=32", "debug=true", "task.env=null"]
+    assert main([*words, "-m", "seed=0,1"]) == 0
+    folders = sorted((tmp_path / "runs/toy/two-ways").iterdir())
+    assert [folder.name for folder in folders] == ["2030-01-01_12-00-00", "2030-01-01_12-00-00_2"]
+    assert [read_config(folder)["seed"] for folder in folders] == [0, 1]
+
+
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(
+    demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    class Wandb:
+        def __init__(self, directory, *, project, config, run_id) -> None:
+            given.append(run_id)
+            self.run_id = run_id or "abc123"
+
+        def log(self, step, metrics) -> None: ...
+
+        def truncate_after(self, step) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("flowpolicy.cli.train.WandbTracker", Wandb)
+    for words in (["wandb.enabled=true"], ["resume=true"], ["wandb.enabled=true", "resume=true"]):
+        assert _train(demos, tmp_path / "run", "debug=true", "task.env=null", *words) == 0
+        assert json.loads((tmp_path / "run/run.json").read_text())["wandb_run_id"] == "abc123"
+    assert given == [None, "abc123"]
 
 
 def test_multirun_trains_every_combination(demos: Path, tmp_path: Path) -> None:

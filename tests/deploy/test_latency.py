@@ -7,7 +7,7 @@ import torch
 
 from flowpolicy.checkpoint import create_policy
 from flowpolicy.deploy import latency
-from flowpolicy.deploy.latency import example_observation, measure_latency
+from flowpolicy.deploy.latency import example_observation, measure_latency, percentiles
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.policy import FlowPolicy
 
@@ -75,3 +75,12 @@ def test_a_batch_is_refused(policy: FlowPolicy):
 def test_impossible_counts_are_refused(policy: FlowPolicy, bad: dict[str, int]):
     with pytest.raises(ValueError, match="measure_latency"):
         measure_latency(policy, example_observation(policy), **bad)
+
+
+def test_percentiles_of_one_to_a_hundred():
+    assert percentiles(range(1, 102)) == {"p50": 51.0, "p95": 96.0, "p99": 100.0, "max": 101.0}
+
+
+def test_percentiles_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        percentiles([])

@@ -10,7 +10,7 @@ from torch import nn
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy_envs.experts.toy import make_expert
-from flowpolicy_envs.toy import EMBODIMENT, GOAL, OBSTACLE, OBSTACLE_RADIUS, make_env, way_of
+from flowpolicy_envs.toy import EMBODIMENT, GOAL, OBSTACLE, OBSTACLE_RADIUS, make_env, move, way_of
 
 EXPERT = make_expert()
 
@@ -103,6 +103,19 @@ def test_straight_ahead_collides_and_a_detour_arrives():
         while np.linalg.norm(target - obs["agent_pos"]) > 0.1 and not info["success"]:
             obs, reward, terminated, _, info = env.step(5 * (target - obs["agent_pos"]))
     assert terminated and reward == 1.0 and info == {"success": True, "way": "right", "outcome": "right"}
+
+
+def test_a_batch_moves_like_its_rows_and_a_segment_that_cuts_the_edge_collides():
+    radius = OBSTACLE_RADIUS
+    position = torch.tensor([[-0.1, 0.14], [-0.1, 0.16], [-0.6, 0.0], [0.5, 0.0]], dtype=torch.float64)
+    velocity = torch.tensor([[1.6, 0.0], [1.6, 0.0], [9.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    after, hit = move(position, velocity)
+    # the first two end outside the obstacle; the first one passes at 0.14 < radius, the second at 0.16
+    assert radius == 0.15 and hit.tolist() == [True, False, False, False]
+    assert after[2].tolist() == pytest.approx([-0.44, 0.0])
+    for row in range(4):
+        one, hit_one = move(position[row : row + 1], velocity[row : row + 1])
+        assert torch.equal(one[0], after[row]) and hit_one[0] == hit[row]
 
 
 def test_time_runs_out_without_success_and_actions_are_clipped():

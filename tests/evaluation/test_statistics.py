@@ -1,10 +1,10 @@
-"""Wilson intervals against published numbers, percentiles against hand-made ones."""
+"""Wilson intervals against published numbers."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowpolicy.evaluation.statistics import percentiles, wilson_interval
+from flowpolicy.evaluation.statistics import wilson_interval
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -39,12 +39,3 @@ def test_more_confidence_is_a_wider_interval():
 def test_impossible_counts_are_refused(successes, n, confidence):
     with pytest.raises(ValueError, match="wilson_interval"):
         wilson_interval(successes, n, confidence)
-
-
-def test_percentiles_of_one_to_a_hundred():
-    assert percentiles(range(1, 102)) == {"p50": 51.0, "p95": 96.0, "p99": 100.0, "max": 101.0}
-
-
-def test_percentiles_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="at least one"):
-        percentiles([])

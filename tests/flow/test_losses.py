@@ -57,6 +57,16 @@ def test_every_kind_pushes_features_and_survives_one_sample_and_equal_rows(kind:
     assert bool(gradient.isfinite().all())
 
 
+@pytest.mark.parametrize("kind", DISPERSIVE_KINDS)
+def test_every_kind_is_float32_under_bfloat16_autocast(kind: str) -> None:
+    """Distances of close features would vanish in its 8 bits."""
+    z = (1.0 + 1e-3 * _features()).requires_grad_()
+    wanted = torch.autograd.grad(dispersive_loss(z, kind=kind), z)[0]  # type: ignore[arg-type]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = dispersive_loss(z, kind=kind)  # type: ignore[arg-type]
+    assert loss.dtype == torch.float32 and torch.equal(torch.autograd.grad(loss, z)[0], wanted)
+
+
 def test_close_pairs_are_pushed_harder_than_far_ones() -> None:
     z = torch.tensor([[0.0, 0.0], [0.3, 0.0], [50.0, 0.0], [53.0, 0.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(dispersive_loss(z), z)

@@ -46,12 +46,10 @@ def test_share_outside_the_unit_interval_is_refused(p_equal: float) -> None:
         num_equal_times(8, p_equal)
 
 
-def test_grid_falls_from_start_to_zero() -> None:
+def test_grid_falls_from_one_to_zero() -> None:
     torch.testing.assert_close(time_grid(4), torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
     with pytest.raises(ValueError, match="num_steps"):
         time_grid(0)
-    with pytest.raises(ValueError, match="start"):
-        time_grid(1, start=1.5)
 
 
 def test_streams_differ_by_name_and_by_seed_and_never_change() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowpolicy.flow.losses import DISPERSIVE_KINDS
 from flowpolicy.flow.path import expand
 from flowpolicy.flow.sample import sample_ode
-from flowpolicy.flow.times import time_grid
+from flowpolicy.flow.times import num_equal_times, time_grid
 from flowpolicy.heads.base import Head
 from flowpolicy.heads.dispersive import DispersiveRegularizer
 from flowpolicy.heads.flow_matching import FlowMatchingHead
@@ -105,6 +105,24 @@ def test_p_equal_one_is_flow_matching_bit_for_bit() -> None:
     x_t = action + expand(t, action) * (noise - action)
     wanted = (head.velocity(x_t, t, t, cond) - (noise - action)).square().mean(dim=(1, 2)).mean()
     assert torch.equal(head.loss(action, cond, mask, stream(1, "noise")).loss, wanted)
+
+
+def test_imf_with_the_path_velocity_as_tangent_is_meanflow() -> None:
+    """The two objectives differ in the tangent and in nothing else: same loss, same gradient."""
+    action, cond, mask = _data()
+    noise = torch.randn(action.shape, generator=stream(1, "noise"))
+    path_velocity = (noise - action)[num_equal_times(BATCH, 0.75) :]
+    found = []
+    for name in ("meanflow_x", "imf"):
+        head = _head(name)
+        velocity = head.velocity
+        if name == "imf":  # its tangent is the only call with r = t as the same tensor
+            head.velocity = lambda x, t, r, c: path_velocity if r is t else velocity(x, t, r, c)  # noqa: B023
+        loss = head.loss(action, cond, mask, stream(1, "noise")).loss
+        found.append([loss, *torch.autograd.grad(loss, list(head.parameters()))])
+    assert all(torch.equal(first, second) for first, second in zip(*found, strict=True))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(_head("imf").loss(action, cond, mask, stream(1, "noise")).loss, found[0][0])
 
 
 def test_jacobian_product_runs_only_on_rows_with_r_unlike_t(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,7 @@ def test_second_time_r_reads_r_and_not_the_gap() -> None:
     [
         (lambda: UNet1D(action_dim=4, horizon=6, cond_dim=1), "divisible by 4"),
         (lambda: UNet1D(action_dim=4, horizon=8, cond_dim=1, dims=(12, 24)), "groups=8"),
+        (lambda: UNet1D(action_dim=4, horizon=8, cond_dim=1, dims=(16,)), r"at least 2 levels, got \[16\]"),
         (lambda: UNet1D(action_dim=4, horizon=8, cond_dim=1, second_time="t"), "'r' or 't-r'"),
         (lambda: ResidualMLP(action_dim=4, horizon=8, cond_dim=1, depth=0), "at least 1 block"),
         (lambda: TimeEmbedding(7), "even number"),

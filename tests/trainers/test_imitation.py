@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from flowpolicy.checkpoint import create_policy, load_policy
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.tracking import JsonlTracker
+from flowpolicy.trainers import imitation
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
 from flowpolicy.trainers.state import Checkpoints
 from flowpolicy.trainers.validation import Validation
@@ -132,6 +134,46 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
     assert len(list(folder.glob("0*"))) == 1
 
 
+def test_a_gradient_that_is_not_finite_keeps_the_last_checkpoint_though_the_loss_is(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, checkpoint_every=1, log_every=0)
+    weight = trainer.policy.head.net.get_parameter("output.weight")
+    weight.register_hook(lambda gradient: gradient * (float("nan") if trainer.step == 2 else 1.0))
+    with pytest.raises(ValueError, match="the gradient norm is nan at step 3"):
+        trainer.run()
+    assert os.readlink(tmp_path / "run/checkpoints/last") == "000002"
+    assert all(value.isfinite().all() for value in _weights(tmp_path / "run").values())
+
+
+def test_the_clock_counts_batches_and_updates_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that a batch moves by 1 ms, an update by 3 ms and an evaluation by a minute, every number is exact."""
+    clock = [0.0]
+
+    def costs(seconds: float, call):
+        def wrapped(*arguments):
+            clock[0] += seconds
+            return call(*arguments)
+
+        return wrapped
+
+    monkeypatch.setattr(imitation, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    evaluate = costs(60.0, lambda policy, step: {"eval/success_once": 0.0})
+    trainer = _trainer(tmp_path, steps=25, log_every=10, eval_every=4, evaluate=evaluate)
+    trainer.dataset.batch = costs(0.001, trainer.dataset.batch)  # type: ignore[method-assign]
+    trainer._update = costs(0.003, trainer._update)  # type: ignore[method-assign]
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    timed = [(line["step"], line["time/step_ms"], line["time/data_frac"]) for line in lines if "time/step_ms" in line]
+    assert timed == [(step, pytest.approx(4.0), pytest.approx(0.25)) for step in (10, 20, 25)]
+
+
+def test_a_training_step_encodes_the_observations_once(tmp_path: Path) -> None:
+    trainer = _trainer(tmp_path, steps=3)
+    calls = []
+    trainer.policy.encoder.register_forward_hook(lambda *_: calls.append(1))
+    trainer.run()
+    assert len(calls) == 3
+
+
 def test_kill_minus_nine_at_any_moment_then_resume_gives_the_same_weights(tmp_path: Path) -> None:
     write_store(tmp_path / "demos.zarr")
     root = Path(__file__).parents[2]
@@ -152,6 +194,7 @@ def test_kill_minus_nine_at_any_moment_then_resume_gives_the_same_weights(tmp_pa
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it had ended before the kill, so nothing was tested"
     last = start("out=broken", "resume=true")
     assert last.communicate()[1] is not None and last.returncode == 0
     for name, value in _weights(tmp_path / "whole").items():

@@ -35,6 +35,13 @@ def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_mod
     return instantiate(OmegaConf.create(config), _partial_=True, _convert_="all")(embodiment=embodiment)
 
 
+def _without_weights(config: Any) -> Any:
+    """No `weights: FILE` in an encoder: training started from that file, the checkpoint holds what became of it."""
+    if not isinstance(config, dict):
+        return config
+    return {key: None if key == "weights" else _without_weights(value) for key, value in config.items()}
+
+
 def _targets(config: Any) -> Iterator[str]:
     if isinstance(config, dict):
         if "_target_" in config:
@@ -69,7 +76,8 @@ def load_policy(
     folder = resolve_checkpoint(path) / "policy"
     record = read_config(path)
     embodiment = load_embodiment(folder / "embodiment.json")
-    policy = create_policy(record["policy"], embodiment, trusted_modules=trusted_modules)
+    config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}
+    policy = create_policy(config, embodiment, trusted_modules=trusted_modules)
     load_weights(policy, folder / "model.safetensors")
     return policy.to(device).eval().requires_grad_(False)
 

@@ -91,6 +91,11 @@ def complaint(capsys: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
         (["trainer.batch_size=0"], "trainer.batch_size must be at least 1, got 0"),
         (["trainer.lr=-1"], "trainer.lr must be positive, got -1"),
         (["trainer.precision=fp8"], "must be one of auto, fp32, bf16, got fp8"),
+        (
+            ["trainer.augment.shift=3"],
+            "there is no key trainer.augment.shift; did you mean trainer.augment.image_shift?",
+        ),
+        (["trainer.augment.point_dropout=1"], "trainer.augment.point_dropout must be in [0, 1), got 1"),
         (["resume=perhaps"], "resume must be true or false (default False), got 'perhaps'"),
         (["seed=x"], "seed must be a whole number"),
         (["device=gpu"], "device must be auto, cpu, cuda or cuda:N, got gpu"),

@@ -38,6 +38,13 @@ def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_mod
         raise ValueError(f"the policy config does not fit its parts: {error}") from error
 
 
+def _without_weights(config: Any) -> Any:
+    """No `weights: FILE` in an encoder: training started from that file, the checkpoint holds what became of it."""
+    if not isinstance(config, dict):
+        return config
+    return {key: None if key == "weights" else _without_weights(value) for key, value in config.items()}
+
+
 def targets(config: Any) -> Iterator[str]:
     """Every `_target_` of a resolved config. Raises ValueError for an interpolation: it could grow another one."""
     if isinstance(config, str) and "${" in config:
@@ -91,7 +98,8 @@ def load_policy(
     folder = resolve_checkpoint(path) / "policy"
     record = read_config(path)
     embodiment = load_embodiment(folder / "embodiment.json")
-    policy = create_policy(record["policy"], embodiment, trusted_modules=trusted_modules)
+    config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}
+    policy = create_policy(config, embodiment, trusted_modules=trusted_modules)
     load_weights(policy, folder / "model.safetensors")
     return policy.to(device).eval().requires_grad_(False)
 

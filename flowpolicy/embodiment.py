@@ -4,6 +4,7 @@ It is written into every dataset and every checkpoint; two that disagree do not 
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
@@ -13,15 +14,67 @@ _LISTED = 4  # differences that one error message names
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
+class CloudSpec:
+    """How a point cloud is made of what a depth camera sees; `pointcloud.make_cloud` does it.
+
+    points: how many; 512 in DP3 and MP1.   crop_low, crop_high: corners of the box that is kept, metres in `frame`.
+    frame: "world", "base" or "camera:<name>".   color: whether red, green and blue in 0..1 follow the coordinates.
+    voxel_m: edge of the grid that thins the points before farthest-point sampling; 0 is no grid.
+    Raises ValueError for a box without volume, fewer than one point or a negative grid.
+    """
+
+    points: int = 512
+    crop_low: tuple[float, float, float]
+    crop_high: tuple[float, float, float]
+    frame: str = "world"
+    color: bool = False
+    voxel_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Corners from JSON or yaml are lists; two specs must compare equal all the same."""
+        for name in ("crop_low", "crop_high"):
+            object.__setattr__(self, name, tuple(float(bound) for bound in getattr(self, name)))
+        if len(self.crop_low) != 3 or len(self.crop_high) != 3:
+            raise ValueError(f"CloudSpec: wanted 3 numbers per corner, got {self.crop_low} and {self.crop_high}")
+        if not all(low < high for low, high in zip(self.crop_low, self.crop_high, strict=True)):
+            raise ValueError(
+                f"CloudSpec: wanted crop_low < crop_high on each axis, got {self.crop_low}, {self.crop_high}"
+            )
+        if self.points < 1 or not 0 <= self.voxel_m < math.inf:
+            raise ValueError(f"CloudSpec: wanted points >= 1 and voxel_m >= 0, got {self.points} and {self.voxel_m}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(points, 3), with colour (points, 6)."""
+        return self.points, 6 if self.color else 3
+
+
+@final
 @dataclass(frozen=True)
 class KeySpec:
-    """One observation key, or the action: shape per time step, unit, frame, and a name per entry (may be empty)."""
+    """One observation key, or the action: shape per time step, unit, frame, and a name per entry (may be empty).
+
+    cloud: how the point cloud was made, where the key is one. Raises ValueError when it says another shape or frame.
+    """
 
     shape: tuple[int, ...]
     unit: str = ""
     frame: str = ""
     names: tuple[str, ...] = ()
     dtype: str = "float32"
+    cloud: CloudSpec | None = None
+
+    def __post_init__(self) -> None:
+        """Two statements about one cloud must not contradict each other."""
+        if self.cloud is None:
+            return
+        if self.shape != self.cloud.shape:
+            raise ValueError(
+                f"KeySpec: the cloud has shape {self.cloud.shape}, got shape {self.shape}; pass cloud.shape"
+            )
+        if self.frame not in ("", self.cloud.frame):
+            raise ValueError(f"KeySpec: the cloud is in frame {self.cloud.frame}, got frame {self.frame}")
 
 
 @final
@@ -57,8 +110,12 @@ class Embodiment:
         return self.action.shape[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready containers."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain JSON-ready containers; a key that is no cloud says nothing about clouds."""
+        data = json.loads(json.dumps(asdict(self)))
+        for spec in (*data["obs"].values(), data["action"]):
+            if spec["cloud"] is None:
+                del spec["cloud"]
+        return data
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Embodiment":
@@ -86,7 +143,8 @@ def _key_spec(name: str, data: dict[str, Any]) -> KeySpec:
     known = [f.name for f in fields(KeySpec)]
     if "shape" not in data or set(data) - set(known):
         raise ValueError(f"embodiment: {name}: wanted shape and any of {known[1:]}, got {sorted(data)}")
-    return KeySpec(**{**data, "shape": tuple(data["shape"]), "names": tuple(data.get("names", ()))})
+    cloud = CloudSpec(**data["cloud"]) if "cloud" in data else None
+    return KeySpec(**{**data, "shape": tuple(data["shape"]), "names": tuple(data.get("names", ())), "cloud": cloud})
 
 
 def differences(wanted: Embodiment, got: Embodiment) -> list[str]:
@@ -105,14 +163,16 @@ def differences(wanted: Embodiment, got: Embodiment) -> list[str]:
 
 
 def _spec_differences(name: str, wanted: dict[str, Any] | None, got: dict[str, Any] | None) -> list[str]:
-    """Field by field; None where one of the two has no such key."""
+    """Field by field, those of the cloud included; None where one of the two has no such key."""
     if wanted is None or got is None:
         return [f"{name}: wanted, but not there" if got is None else f"{name}: there, but not wanted"]
-    return [
-        f"{name}.{entry}: wanted {_short(wanted[entry])}, got {_short(got[entry])}"
-        for entry in wanted
-        if wanted[entry] != got[entry]
-    ]
+    lines = []
+    for entry in sorted(set(wanted) | set(got), key=[*wanted, *got].index):
+        if entry == "cloud":
+            lines += _spec_differences(f"{name}.cloud", wanted.get(entry), got.get(entry))
+        elif wanted[entry] != got[entry]:
+            lines.append(f"{name}.{entry}: wanted {_short(wanted[entry])}, got {_short(got[entry])}")
+    return lines
 
 
 def _short(value: Any) -> str:

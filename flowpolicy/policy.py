@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.actions import ActionRepresentation, Representation
-from flowpolicy.embodiment import Embodiment
+from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.encoders.base import Encoder
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
@@ -50,7 +50,11 @@ class FlowPolicy(nn.Module):
         self.obs_keys = tuple(obs_keys)
         self.horizon, self.obs_horizon, self.action_horizon = horizon, obs_horizon, action_horizon
         self.obs_normalizer = nn.ModuleDict(
-            {key: LinearNormalizer.identity(embodiment.obs[key].shape[-1]) for key in self.obs_keys}
+            {
+                key: LinearNormalizer.identity(embodiment.obs[key].shape[-1])
+                for key in self.obs_keys
+                if not is_image(embodiment.obs[key])
+            }
         )
         self.action_normalizer = LinearNormalizer.identity(embodiment.action_dim)
         self.register_buffer("chunk_low", -torch.ones(embodiment.action_dim))
@@ -65,8 +69,11 @@ class FlowPolicy(nn.Module):
         return self.head.loss(action, cond, batch.mask, generator)
 
     def encode(self, obs: Observation) -> Tensor:
-        """Raw observations, key -> (B, To, ...), to the condition (B, D)."""
-        return self.encoder({key: self.obs_normalizer[key](obs[key]) for key in self.obs_keys})
+        """Raw observations, key -> (B, To, ...), to the condition (B, D). Images reach the encoder as they are."""
+        normalizers = self.obs_normalizer
+        return self.encoder(
+            {key: normalizers[key](obs[key]) if key in normalizers else obs[key] for key in self.obs_keys}
+        )
 
     def decode(self, action: Tensor, obs: Observation) -> Tensor:
         """Normalised chunk (B, H, A) to the executed slice in robot units (B, Ta, A), inside the action bounds."""
@@ -75,10 +82,15 @@ class FlowPolicy(nn.Module):
         return action[:, start : start + self.action_horizon].clamp(self.action_low, self.action_high)
 
     def normalizer(self, key: str) -> LinearNormalizer:
-        """The normaliser of one observation."""
+        """The normaliser of one observation. Raises KeyError for an image, which has none."""
         module = self.obs_normalizer[key]
         assert isinstance(module, LinearNormalizer)
         return module
+
+    @property
+    def normalized_keys(self) -> tuple[str, ...]:
+        """The observations that have a normaliser: all but the images."""
+        return tuple(self.obs_normalizer)
 
     @torch.no_grad()
     def predict(
@@ -91,10 +103,10 @@ class FlowPolicy(nn.Module):
     ) -> Tensor:
         """Action chunk (B, Ta, A) in robot units from `num_steps` network evaluations.
 
-        obs: key -> (B, To, ...) float32 in robot units, on the policy's device.
+        obs: key -> (B, To, ...) float32 in robot units, images uint8, on the policy's device.
         The starting noise (B, H, A) is `noise`, or drawn from `generator`; one of the two must be given, so that
         nothing touches the global random state.
-        Raises ValueError for missing keys, wrong shapes, num_steps beyond the head's limit.
+        Raises ValueError for missing keys, wrong shapes or types, num_steps beyond the head's limit.
         """
         batch = self._check(obs, num_steps)
         if noise is None:
@@ -123,7 +135,14 @@ class FlowPolicy(nn.Module):
                     f"predict: observation '{key}' must be (B, {', '.join(map(str, wanted))}), "
                     f"got {tuple(obs[key].shape)}"
                 )
+            if is_image(self.embodiment.obs[key]) and obs[key].dtype != torch.uint8:
+                raise ValueError(f"predict: image '{key}' must be uint8, 0 to 255, got {obs[key].dtype}")
         return obs[self.obs_keys[0]].shape[0]
+
+
+def is_image(spec: KeySpec) -> bool:
+    """Whether an observation is a picture (H, W, 3) uint8, which the encoder scales and no normaliser touches."""
+    return len(spec.shape) == 3 and spec.dtype == "uint8"
 
 
 def build_policy(
@@ -142,8 +161,8 @@ def build_policy(
 
     encoder, net, head: constructors with everything but the shapes filled in (Hydra's `_partial_`).
     obs_keys: which of the embodiment's observations to use, in this order; None is all of them.
-    Raises ValueError when the executed slice does not fit into the horizon, a key is unknown, or actions are relative
-    to a state that the policy does not see.
+    Raises ValueError when the executed slice does not fit into the horizon, a key is unknown, an image not uint8, or
+    actions are relative to a state that the policy does not see.
     """
     if min(horizon, obs_horizon, action_horizon) < 1:
         raise ValueError(f"horizons must be positive, got {horizon=}, {obs_horizon=}, {action_horizon=}")
@@ -161,6 +180,8 @@ def build_policy(
             f"obs_keys: action_representation={representation.kind} subtracts '{representation.key}', which is not "
             f"among {keys}; add it to policy.obs_keys or use absolute"
         )
+    if floats := [key for key in keys if len(embodiment.obs[key].shape) == 3 and not is_image(embodiment.obs[key])]:
+        raise ValueError(f"obs_keys: the images {floats} must be uint8 (0 to 255) in data and embodiment")
     built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
     built_net = net(action_dim=embodiment.action_dim, horizon=horizon, cond_dim=built_encoder.feature_dim)
     return FlowPolicy(

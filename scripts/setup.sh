@@ -16,8 +16,10 @@ libgthread-2.0.so.0 libglib2.0-0 OpenCV, the same
 libX11.so.6       libx11-6       SAPIEN links to it, with or without a display
 "
 optional="
-libEGL.so.1       libegl1        MuJoCo draws through it without a display: videos of Meta-World
+libEGL.so.1       libegl1        MuJoCo draws through it without a display: clouds, pictures and videos of Meta-World
+libEGL_mesa.so.0  libegl-mesa0   the same, on a machine without a GPU
 "
+mesa_vulkan=24.3 # SAPIEN needs a Vulkan device with the features of this Mesa: clouds, pictures, videos of ManiSkill
 
 say() { printf 'setup: %s\n' "$*"; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -65,12 +67,14 @@ run() { # run a command into the log; on failure show the log's end
     "$@" >>"$log" 2>&1 || { tail -n 25 "$log" >&2; die "failed: $* (whole log: $log)"; }
 }
 
+may_install() { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }
+
 install_system_packages() {
     local needed wanted
     needed=$(missing "$required")
     wanted=$needed$(missing "$optional")
     [[ -n $wanted ]] || return 0
-    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    if may_install; then
         say "installing system packages: $wanted"
         export DEBIAN_FRONTEND=noninteractive
         apt-get update >>"$log" 2>&1 || say "apt-get update reports errors (see $log); going on"
@@ -82,6 +86,53 @@ install_system_packages() {
     printf '    sudo apt-get update && sudo apt-get install -y --no-install-recommends %s\n' "${wanted% }"
     [[ -z $needed ]] || die "cannot go on without ${needed% }"
     say "going on without them"
+}
+
+vulkan_draws() { # a GPU's driver, or a Mesa that is new enough
+    local installed
+    if compgen -G "/etc/vulkan/icd.d/nvidia*.json" || compgen -G "/usr/share/vulkan/icd.d/nvidia*.json"; then
+        return
+    fi >/dev/null
+    installed=$(dpkg-query -W -f '${db:Status-Abbrev}${Version}' mesa-vulkan-drivers 2>/dev/null) || return 1
+    [[ $installed == ii* ]] && dpkg --compare-versions "${installed#ii }" ge $mesa_vulkan
+}
+
+offered_mesa_fits() { # $1: suite to look in, empty for the default one
+    local offer
+    offer=$(apt-get install -s --no-install-recommends ${1:+-t "$1"} mesa-vulkan-drivers 2>/dev/null |
+        sed -n 's/^Inst mesa-vulkan-drivers .*(\([^ ]*\) .*/\1/p')
+    [[ -n $offer ]] && dpkg --compare-versions "$offer" ge $mesa_vulkan
+}
+
+add_backports() { # only called when it is not there; to the sources that are there already, so that mirrors and proxies stay what they are
+    local file
+    for file in $(grep -lrsE '^(Suites:|deb ).*bookworm( |$)' /etc/apt/sources.list /etc/apt/sources.list.d); do
+        case $file in
+            *.sources) sed -i -E 's/^(Suites:.*\<bookworm)( |$)/\1 bookworm-backports\2/' "$file" ;;
+            *.list) sed -i -E '/^deb .* bookworm /{p;s/ bookworm / bookworm-backports /}' "$file" ;;
+        esac
+    done
+    apt-get update >>"$log" 2>&1 || true
+}
+
+install_software_vulkan() { # never ends the set-up: states need none of it
+    local line="mesa-vulkan-drivers libvulkan1" suite=""
+    command -v dpkg-query >/dev/null && ! vulkan_draws || return 0
+    [[ $(. /etc/os-release && echo "${VERSION_CODENAME:-}") != bookworm ]] || suite=bookworm-backports
+    if may_install; then
+        [[ -z $suite ]] || offered_mesa_fits $suite || add_backports
+        if offered_mesa_fits $suite; then
+            say "installing Mesa >= $mesa_vulkan, which draws ManiSkill on the CPU: $line"
+            # shellcheck disable=SC2086  # a list of words
+            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ${suite:+-t $suite} $line \
+                >>"$log" 2>&1 && return
+        fi
+        say "no Mesa >= $mesa_vulkan could be installed (log: $log)"
+    else
+        say "clouds and pictures of ManiSkill need Mesa >= $mesa_vulkan or a GPU's Vulkan driver; run this line once:"
+        printf '    sudo apt-get install -y --no-install-recommends %s%s\n' "${suite:+-t $suite }" "$line${suite:+ # from the suite $suite; add it to the apt sources first}"
+    fi
+    say "going on without pictures of ManiSkill"
 }
 
 stamp=.venv/setup-stamp
@@ -97,6 +148,7 @@ log=$root/.venv/setup.log
 : >"$log"
 rm -f "$stamp"
 install_system_packages
+install_software_vulkan
 [[ -x .venv/bin/python ]] || run "$python" -m venv .venv
 say "installing Python packages into .venv with $python (some minutes the first time; log: .venv/setup.log)"
 run .venv/bin/python -m pip install --editable ".[all,dev]" --constraint scripts/constraints.txt

@@ -1,43 +1,85 @@
-"""ManiSkill 3 on the CPU with state observations and absolute joint targets: `make_env` adapts one task."""
+"""ManiSkill 3 on the CPU with absolute joint targets: `make_env` adapts one task to states, point clouds or pictures.
 
-import contextlib
-import dataclasses
+Clouds and pictures come from the task's own cameras. ManiSkill hides markers of the goal from them and tells the goal's
+position instead, in tasks that have one: the key goal_pos.
+"""
+
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, Literal, final, get_args
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from flowpolicy.embodiment import Embodiment, KeySpec
+from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
+from flowpolicy.pointcloud import make_cloud
+from flowpolicy_envs import rendering_maniskill as rendering
 
+Obs = Literal["state", "point_cloud", "rgb"]
+Observation = dict[str, NDArray[Any]]
+
+_MODES = {"state": "state_dict", "point_cloud": "rgb+depth", "rgb": "rgb"}
 _JOINTS = ("agent.qpos", "agent.qvel")
 _INSTALL = 'ManiSkill is not installed; pip install "flowpolicy[maniskill]"'
-_NO_RENDERER = (
-    "ManiSkill: {reason}. Pictures need a Vulkan driver: a GPU driver, or Mesa >= 24.3 for the CPU (Debian 12: "
-    "apt-get install -t bookworm-backports mesa-vulkan-drivers libvulkan1). State observations need none: render=False"
-)
 
 
-def make_env(id: str, *, obs: str = "state", max_episode_steps: int = 200, render: bool = False) -> gymnasium.Env:
+@final
+@dataclass(frozen=True)
+class View:
+    """What the task's cameras give. image_size, depth_size: height and width of pictures and of depth, pixels.
+      ManiSkill's are 128; a cube of 4 cm is 25 pixels then and 95 with 256, which takes hardly longer to draw.
+
+    points, crop_low, crop_high: of the cloud, metres in the world's frame. The default box holds the cubes and the
+      gripper of the tabletop tasks, and of the table (z = 0) nothing: depth comes in whole millimetres.
+    color: whether red, green and blue in 0..1 follow the coordinates.
+    Raises ValueError for a size or a crop that makes no sense.
+    """
+
+    image_size: int = 128
+    depth_size: int = 256
+    points: int = 512
+    crop_low: tuple[float, float, float] = (-0.3, -0.3, 0.005)
+    crop_high: tuple[float, float, float] = (0.3, 0.3, 0.35)
+    color: bool = False
+
+    def __post_init__(self) -> None:
+        """Bad values must not wait for the first picture."""
+        for name, size in (("image_size", self.image_size), ("depth_size", self.depth_size)):
+            if not 8 <= size <= 4096:
+                raise ValueError(f"task.view.{name}: wanted 8 to 4096 pixels, got {size}")
+        _ = self.cloud
+
+    @property
+    def cloud(self) -> CloudSpec:
+        """How the cloud is made."""
+        return CloudSpec(points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color)
+
+
+def make_env(
+    id: str, *, obs: Obs = "state", max_episode_steps: int = 200, render: bool = False, view: View | None = None
+) -> gymnasium.Env:
     """One ManiSkill task, simulated by PhysX on the CPU.
 
-    id: e.g. "PickCube-v1".   obs: "state", the only kind this adapter gives.
-    Raises ImportError without ManiSkill, ValueError for an unknown id or obs, RuntimeError when render=True and no
-    renderer exists.
+    id: e.g. "PickCube-v1".   obs: "state", "point_cloud" or "rgb".   render: whether `render()` is wanted.
+    view: cameras and cloud; None is `View()`.
+    Raises ImportError without ManiSkill, ValueError for an unknown id or obs, RuntimeError when nothing can draw and
+    something must be drawn.
     """
-    if obs != "state":
-        raise ValueError(f"task.obs: ManiSkill gives 'state', got {obs!r}")
-    return ManiSkillEnv(id, max_episode_steps=max_episode_steps, render=render)
+    if obs not in get_args(Obs):
+        raise ValueError(f"task.obs: ManiSkill gives {', '.join(get_args(Obs))}, got {obs!r}")
+    return ManiSkillEnv(id, obs=obs, max_episode_steps=max_episode_steps, render=render, view=view or View())
 
 
 @final
 class ManiSkillEnv(gymnasium.Env):
-    """Observation: agent_pos and agent_vel (joint positions and velocities), env_state (the rest of ManiSkill's state
-    observation, in its order).
+    """Observation: agent_pos (joint positions), and
+
+    - state: agent_vel (joint velocities), env_state (the rest of ManiSkill's state observation, in its order).
+    - point_cloud: goal_pos where the task has a hidden goal, point_cloud (points, 3 or 6) of all cameras together.
+    - rgb: goal_pos likewise, image_<camera> (size, size, 3) uint8 for each camera.
 
     Action: absolute joint targets (rad), then the gripper in [-1 closed, 1 open] for robots that have one.
     """
@@ -45,56 +87,82 @@ class ManiSkillEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
     action_space: spaces.Box
 
-    def __init__(self, id: str, *, max_episode_steps: int, render: bool) -> None:
+    def __init__(self, id: str, *, obs: Obs, max_episode_steps: int, render: bool, view: View) -> None:
         if max_episode_steps < 1:
             raise ValueError(f"task.max_episode_steps: must be at least 1, got {max_episode_steps}")
-        self.base = _make_base(id, render)
+        self.base = _make_base(id, _MODES[obs], render, view.depth_size if obs == "point_cloud" else view.image_size)
         self.render_mode = "rgb_array" if render else None
         self.max_episode_steps = max_episode_steps
-        self.embodiment = _embodiment(self.base)
-        self.observation_space = spaces.Dict(
-            {key: spaces.Box(-np.inf, np.inf, spec.shape, np.float32) for key, spec in self.embodiment.obs.items()}
-        )
+        self._obs, self._cloud = obs, view.cloud
+        raw = self.base.get_obs()
+        self.embodiment = _embodiment(self.base, self._specs(raw))
+        self.observation_space = spaces.Dict({key: _space(spec) for key, spec in self.embodiment.obs.items()})
         low, high = (np.asarray(b, np.float32) for b in (self.embodiment.action_low, self.embodiment.action_high))
         self.action_space = spaces.Box(low, high, dtype=np.float32)
         self._steps = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """First observation of the episode that `seed` fixes. The scene is rebuilt: PhysX keeps contact state."""
         super().reset(seed=seed)
         self._steps = 0
         obs, _ = self.base.reset(seed=seed, options={"reconfigure": True})
-        return split_observation(obs), {"success": False}
+        return self.observe(obs), {"success": False}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[dict[str, NDArray[np.float32]], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step; the action is clipped to the action space."""
         action = np.clip(np.asarray(action, np.float32), self.action_space.low, self.action_space.high)
         obs, reward, _, _, info = self.base.step(action)
         self._steps += 1
         success = bool(info["success"])
         truncated = self._steps >= self.max_episode_steps
-        return split_observation(obs), float(reward), success, truncated, {"success": success}
+        return self.observe(obs), float(reward), success, truncated, {"success": success}
 
     def render(self) -> NDArray[np.uint8]:
         """(H, W, 3) picture of the scene."""
         if self.render_mode is None:
-            raise RuntimeError(_NO_RENDERER.format(reason="this environment was made with render=False"))
+            raise RuntimeError("ManiSkill: no pictures: this environment was made with render=False")
         return self.base.render()[0].cpu().numpy().astype(np.uint8)
 
     def close(self) -> None:
         """Free the scene."""
         self.base.close()
 
+    def observe(self, raw: dict[str, Any]) -> Observation:
+        """ManiSkill's own observation (nested, a batch of one) as ours."""
+        if self._obs == "state":
+            flat = _flatten(raw)
+            agent_pos, agent_vel = (flat.pop(joint) for joint in _JOINTS)
+            return {"agent_pos": agent_pos, "agent_vel": agent_vel, "env_state": np.concatenate(list(flat.values()))}
+        obs: Observation = {"agent_pos": _row(raw["agent"]["qpos"])}
+        if "goal_pos" in raw["extra"]:
+            obs["goal_pos"] = _row(raw["extra"]["goal_pos"])
+        if self._obs == "rgb":
+            return obs | {f"image_{name}": rendering.picture(raw, name) for name in raw["sensor_data"]}
+        return obs | {"point_cloud": make_cloud(rendering.points(raw, color=self._cloud.color), self._cloud)}
 
-def split_observation(obs: dict[str, Any]) -> dict[str, NDArray[np.float32]]:
-    """ManiSkill's nested state (batch of one) -> {"agent_pos", "agent_vel", "env_state"}, float32."""
-    flat = _flatten(obs)
-    agent_pos, agent_vel = flat.pop("agent.qpos"), flat.pop("agent.qvel")
-    return {"agent_pos": agent_pos, "agent_vel": agent_vel, "env_state": np.concatenate(list(flat.values()))}
+    def _specs(self, raw: dict[str, Any]) -> dict[str, KeySpec]:
+        """What `observe` gives, with the simulator's names. raw: one observation of ManiSkill."""
+        joints = tuple(joint.name for joint in self.base.agent.robot.get_active_joints())
+        specs = {"agent_pos": KeySpec((len(joints),), "rad, fingers m", "joint", joints)}
+        if self._obs == "state":
+            flat = _flatten(raw)
+            rest = tuple(
+                f"{path}.{i}" for path, value in flat.items() if path not in _JOINTS for i in range(value.size)
+            )
+            specs["agent_vel"] = KeySpec((len(joints),), "rad/s, fingers m/s", "joint", joints)
+            specs["env_state"] = KeySpec((len(rest),), "m, quaternions wxyz, flags 0/1", "world", rest)
+            return specs
+        if "goal_pos" in raw["extra"]:
+            specs["goal_pos"] = KeySpec((3,), "m", "world", ("goal.x", "goal.y", "goal.z"))
+        if self._obs == "rgb":
+            for name in raw["sensor_data"]:
+                shape = rendering.picture(raw, name).shape
+                specs[f"image_{name}"] = KeySpec(shape, "0..255", f"camera:{name}", dtype="uint8")
+        else:
+            specs["point_cloud"] = KeySpec(self._cloud.shape, "m", self._cloud.frame, cloud=self._cloud)
+        return specs
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, NDArray[np.float32]]:
@@ -104,26 +172,31 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, NDArray[np.flo
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = np.asarray(value[0].cpu(), np.float32).reshape(-1).copy()
+            flat[prefix + name] = _row(value)
     return flat
 
 
-def _embodiment(base: Any) -> Embodiment:
-    """Keys, names, units and bounds, read from the simulator. Needs a scene that has been reset."""
-    flat = _flatten(base.get_obs())
-    joints = tuple(joint.name for joint in base.agent.robot.get_active_joints())
-    rest = tuple(f"{path}.{i}" for path, value in flat.items() if path not in _JOINTS for i in range(value.size))
+def _row(value: Any) -> NDArray[np.float32]:
+    """Tensor (1, ...) -> (n,) float32."""
+    return np.asarray(value[0].cpu(), np.float32).reshape(-1).copy()
+
+
+def _space(spec: KeySpec) -> spaces.Box:
+    if spec.dtype == "uint8":
+        return spaces.Box(0, 255, spec.shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, spec.shape, np.float32)
+
+
+def _embodiment(base: Any, obs: dict[str, KeySpec]) -> Embodiment:
+    """Names, units and bounds, read from the simulator. Needs a scene that has been reset."""
+    joints = obs["agent_pos"].names
     space = base.single_action_space
     arm = [int(i) for i in base.agent.controller.controllers["arm"].active_joint_indices]
     reference = tuple(arm) + (-1,) * (space.shape[0] - len(arm))
     has_gripper = len(arm) < space.shape[0]
     return Embodiment(
         robot=base.agent.uid,
-        obs={
-            "agent_pos": KeySpec((len(joints),), "rad, fingers m", "joint", joints),
-            "agent_vel": KeySpec((len(joints),), "rad/s, fingers m/s", "joint", joints),
-            "env_state": KeySpec((len(rest),), "m, quaternions wxyz, flags 0/1", "world", rest),
-        },
+        obs=obs,
         action=KeySpec(
             space.shape, "rad, gripper unitless", "joint", tuple(joints[i] if i >= 0 else "gripper" for i in reference)
         ),
@@ -137,14 +210,13 @@ def _embodiment(base: Any) -> Embodiment:
     )
 
 
-def _make_base(id: str, render: bool) -> Any:
+def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
     """ManiSkill's own environment (a batch of one), without its wrappers."""
     known = _import_mani_skill()
     if id not in known:
         raise ValueError(f"task.id: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
-    if not render:
-        _tolerate_missing_renderer()
-    with _render_device() if render else contextlib.nullcontext():
+    draws = render or mode != "state_dict"
+    with rendering.device() if draws else rendering.no_device():
         return gymnasium.make(
             id,
             num_envs=1,
@@ -152,7 +224,8 @@ def _make_base(id: str, render: bool) -> Any:
             render_backend="none",
             render_mode="rgb_array" if render else None,
             human_render_camera_configs={"width": 256, "height": 256},  # software rendering: 4 times faster than 512
-            obs_mode="state_dict",
+            sensor_configs={"width": size, "height": size} if mode != "state_dict" else {},
+            obs_mode=mode,
             control_mode="pd_joint_pos",
         ).unwrapped
 
@@ -171,54 +244,3 @@ def _import_mani_skill() -> list[str]:
     sapien.set_log_level("error")
     logger.setLevel(logging.ERROR)
     return sorted(REGISTERED_ENVS)
-
-
-@contextlib.contextmanager
-def _render_device() -> Iterator[None]:
-    """Make ManiSkill render with a GPU or else Mesa's software Vulkan ("pci:0", llvmpipe).
-
-    ManiSkill 3.0.1 cannot be told "pci:0": it splits the name at the colon, and its "cpu" cannot render.
-    """
-    import mani_skill.envs.sapien_env as module
-    import sapien
-
-    device = None
-    for name in ("cuda", "pci:0"):
-        with contextlib.suppress(RuntimeError):  # no such device
-            device = device or sapien.Device(name)
-    if device is None or not device.can_render():
-        raise RuntimeError(_NO_RENDERER.format(reason="no device can render"))
-    parse = module.parse_sim_and_render_backend
-    module.parse_sim_and_render_backend = lambda sim, render: dataclasses.replace(
-        parse(sim, render), render_device=device, render_backend="sapien_cuda" if device.is_cuda() else "sapien_cpu"
-    )
-    try:
-        yield
-    finally:
-        module.parse_sim_and_render_backend = parse
-
-
-class _NoMaterial:
-    """Stands in for `sapien.render.RenderMaterial`: tasks describe their colours even when nothing is rendered."""
-
-    def __init__(self, **properties: object) -> None:
-        del properties
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        if not name.startswith("set_"):
-            raise AttributeError(name)
-        return lambda value: None
-
-
-def _tolerate_missing_renderer() -> None:
-    """Let tasks build on a machine without any Vulkan device, where even creating a material raises RuntimeError."""
-    import sapien
-    import sapien.pysapien
-    import sapien.wrapper.urdf_loader
-
-    try:
-        sapien.render.RenderMaterial()
-    except RuntimeError:
-        modules: tuple[Any, ...] = (sapien.render, sapien.pysapien.render, sapien.wrapper.urdf_loader)
-        for module in modules:
-            module.RenderMaterial = _NoMaterial

@@ -1,42 +1,92 @@
-"""Meta-World 3 (50 tabletop tasks, MuJoCo) with state observations and a visible goal: `make_env` adapts one task."""
+"""Meta-World 3 (50 tabletop tasks, MuJoCo): `make_env` adapts one task to states, point clouds or pictures.
 
-import os
+Seen from DP3's camera: "corner2" moved to (0.6, 0.295, 0.8) m. The goal is visible in every kind of observation: in
+clouds and pictures it is the small sphere that Meta-World draws there, which DP3's data show as well.
+"""
+
 import sys
 from collections.abc import Mapping
-from typing import Any, final
+from dataclasses import dataclass
+from typing import Any, Literal, final, get_args
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from flowpolicy.embodiment import Embodiment, KeySpec
+from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
+from flowpolicy.pointcloud import make_cloud, unproject
+from flowpolicy_envs import rendering_mujoco as rendering
 
+Obs = Literal["state", "point_cloud", "rgb"]
+Observation = dict[str, NDArray[Any]]
+CAMERA = "corner2"
+
+_CAMERA_POSITION = (0.6, 0.295, 0.8)  # m; DP3 moves the camera closer and keeps its direction
+_FILM_CAMERA, _FILM_SIZE = "corner3", (240, 320)
 _INSTALL = 'Meta-World is not installed; pip install "flowpolicy[metaworld]"'
-_NO_RENDERER = (
-    "Meta-World: {reason}. Pictures need OpenGL: set MUJOCO_GL=egl before Python starts and install a driver "
-    "(Debian: apt-get install libegl1 libgl1 libegl-mesa0). State observations need none: render=False"
-)
 _HAND = 4  # observation entries 0..3: hand x, y, z and gripper opening; objects follow, 7 entries each
-_GOAL = 36  # observation entries 36..38; 18..35 repeat 0..17 of the step before, which `obs_horizon` already offers
 
 
-def make_env(id: str, *, obs: str = "state", max_episode_steps: int = 200, render: bool = False) -> gymnasium.Env:
+@final
+@dataclass(frozen=True)
+class View:
+    """What the camera gives. image_size, depth_size: height and width of pictures and of depth, pixels; 128 in DP3.
+
+    points, crop_low, crop_high: of the cloud, metres in the world's frame. Above 2 mm, as in DP3, there
+      is no table but all of the goal's marker in coffee-pull-v3, 1 cm high. What else DP3 keeps is mostly arm and table
+      edge, beyond y = 0.95 and z = 0.35; without it 3 to 10 times as many of the 512 points lie on the object.
+    renderer: "egl", "osmesa", "ray" (clouds without a graphics library), or "auto", the first of them that works.
+    Raises ValueError for a size or a crop that makes no sense.
+    """
+
+    image_size: int = 128
+    depth_size: int = 128
+    points: int = 512
+    crop_low: tuple[float, float, float] = (-0.5, 0.3, 0.002)
+    crop_high: tuple[float, float, float] = (0.5, 0.95, 0.35)
+    renderer: rendering.RendererName = "auto"
+
+    def __post_init__(self) -> None:
+        """Bad values must not wait for the first picture."""
+        for name, size in (("image_size", self.image_size), ("depth_size", self.depth_size)):
+            if not 8 <= size <= 4096:
+                raise ValueError(f"task.view.{name}: wanted 8 to 4096 pixels, got {size}")
+        if self.renderer not in get_args(rendering.RendererName):
+            names = ", ".join(get_args(rendering.RendererName))
+            raise ValueError(f"task.view.renderer: must be one of {names}, got {self.renderer!r}")
+        _ = self.cloud
+
+    @property
+    def cloud(self) -> CloudSpec:
+        """How the cloud is made."""
+        return CloudSpec(points=self.points, crop_low=self.crop_low, crop_high=self.crop_high)
+
+
+def make_env(
+    id: str, *, obs: Obs = "state", max_episode_steps: int = 200, render: bool = False, view: View | None = None
+) -> gymnasium.Env:
     """One Meta-World task.
 
-    id: e.g. "assembly-v3".   obs: "state", the only kind this adapter gives.
-    Raises ImportError without Meta-World, ValueError for an unknown id or obs.
+    id: e.g. "assembly-v3".   obs: "state", "point_cloud" or "rgb".   render: whether `render()` is wanted.
+    view: camera, cloud and renderer; None is `View()`.
+    Raises ImportError without Meta-World, ValueError for an unknown id or obs; the first picture raises RuntimeError
+    when nothing can draw it.
     """
-    if obs != "state":
-        raise ValueError(f"task.obs: Meta-World gives 'state', got {obs!r}")
-    return MetaWorldEnv(id, max_episode_steps=max_episode_steps, render=render)
+    if obs not in get_args(Obs):
+        raise ValueError(f"task.obs: Meta-World gives {', '.join(get_args(Obs))}, got {obs!r}")
+    return MetaWorldEnv(id, obs=obs, max_episode_steps=max_episode_steps, render=render, view=view or View())
 
 
 @final
 class MetaWorldEnv(gymnasium.Env):
-    """Observation: agent_pos (hand position, gripper opening), env_state (pose of each object, the way from the hand to
-    each, the way from the first object to the goal, goal position). The differences are what ManiSkill's state
-    observations hold too: ten demonstrations are too few to learn to subtract.
+    """Observation: agent_pos (hand position, gripper opening), and
+
+    - state: env_state (pose of each object, the way from the hand to each, the way from the first object to the goal,
+      goal position). The differences are what ManiSkill's state observations hold too: ten demonstrations are too few
+      to learn to subtract.
+    - point_cloud: point_cloud (points, 3), metres in the world's frame.
+    - rgb: image_corner2 (size, size, 3) uint8.
 
     Action: hand displacement as a fraction of 1 cm per step (3), gripper effort (1, positive closes), all in [-1, 1].
     Every seed draws object and goal positions anew (not one of the benchmark's 50 frozen tasks).
@@ -44,60 +94,47 @@ class MetaWorldEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
 
-    def __init__(self, id: str, *, max_episode_steps: int, render: bool) -> None:
+    def __init__(self, id: str, *, obs: Obs, max_episode_steps: int, render: bool, view: View) -> None:
         if max_episode_steps < 1:
             raise ValueError(f"task.max_episode_steps: must be at least 1, got {max_episode_steps}")
-        if render and "mujoco" not in sys.modules and "DISPLAY" not in os.environ:
-            os.environ.setdefault("MUJOCO_GL", "egl")  # osmesa corrupts frames when one of two renderers closes
+        rendering.choose_platform(view.renderer)
         self.base = _make_base(id)
         self.render_mode = "rgb_array" if render else None
         self.max_episode_steps = max_episode_steps
+        self._obs, self._view = obs, view
         self._objects = len(self.base._get_pos_objects()) // 3
-        self.embodiment = _embodiment(self.base, self._objects)
-        self.observation_space = spaces.Dict(
-            {key: spaces.Box(-np.inf, np.inf, spec.shape, np.float32) for key, spec in self.embodiment.obs.items()}
-        )
+        self.embodiment = _embodiment(self.base, _obs_specs(obs, self._objects, view))
+        self.observation_space = spaces.Dict({key: _space(spec) for key, spec in self.embodiment.obs.items()})
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self._renderer: Any = None
+        self._renderer: rendering.Renderer | None = None
         self._steps = 0
         self.raw_obs = np.zeros(39)
+        model = self.base.model
+        model.cam_pos[model.camera(CAMERA).id] = _CAMERA_POSITION
+        self._intrinsics = rendering.intrinsics(model, CAMERA, view.depth_size, view.depth_size)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    ) -> tuple[Observation, dict[str, Any]]:
         """First observation of the episode that `seed` fixes. `raw_obs` is Meta-World's own, for the experts."""
         super().reset(seed=seed)
         self._steps = 0
         self.base.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
         self.raw_obs, _ = self.base.reset()
-        return self._split(), {"success": False}
+        return self._observe(), {"success": False}
 
-    def step(
-        self, action: NDArray[np.floating]
-    ) -> tuple[dict[str, NDArray[np.float32]], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.floating]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step (1/80 s); the action is clipped to [-1, 1]."""
         self.raw_obs, reward, _, _, info = self.base.step(np.clip(np.asarray(action, np.float32), -1.0, 1.0))
         self._steps += 1
         success = bool(info["success"])
-        return self._split(), float(reward), success, self._steps >= self.max_episode_steps, {"success": success}
+        return self._observe(), float(reward), success, self._steps >= self.max_episode_steps, {"success": success}
 
     def render(self) -> NDArray[np.uint8]:
         """(240, 320, 3) picture from the camera "corner3"."""
         if self.render_mode is None:
-            raise RuntimeError(_NO_RENDERER.format(reason="this environment was made with render=False"))
-        import mujoco
-
-        if self._renderer is None:
-            fatal: type[Exception] = mujoco.FatalError  # pyright: ignore[reportAttributeAccessIssue]
-            try:
-                self._renderer = mujoco.Renderer(self.base.model, 240, 320)
-            except (RuntimeError, ImportError, AttributeError, fatal) as error:  # what the GL loaders raise
-                raise RuntimeError(_NO_RENDERER.format(reason=f"no OpenGL context ({error})")) from error
-        self._renderer.update_scene(self.base.data, camera="corner3")
-        flags = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without stubs
-        for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION):
-            self._renderer.scene.flags[flag] = 0  # six times faster on a CPU
-        return np.ascontiguousarray(self._renderer.render()[::-1, ::-1])  # Meta-World hangs this camera upside down
+            raise RuntimeError("Meta-World: no pictures: this environment was made with render=False")
+        return self._picture(_FILM_CAMERA, *_FILM_SIZE)
 
     def close(self) -> None:
         """Free the renderer and the simulator."""
@@ -106,17 +143,42 @@ class MetaWorldEnv(gymnasium.Env):
             self._renderer = None
         self.base.close()
 
-    def _split(self) -> dict[str, NDArray[np.float32]]:
+    def _observe(self) -> Observation:
+        agent_pos = self.raw_obs[:_HAND].astype(np.float32)
+        if self._obs == "state":
+            return {"agent_pos": agent_pos, "env_state": self._env_state()}
+        for name, position in self.base._target_site_config:  # Meta-World itself moves the marker at the first step
+            self.base._set_pos_site(name, position)
+        if self._obs == "rgb":
+            size = self._view.image_size
+            return {"agent_pos": agent_pos, f"image_{CAMERA}": self._picture(CAMERA, size, size)}
+        size, data = self._view.depth_size, self.base.data
+        depth = self._drawer().depth(data, CAMERA, size, size)
+        points = unproject(depth, self._intrinsics, rendering.camera_to_world(data, CAMERA))
+        return {"agent_pos": agent_pos, "point_cloud": make_cloud(points, self._view.cloud)}
+
+    def _env_state(self) -> NDArray[np.float32]:
         obs = self.raw_obs.astype(np.float32)
         # the true goal: Meta-World clips the one in the observation to a box that not every task's goals respect
         goal = np.asarray(self.base._get_pos_goal(), np.float32)
         poses = obs[_HAND : _HAND + 7 * self._objects]
         positions = poses.reshape(-1, 7)[:, :3]
         reach = (positions - obs[:3]).reshape(-1)
-        return {
-            "agent_pos": obs[:_HAND],
-            "env_state": np.concatenate([poses, reach, goal - positions[0], goal]),
-        }
+        return np.concatenate([poses, reach, goal - positions[0], goal])
+
+    def _picture(self, camera: str, height: int, width: int) -> NDArray[np.uint8]:
+        picture = self._drawer().color(self.base.data, camera, height, width)
+        return np.ascontiguousarray(picture[::-1, ::-1])  # Meta-World hangs its cameras upside down
+
+    def _drawer(self) -> rendering.Renderer:
+        """Made when the first picture is due: states need none."""
+        if self._renderer is None:
+            height, width = (max(self._view.image_size, self._view.depth_size, edge) for edge in _FILM_SIZE)
+            samples = 0 if self._obs == "point_cloud" else 4
+            self._renderer = rendering.open_renderer(
+                self.base.model, self._view.renderer, max_height=height, max_width=width, samples=samples
+            )
+        return self._renderer
 
 
 def _make_base(id: str) -> Any:
@@ -145,17 +207,30 @@ def _environments() -> Mapping[str, Any]:
     return ALL_V3_ENVIRONMENTS
 
 
-def _embodiment(base: Any, objects: int) -> Embodiment:
+def _obs_specs(obs: Obs, objects: int, view: View) -> dict[str, KeySpec]:
+    hand = KeySpec((_HAND,), "m, gripper 0..1", "world", ("hand.x", "hand.y", "hand.z", "gripper"))
+    if obs == "point_cloud":
+        return {"agent_pos": hand, "point_cloud": KeySpec(view.cloud.shape, "m", view.cloud.frame, cloud=view.cloud)}
+    if obs == "rgb":
+        image = KeySpec((view.image_size, view.image_size, 3), "0..255", f"camera:{CAMERA}", dtype="uint8")
+        return {"agent_pos": hand, f"image_{CAMERA}": image}
     pose = ("x", "y", "z", "qx", "qy", "qz", "qw")
     names = tuple(f"object{i}.{entry}" for i in range(objects) for entry in pose)
     names += tuple(f"hand_to_object{i}.{axis}" for i in range(objects) for axis in "xyz")
     names += tuple(f"object0_to_goal.{axis}" for axis in "xyz") + ("goal.x", "goal.y", "goal.z")
+    return {"agent_pos": hand, "env_state": KeySpec((len(names),), "m, quaternions xyzw", "world", names)}
+
+
+def _space(spec: KeySpec) -> spaces.Box:
+    if spec.dtype == "uint8":
+        return spaces.Box(0, 255, spec.shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, spec.shape, np.float32)
+
+
+def _embodiment(base: Any, obs: dict[str, KeySpec]) -> Embodiment:
     return Embodiment(
         robot="sawyer",
-        obs={
-            "agent_pos": KeySpec((_HAND,), "m, gripper 0..1", "world", ("hand.x", "hand.y", "hand.z", "gripper")),
-            "env_state": KeySpec((len(names),), "m, quaternions xyzw", "world", names),
-        },
+        obs=obs,
         action=KeySpec((4,), "1 = 0.01 m per step, gripper effort", "world", ("dx", "dy", "dz", "gripper")),
         action_kind="eef_delta",
         control_hz=float(round(1.0 / base.dt)),

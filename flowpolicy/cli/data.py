@@ -3,11 +3,13 @@
   flowpolicy data collect task=… episodes=N out=PATH [seed=0] [workers=1] [overwrite=true]
   flowpolicy data inspect PATH
   flowpolicy data validate PATH
+  flowpolicy data view PATH [out=FILE] [episodes=20]
 
 Examples:
   flowpolicy data collect task=maniskill task.id=PickCube-v1 episodes=100 out=pick.zarr workers=2
   flowpolicy data inspect pick.zarr
   flowpolicy data validate pick.zarr
+  flowpolicy data view pick.zarr out=pick.html
 
 collect runs the task's expert and keeps the successful episodes, actions clipped to the action space.
   task, task.id, task.obs   the environment and its expert (configs/task)
@@ -16,17 +18,22 @@ collect runs the task's expert and keeps the successful episodes, actions clippe
   overwrite   replace an existing store, once the new one is complete [false]
 inspect prints counts, shapes, episode lengths and statistics per dimension.
 validate prints findings: NaN, damaged chunks, frozen or duplicate episodes, clipped actions, wrong shapes, …
+view writes one offline HTML page [PATH with .html]: per episode its outcome, actions, camera frames, turning clouds.
 Exit codes: 0 done, 1 validate found an error, 2 bad input.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowpolicy import __version__
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 
 def main(argv: list[str]) -> int:
-    """Run one of the three; the exit code."""
-    verbs = {"collect": _collect, "inspect": _inspect, "validate": _validate}
+    """Run one of them; the exit code."""
+    verbs = {"collect": _collect, "inspect": _inspect, "validate": _validate, "view": _view}
     if not argv or argv[0] not in verbs:
         raise ValueError(f"wanted one of {', '.join(verbs)}, got {argv[0] if argv else 'nothing'!r}; see --help")
     return verbs[argv[0]](argv[1:])
@@ -34,30 +41,27 @@ def main(argv: list[str]) -> int:
 
 def _collect(argv: list[str]) -> int:
     from flowpolicy.cli import config
-    from flowpolicy.data.collect import collect_episodes
     from flowpolicy.data.store import refuse_existing
 
     cfg = config.load("collect", argv)
     if cfg.out is None:
         raise ValueError("collect: where to? pass out=PATH, for example out=demos.zarr")
     refuse_existing(Path(cfg.out), overwrite=cfg.overwrite)  # before a simulator starts
-    facts = {f"task_{key}": value for key, value in config.plain(cfg.task).items() if not isinstance(value, dict)}
-    attrs = {"task": facts.pop("task_name"), **facts, "seed": cfg.seed, "flowpolicy_version": __version__}
-    report = collect_episodes(
-        config.instantiate(cfg.task.expert),
-        Path(cfg.out),
-        episodes=cfg.episodes,
-        seed=cfg.seed,
-        workers=cfg.workers,
-        attrs=attrs,
-        overwrite=cfg.overwrite,
-    )
-    print(
-        f"{report.episodes} episodes from {report.attempts} attempts, expert success rate {report.success_rate:.3f}, "
-        f"{report.seconds:.1f} s"
-    )
-    print(report.path)
+    record(cfg.task, Path(cfg.out), episodes=cfg.episodes, seed=cfg.seed, workers=cfg.workers, overwrite=cfg.overwrite)
     return 0
+
+
+def record(task: "DictConfig", path: Path, *, episodes: int, seed: int, workers: int, overwrite: bool = False) -> None:
+    """Collect with the expert of a composed task; print the success rate and the path."""
+    from flowpolicy.cli import config
+    from flowpolicy.data.collect import collect_episodes
+
+    facts = {f"task_{key}": value for key, value in config.plain(task).items() if not isinstance(value, dict)}
+    attrs = {"task": facts.pop("task_name"), **facts, "seed": seed, "flowpolicy_version": __version__}
+    report = collect_episodes(config.instantiate(task.expert), path, episodes=episodes, seed=seed, workers=workers,
+                              attrs=attrs, overwrite=overwrite)  # fmt: skip
+    rate = f"expert success rate {report.success_rate:.3f}, {report.seconds:.1f} s"
+    print(f"{report.episodes} episodes from {report.attempts} attempts, {rate}\n{report.path}")
 
 
 def _inspect(argv: list[str]) -> int:
@@ -78,6 +82,20 @@ def _validate(argv: list[str]) -> int:
     errors = sum(finding.severity == "error" for finding in findings)
     print(f"{errors} errors, {len(findings) - errors} warnings\n{path.absolute()}")
     return 1 if errors else 0
+
+
+def _view(argv: list[str]) -> int:
+    from flowpolicy.data.store import EpisodeStore
+    from flowpolicy.evaluation.contact_sheet import MAX_EPISODES, write_contact_sheet
+
+    options = dict(word.split("=", 1) for word in argv if word.startswith(("out=", "episodes=")))
+    path = _path("view", [word for word in argv if word.split("=")[0] not in options])
+    episodes = options.get("episodes", str(MAX_EPISODES))
+    if not episodes.isdigit():
+        raise ValueError(f"view: episodes must be a whole number, got {episodes!r}")
+    out = Path(options.get("out", path.with_suffix(".html")))
+    print(write_contact_sheet(EpisodeStore.open(path), out, episodes=int(episodes)))
+    return 0
 
 
 def _path(verb: str, argv: list[str]) -> Path:

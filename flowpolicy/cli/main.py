@@ -1,8 +1,9 @@
 """flowpolicy VERB [key=value ...]: one-step flow policies for robots.
 
-  data       collect, inspect or validate demonstrations
+  data       collect, inspect, validate or view demonstrations
   train      imitation: demonstrations in, a one-step policy out
   evaluate   seeded rollouts of a checkpoint, with intervals
+  protocol   collect, train and evaluate for every task and seed of a published comparison
   report     one offline HTML page of runs and evaluations
   info       versions, device, extras, renderers
   doctor     try every extra and renderer; print the fix for what fails
@@ -20,7 +21,7 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-VERBS = ("data", "train", "evaluate", "report", "info", "doctor")
+VERBS = ("data", "train", "evaluate", "protocol", "report", "info", "doctor")
 _TRAIN_EXTRA = ("zarr", "numcodecs", "numba", "gymnasium")
 
 

@@ -6,10 +6,12 @@
 
   dataset.path=PATH          store from `flowpolicy data collect` (required)
   task=toy|maniskill|metaworld   task.id=...   task.obs=state
-  policy/head=dm1|meanflow|flow_matching|regression   policy/net=mlp|unet1d   policy/encoder=state
+  policy/head=dm1|meanflow|mp1|mp1_released|mp1_small|flow_matching|diffusion|dp3|consistency|regression
+  policy/net=mlp|unet1d|unet1d_mp1|unet1d_dp3   policy/encoder=state
   policy.horizon=16   policy.obs_horizon=1   policy.action_horizon=12   policy.action_representation=...
   trainer.steps   trainer.batch_size   trainer.lr   trainer.eval_every   trainer.checkpoint_every   ...
   dataset.val_episodes=0     keep the last so many from training; logs val/loss and val/action_mse
+  trainer.obs_noise   trainer.augment.image_shift   trainer.augment.point_jitter_m   ...   disturb what it sees
   out=DIR (default runs/<task>/<id>/<time>)   seed=0   device=auto   threads=1
   resume=true    go on from the newest checkpoint of out=DIR, bit for bit; starts fresh where there is none. Data, seed,
                  policy and trainer must be the run's; trainer.steps may differ, but the learning rate then jumps to the
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 def _train(cfg: DictConfig, overrides: list[str]) -> None:
     facts = config.plain(cfg)
-    settings = TrainerSettings(**{**facts["trainer"], "betas": tuple(facts["trainer"]["betas"] or ())})
+    settings = TrainerSettings.from_dict(facts["trainer"])
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
     store = EpisodeStore.open(cfg.dataset.path)

@@ -1,6 +1,6 @@
 """In-RAM dataset: all steps as tensors, a whole batch per call, no Python loop per sample."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import final
 
 import numpy as np
@@ -98,12 +98,15 @@ class SequenceDataset:
     def __len__(self) -> int:
         return len(self._mask)
 
-    def batch(self, index: Tensor) -> Batch:
-        """The windows `index` (B,) int64: obs key -> (B, To, ...), action (B, H, A), mask (B, H)."""
+    def batch(self, index: Tensor, *, keys: Collection[str] | None = None) -> Batch:
+        """The windows `index` (B,) int64: obs key -> (B, To, ...), action (B, H, A), mask (B, H).
+
+        keys: which observations; None is all.
+        """
         index = index.to(self.device)
         obs_rows = self._obs_rows.index_select(0, index)
         return Batch(
-            obs={key: _gather(value, obs_rows) for key, value in self.obs.items()},
+            obs={key: _gather(value, obs_rows) for key, value in self.obs.items() if keys is None or key in keys},
             action=_gather(self.action, self._action_rows.index_select(0, index)),
             mask=self._mask.index_select(0, index),
         )

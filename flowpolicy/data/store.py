@@ -16,6 +16,7 @@ import math
 import shutil
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, final
@@ -203,9 +204,13 @@ class EpisodeStore:
 
         Raises ValueError for an unknown key, and for a missing or damaged chunk, naming it.
         """
-        if key not in self.keys:
-            raise ValueError(f"{self.path}: no key {key!r}; available are {list(self.keys)}")
+        self._require_key(key)
         return self._read(f"data/{key}")
+
+    def rows(self, key: str, steps: Sequence[int]) -> np.ndarray:
+        """The given steps of data/<key>, (len(steps), ...); decodes only the chunks they lie in. Raises as `load`."""
+        self._require_key(key)
+        return self._read(f"data/{key}", steps)
 
     def content_hash(self) -> str:
         """SHA-256 of names, types, shapes and values of all data and of the episode table, not of the compression."""
@@ -231,12 +236,17 @@ class EpisodeStore:
                 problems.append(f"data/{key} has {shape[0]} steps, meta/episode_ends ends at {ends[-1]}; truncated?")
         return problems
 
-    def _read(self, name: str) -> np.ndarray:
+    def _require_key(self, key: str) -> None:
+        if key not in self.keys:
+            raise ValueError(f"{self.path}: no key {key!r}; available are {list(self.keys)}")
+
+    def _read(self, name: str, steps: Sequence[int] | None = None) -> np.ndarray:
         folder = self.path / name
         if problems := chunk_problems(folder):
             raise ValueError(f"{self.path}: {name}: {problems[0]}; copy or write the store again")
         try:
-            return np.asarray(zarr.open_array(folder, mode="r", zarr_format=2)[...])
+            array = zarr.open_array(folder, mode="r", zarr_format=2)
+            return np.asarray(array[...] if steps is None else array.oindex[np.asarray(steps, dtype=np.int64)])
         except _DECODE_ERRORS as error:
             problems = chunk_problems(folder, decode=True) or [str(error)]
             raise ValueError(f"{self.path}: {name}: {problems[0]}; copy or write the store again") from error

@@ -8,11 +8,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from flowpolicy.data.store import EpisodeStore, chunk_problems
+from flowpolicy.embodiment import Embodiment
 
 _STILL = 1e-4  # share of a dimension's range below which a step counts as no motion; sensors are coarser than this
 _IDLE_SHARE = 0.5  # planners pause at way-points for a few steps; half an episode is not a pause
 _CLIPPED_SHARE = 0.5  # share of a dimension's actions exactly on a bound; above it the expert asked for more
 _NEAR_CONSTANT = 1e-4  # the normaliser's threshold
+_FEW_POINTS = 0.5  # share of distinct points in a cloud; below it more than half are repeated or zero padding
+_CROP_TOLERANCE_M = 1e-5  # float32 rounding of the crop's corners and of a voxel's mean
 _LISTED = 5  # how many episodes, dimensions or chunks one line names
 
 
@@ -56,6 +59,7 @@ def _contents(store: EpisodeStore, arrays: dict[str, np.ndarray]) -> list[Findin
     for key in [*store.obs_keys, "action"]:
         if key in finite:
             findings += _near_constant(key, finite[key])
+            findings += _clouds(key, finite[key], episodes, store.embodiment)
     findings += _frozen({key: finite[key] for key in store.obs_keys if key in finite}, episodes)
     if "action" in finite:
         findings += _frozen_actions(finite["action"], episodes)
@@ -87,10 +91,7 @@ def _non_finite(key: str, array: np.ndarray, episodes: list[slice]) -> list[Find
     bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if not bad.any():
         return []
-    hit = [i for i, rows in enumerate(episodes) if bad[rows].any()]
-    step = int(np.argmax(bad[episodes[hit[0]]]))
-    where = f"first at episode {hit[0]}, step {step}; episodes {_list(hit)}"
-    return [Finding("error", f"{key}: NaN or infinity in {bad.sum()} of {len(bad)} steps, {where}")]
+    return [Finding("error", f"{key}: NaN or infinity in {bad.sum()} of {len(bad)} steps, {_where(bad, episodes)}")]
 
 
 def _near_constant(key: str, array: np.ndarray) -> list[Finding]:
@@ -100,6 +101,50 @@ def _near_constant(key: str, array: np.ndarray) -> list[Finding]:
     if not len(dims):
         return []
     return [Finding("warning", f"{key}: dimensions {dims.tolist()} are near-constant (range < {_NEAR_CONSTANT:g})")]
+
+
+def _clouds(key: str, array: np.ndarray, episodes: list[slice], embodiment: Embodiment | None) -> list[Finding]:
+    """Empty clouds, padding, colours that are none, and points outside of the crop that the embodiment declares."""
+    if array.ndim != 3 or array.shape[2] not in (3, 6):
+        return []
+    xyz, color = array[..., :3], array[..., 3:]
+    zero = ~xyz.any(axis=-1)  # (S, N)
+    empty = zero.all(axis=1)  # (S,)
+    found: list[tuple[Literal["error", "warning"], str, np.ndarray]] = [
+        ("error", "empty cloud (all points at the origin)", empty),
+        ("error", "colours outside 0..1", ((color < 0) | (color > 1)).any(axis=(1, 2))),
+        ("warning", "points at the origin (zero padding?)", zero.any(axis=1) & ~empty),
+        ("warning", "more than half of the points are repeated (few points in the crop?)", _repeated(xyz) & ~empty),
+    ]
+    cloud = embodiment.obs[key].cloud if embodiment and key in embodiment.obs else None
+    if cloud is not None:
+        low, high = np.array(cloud.crop_low) - _CROP_TOLERANCE_M, np.array(cloud.crop_high) + _CROP_TOLERANCE_M
+        outside = ((xyz < low) | (xyz > high)).any(axis=2) & ~zero
+        message = f"points outside the declared crop, {cloud.crop_low} to {cloud.crop_high} m"
+        found.append(("error", message, outside.any(axis=1)))
+    return [
+        Finding(severity, f"{key}: {message} in {bad.sum()} of {len(bad)} steps, {_where(bad, episodes)}")
+        for severity, message, bad in found
+        if bad.any()
+    ]
+
+
+def _repeated(xyz: np.ndarray) -> np.ndarray:
+    """(S,) bool: fewer than `_FEW_POINTS` of the points of a cloud (S, N, 3) differ from each other."""
+    flags = []
+    for part in np.array_split(xyz, len(xyz) // 1000 + 1):  # in parts: the numbers below are 64 bits wide
+        bits = np.ascontiguousarray(part, dtype=np.float32).view(np.uint32).astype(np.uint64)
+        # one number per point; odd multipliers of a 64-bit hash, so that different points practically never share one
+        mixed = (bits[..., 0] * 0x9E3779B97F4A7C15 + bits[..., 1]) * 0xBF58476D1CE4E5B9 + bits[..., 2]
+        distinct = 1 + (np.diff(np.sort(mixed, axis=1), axis=1) != 0).sum(axis=1)
+        flags.append(distinct < _FEW_POINTS * xyz.shape[1])
+    return np.concatenate(flags)
+
+
+def _where(bad: np.ndarray, episodes: list[slice]) -> str:
+    """Where the steps marked in bad (S,) begin, and which episodes hold any."""
+    hit = [i for i, rows in enumerate(episodes) if bad[rows].any()]
+    return f"first at episode {hit[0]}, step {int(np.argmax(bad[episodes[hit[0]]]))}; episodes {_list(hit)}"
 
 
 def _frozen(obs: dict[str, np.ndarray], episodes: list[slice]) -> list[Finding]:

@@ -22,7 +22,10 @@ TIMEOUT_S = 180  # a first `import mani_skill` on a cold disk takes half a minut
 
 _EGL_FIX = "apt-get install -y libegl1 libgl1 libegl-mesa0"
 _OSMESA_FIX = "apt-get install -y libosmesa6"
-_VULKAN_FIX = "apt-get install -y libvulkan1 mesa-vulkan-drivers  # Mesa >= 24.3 (Debian 12: bookworm-backports)"
+_VULKAN_FIX = (
+    "apt-get install -y libvulkan1 mesa-vulkan-drivers  # Mesa >= 24.3; Debian 12: add -t bookworm-backports, a suite "
+    "that scripts/setup.sh adds. Or a GPU's driver"
+)
 _TORCHVISION_FIX = "pip uninstall torchvision  # or install the build that matches torch; flowpolicy needs none"
 
 _STEP = """
@@ -40,6 +43,21 @@ mujoco.mj_forward(model, data)
 with mujoco.Renderer(model, 48, 48) as renderer:
     renderer.update_scene(data)
     assert renderer.render().max() > 0, "the picture is black"
+    from OpenGL.GL import GL_RENDERER, glGetString
+    print(glGetString(GL_RENDERER).decode())
+"""
+_RAYS = """
+import os
+os.environ["MUJOCO_GL"] = "disable"
+import mujoco, numpy
+model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size="1"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+hit, distance = numpy.zeros(1, numpy.int32), numpy.zeros(1)
+ray = numpy.array([0.0, 0.0, -1.0])
+mujoco.mj_multiRay(model, data, -3 * ray, ray, None, 1, -1, hit, distance, 1, 10.0)
+assert abs(distance[0] - 2.0) < 1e-9, distance
+print("the processor, depth only")
 """
 _SAPIEN_FRAME = """
 import sapien
@@ -58,6 +76,7 @@ camera = scene.add_camera("camera", width=48, height=48, fovy=1.0, near=0.01, fa
 scene.update_render()
 camera.take_picture()
 assert camera.get_picture("Color").shape == (48, 48, 4)
+print(device.name)
 """
 _VIDEO = """
 import os, tempfile
@@ -82,7 +101,8 @@ assert slope.sum() == 2
 @final
 @dataclass(frozen=True)
 class Probe:
-    """One thing to try. needs: distributions without which it counts as missing.   code: run in a fresh interpreter.
+    """One thing to try. needs: distributions without which it counts as missing.   code: run in a fresh interpreter;
+    what it prints last belongs to the finding (who draws).
 
     install: what to run when it is missing, empty when nobody needs it.   fix: what to run when it fails.
     driver: whether failing without a crash means that a system library is absent, which is not a breakage.
@@ -132,6 +152,7 @@ PROBES = (
           env={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}, driver=True),
     Probe("OSMesa (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, _extra("metaworld"), _OSMESA_FIX,
           env={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}, driver=True),
+    Probe("rays (MuJoCo)", ("mujoco",), _RAYS, _extra("metaworld"), _again("mujoco")),
     Probe("Vulkan (SAPIEN)", ("sapien",), _SAPIEN_FRAME, _extra("maniskill"), _VULKAN_FIX, driver=True),
 )  # fmt: skip
 
@@ -150,7 +171,8 @@ def run_probe(probe: Probe) -> Finding:
     except subprocess.TimeoutExpired:
         return Finding(probe.name, "broken", f"{installed}: no answer within {TIMEOUT_S} s", probe.fix)
     if done.returncode == 0:
-        return Finding(probe.name, "ok", installed)
+        said = done.stdout.strip().splitlines()[-1:]
+        return Finding(probe.name, "ok", ": ".join([installed, *said]))
     if done.returncode < 0:
         crash = signal.Signals(-done.returncode).name
         return Finding(probe.name, "broken", f"{installed}: crashed ({crash})", probe.fix)
@@ -190,5 +212,5 @@ def describe_machine() -> dict[str, str]:
         "device": f"cuda ({torch.cuda.get_device_name()})" if cuda else "cpu",
         "cpus": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "torch threads": str(torch.get_num_threads()),
-        "renderer libraries": ", ".join(found) or "none (state observations need none)",
+        "renderer libraries": ", ".join(found) or "none (states need none, clouds of Meta-World are then cast by rays)",
     }

@@ -1,9 +1,11 @@
-"""What every observation encoder must offer."""
+"""What every observation encoder must offer, and every part that reads a single cloud or image."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.types import Observation
 
 
@@ -14,4 +16,23 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, obs: Observation) -> Tensor:
-        """obs: key -> (B, To, ...), normalised.   Returns (B, feature_dim)."""
+        """obs: key -> (B, To, ...), normalised; images as uint8.   Returns (B, feature_dim)."""
+
+    def align(self, normalizers: Mapping[str, LinearNormalizer]) -> None:
+        """Called once, when the normalisers have been fitted; for encoders that compare keys with each other."""
+
+
+class KeyEncoder(nn.Module, ABC):
+    """One cloud or image at one time -> (M, feature_dim). Constructed by `MultiModalEncoder`.
+
+    Constructor keywords: shape, that of the key per time step; state_dim, entries of all state keys together.
+    """
+
+    feature_dim: int
+
+    @abstractmethod
+    def forward(self, value: Tensor, state: Tensor) -> Tensor:
+        """value: (M, *shape), M = B * To.   state: (M, state_dim), normalised; may have no entries."""
+
+    def align(self, value: LinearNormalizer, state: LinearNormalizer) -> None:
+        """See `Encoder.align`.   value: this key's normaliser.   state: that of the first state key."""

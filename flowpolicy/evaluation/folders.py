@@ -93,7 +93,7 @@ def _read_evaluation(path: Path, label: str) -> EvaluationFolder:
     videos = path / "videos"
     return EvaluationFolder(
         label=label, path=path, summary=_json(path / "summary.json") or {},
-        episodes=_lines(path / "results.jsonl"), latency=_json(path / "latency.json"),
+        episodes=read_lines(path / "results.jsonl"), latency=_json(path / "latency.json"),
         chunks=_json(path / "chunks.json"),
         videos=sorted(v for v in videos.iterdir() if v.suffix in (".mp4", ".png")) if videos.is_dir() else [],
     )  # fmt: skip
@@ -102,7 +102,7 @@ def _read_evaluation(path: Path, label: str) -> EvaluationFolder:
 def _read_run(path: Path, label: str) -> RunFolder:
     config = path / ".hydra" / "config.yaml"
     return RunFolder(label=label, path=path, record=_json(path / "run.json"),
-                     metrics=_lines(path / "metrics.jsonl"),
+                     metrics=read_lines(path / "metrics.jsonl"),
                      config=config.read_text() if config.exists() else "")  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def _json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file; a last line without its end belongs to a run that is still writing it."""
     if not path.exists():
         return []

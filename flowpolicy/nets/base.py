@@ -9,7 +9,9 @@ Features = dict[str, Tensor]
 
 
 class VelocityNet(nn.Module, ABC):
-    """f(x_t, t, r, cond). Constructed by `build_policy` with action_dim, horizon and cond_dim."""
+    """f(x_t, t, r, cond). Constructed by `build_policy` with action_dim, horizon and cond_dim (D), which it keeps."""
+
+    cond_dim: int
 
     @abstractmethod
     def forward_with_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:

@@ -35,7 +35,7 @@ class ResidualMLP(VelocityNet):
         super().__init__()
         if depth < 1:
             raise ValueError(f"ResidualMLP: depth must be at least 1 block, got {depth}")
-        self.shape = (horizon, action_dim)
+        self.shape, self.cond_dim = (horizon, action_dim), cond_dim
         self.time = TimeEmbedding(time_dim, max_frequency=max_time_frequency)
         self.input = nn.Linear(horizon * action_dim + 2 * time_dim + cond_dim, width)
         self.blocks = nn.ModuleList(_Block(width, 2 * time_dim + cond_dim) for _ in range(depth))

@@ -210,8 +210,11 @@ class _LastingEnv:
 
 
 def _tensors(obs: dict[str, np.ndarray]) -> Observation:
-    """Copies: gymnasium writes the next step into the same memory."""
-    return {key: torch.from_numpy(np.array(value, np.float32)) for key, value in obs.items()}
+    """Copies: gymnasium writes the next step into the same memory. Pictures stay uint8, all else becomes float32."""
+    return {
+        key: torch.from_numpy(np.array(value, np.uint8 if value.dtype == np.uint8 else np.float32))
+        for key, value in obs.items()
+    }
 
 
 def _describe(make_env: Callable[[], Any]) -> str:

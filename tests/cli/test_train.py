@@ -117,6 +117,8 @@ def test_heads_yaml_defaults_are_the_constructors() -> None:
     """Numbers stand in both places so that they can be overridden; they must not drift apart."""
     import inspect
 
+    from flowpolicy.heads.consistency import ConsistencyHead
+    from flowpolicy.heads.diffusion import DiffusionHead
     from flowpolicy.heads.flow_matching import FlowMatchingHead
     from flowpolicy.heads.meanflow import MeanFlowHead
     from flowpolicy.nets.mlp import ResidualMLP
@@ -130,6 +132,8 @@ def test_heads_yaml_defaults_are_the_constructors() -> None:
     for cls, name, part in (
         (MeanFlowHead, "meanflow", "head"),
         (FlowMatchingHead, "flow_matching", "head"),
+        (DiffusionHead, "diffusion", "head"),
+        (ConsistencyHead, "consistency", "head"),
         (ResidualMLP, "mlp", "net"),
         (UNet1D, "unet1d", "net"),
     ):
@@ -137,4 +141,4 @@ def test_heads_yaml_defaults_are_the_constructors() -> None:
         defaults = {key: p.default for key, p in signature.items() if p.default is not inspect.Parameter.empty}
         assert numbers(name, part) == {k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}, name
     trainer = config.plain(config.load("train", ["dataset.path=x"]))["trainer"]
-    assert TrainerSettings(**{**trainer, "betas": tuple(trainer["betas"])}) == TrainerSettings()
+    assert TrainerSettings.from_dict(trainer) == TrainerSettings()

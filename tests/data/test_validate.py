@@ -1,12 +1,14 @@
 """Validate: a sound store has no findings; every kind of damage is found and named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import zarr
 
 from flowpolicy.data.store import Episode, EpisodeWriter
 from flowpolicy.data.validate import validate_store
-from flowpolicy.embodiment import Embodiment, KeySpec
+from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
     robot="test",
@@ -155,3 +157,62 @@ def test_near_constant_dimensions_are_a_warning(path):
 def test_failed_episodes_are_a_warning(path):
     zarr.open_array(path / "meta/episode_success", mode="r+")[4] = False
     assert messages(path, "warning") == ["1 episodes are no successes: 4"]
+
+
+CLOUD = CloudSpec(points=40, crop_low=(-0.5, -0.5, 0.0), crop_high=(0.5, 0.5, 0.3), color=True)
+
+
+@pytest.fixture
+def clouds(tmp_path):
+    """Six sound episodes of ten coloured clouds."""
+    rng = np.random.default_rng(0)
+    key = KeySpec(CLOUD.shape, "m", "world", cloud=CLOUD)
+    with EpisodeWriter(tmp_path / "c.zarr", replace(EMBODIMENT, obs={"point_cloud": key}), {}) as writer:
+        for seed in range(6):
+            xyz = rng.uniform(CLOUD.crop_low, CLOUD.crop_high, (10, 40, 3))
+            obs = {"point_cloud": np.concatenate([xyz, rng.random((10, 40, 3))], axis=2)}
+            writer.add(Episode(obs, rng.uniform(-0.9, 0.9, (10, 2)), np.zeros(10), True, seed))
+    return tmp_path / "c.zarr"
+
+
+def test_sound_clouds_have_no_findings_even_with_points_on_the_edge_of_the_crop(clouds):
+    for axis in range(3):
+        edit(clouds, "point_cloud", (slice(0, 60), 0, axis), np.float32(CLOUD.crop_high[axis]))
+    assert validate_store(clouds) == []
+
+
+def test_empty_clouds_are_an_error_and_padded_ones_a_warning(clouds):
+    edit(clouds, "point_cloud", slice(23, 25), 0.0)
+    wanted = (
+        "point_cloud: empty cloud (all points at the origin) in 2 of 60 steps, first at episode 2, step 3; episodes 2"
+    )
+    assert messages(clouds, "error") == [wanted] and messages(clouds, "warning") == []
+    edit(clouds, "point_cloud", (slice(23, 25), slice(0, 30)), 0.3)
+    edit(clouds, "point_cloud", (slice(23, 25), slice(0, 30), 0), np.tile(np.linspace(-0.4, 0.4, 30), (2, 1)))
+    (warning,) = messages(clouds, "warning")
+    assert warning.startswith("point_cloud: points at the origin (zero padding?) in 2 of 60 steps")
+    assert messages(clouds, "error") == []
+
+
+def test_clouds_of_few_points_repeated_are_a_warning(clouds):
+    array = zarr.open_array(clouds / "data/point_cloud", mode="r+")
+    array[7] = np.resize(array[7][:20], (40, 6))
+    assert validate_store(clouds) == []
+    array[7] = np.resize(array[7][:19], (40, 6))
+    (warning,) = messages(clouds, "warning")
+    assert "more than half of the points are repeated (few points in the crop?) in 1 of 60 steps" in warning
+
+
+@pytest.mark.parametrize(("axis", "value"), [(2, -0.01), (2, 0.31), (0, -0.51)])
+def test_points_outside_the_declared_crop_are_an_error(clouds, axis, value):
+    edit(clouds, "point_cloud", (59, 12, axis), value)
+    (error,) = messages(clouds, "error")
+    assert error == (
+        "point_cloud: points outside the declared crop, (-0.5, -0.5, 0.0) to (0.5, 0.5, 0.3) m in 1 of 60 steps, "
+        "first at episode 5, step 9; episodes 5"
+    )
+
+
+def test_colours_as_bytes_are_an_error(clouds):
+    edit(clouds, "point_cloud", (0, 0, 4), 128.0)
+    assert messages(clouds, "error")[0].startswith("point_cloud: colours outside 0..1 in 1 of 60 steps")

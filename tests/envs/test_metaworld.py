@@ -101,13 +101,13 @@ def test_time_runs_out():
 def test_bad_names_are_refused():
     with pytest.raises(ValueError, match="no 'push-v9'; it knows .*push-v3"):
         make_env("push-v9")
-    with pytest.raises(ValueError, match="gives 'state', got 'rgb'"):
-        make_env("push-v3", obs="rgb")
+    with pytest.raises(ValueError, match="gives state, point_cloud, rgb, got 'video'"):
+        make_env("push-v3", obs="video")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="hold_steps"):
         make_expert("push-v3", hold_steps=-1)
     with pytest.raises(ValueError, match="corrected, metaworld, got 'mine'"):
         make_expert("push-v3", scripts="mine")  # pyright: ignore[reportArgumentType]
-    with closing(make_env("push-v3")) as env, pytest.raises(RuntimeError, match="render=False.*MUJOCO_GL=egl"):
+    with closing(make_env("push-v3")) as env, pytest.raises(RuntimeError, match="made with render=False"):
         env.reset(seed=0)
         env.render()
 

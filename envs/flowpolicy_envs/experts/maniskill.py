@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.store import Episode
-from flowpolicy_envs.maniskill import ManiSkillEnv, make_env, split_observation
+from flowpolicy_envs.maniskill import ManiSkillEnv, Obs, Observation, View, make_env
 
 # task -> name of ManiSkill's solution function for it, in mani_skill.examples.motionplanning.panda.solutions
 SOLUTIONS = {
@@ -26,19 +26,19 @@ SOLUTIONS = {
 }
 
 
-def make_expert(id: str, *, obs: str = "state") -> "PlannerExpert":
+def make_expert(id: str, *, obs: Obs = "state", view: View | None = None) -> "PlannerExpert":
     """The planner for one task. Raises ValueError naming the tasks that have one, ImportError without ManiSkill."""
     if id not in SOLUTIONS:
         raise ValueError(f"task.id: no motion planner for {id!r}; there is one for {', '.join(SOLUTIONS)}")
-    return PlannerExpert(id, obs=obs)
+    return PlannerExpert(id, obs=obs, view=view)
 
 
 @final
 class PlannerExpert:
     """Runs the planner in the simulator and keeps what it did; success is the task's own, after the last step."""
 
-    def __init__(self, id: str, *, obs: str) -> None:
-        env = make_env(id, obs=obs)
+    def __init__(self, id: str, *, obs: Obs, view: View | None) -> None:
+        env = make_env(id, obs=obs, view=view)
         assert isinstance(env, ManiSkillEnv)
         self._env = env
         self.embodiment = env.embodiment
@@ -64,21 +64,21 @@ class _Recorder:
     def __init__(self, env: ManiSkillEnv) -> None:
         self.unwrapped = env.base
         self._space = env.action_space
-        self._reset = env.reset
-        self._obs: list[dict[str, NDArray[np.float32]]] = []
+        self._env = env
+        self._obs: list[Observation] = []
         self._action: list[NDArray[np.float32]] = []
         self._reward: list[float] = []
         self._success = False
 
     def reset(self, *, seed: int | None = None) -> Any:
-        obs, info = self._reset(seed=seed)
+        obs, info = self._env.reset(seed=seed)
         self._obs = [obs]
         return obs, info
 
     def step(self, action: NDArray[np.floating]) -> Any:
         action = np.clip(np.asarray(action, np.float32), self._space.low, self._space.high)
         obs, reward, terminated, truncated, info = self.unwrapped.step(action)
-        self._obs.append(split_observation(obs))
+        self._obs.append(self._env.observe(obs))
         self._action.append(action)
         self._reward.append(float(reward))
         self._success = bool(info["success"])

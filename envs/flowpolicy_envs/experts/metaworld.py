@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.store import Episode
-from flowpolicy_envs.metaworld import MetaWorldEnv, make_env
+from flowpolicy_envs.metaworld import MetaWorldEnv, Obs, View, make_env
 
 Scripts = Literal["corrected", "metaworld"]
 Script = Callable[[NDArray[np.float64]], NDArray[np.floating]]
@@ -18,12 +18,13 @@ Script = Callable[[NDArray[np.float64]], NDArray[np.floating]]
 def make_expert(
     id: str,
     *,
-    obs: str = "state",
+    obs: Obs = "state",
     max_episode_steps: int = 200,
     hold_steps: int = 8,
     scripts: Scripts = "corrected",
+    view: View | None = None,
 ) -> "ScriptedExpert":
-    """The scripted policy of one task.
+    """The scripted policy of one task. It sees the state, whatever `obs` and `view` say is recorded.
 
     max_episode_steps: give up after so many steps without success.
     hold_steps: go on for so many steps after success, so that the end of the demonstration teaches to stay there.
@@ -36,7 +37,9 @@ def make_expert(
     if scripts not in get_args(Scripts):
         raise ValueError(f"expert.scripts: must be one of {', '.join(get_args(Scripts))}, got {scripts!r}")
     correct = _CORRECTIONS.get(id) if scripts == "corrected" else None
-    return ScriptedExpert(id, obs=obs, max_episode_steps=max_episode_steps, hold_steps=hold_steps, correct=correct)
+    env = make_env(id, obs=obs, max_episode_steps=max_episode_steps, view=view)
+    assert isinstance(env, MetaWorldEnv)
+    return ScriptedExpert(id, env, hold_steps=hold_steps, correct=correct)
 
 
 def _come_from_above_the_door(script: Script) -> Script:
@@ -63,16 +66,8 @@ class ScriptedExpert:
     """Runs the script past success, where the environment itself would end the episode."""
 
     def __init__(
-        self,
-        id: str,
-        *,
-        obs: str,
-        max_episode_steps: int,
-        hold_steps: int,
-        correct: Callable[[Script], Script] | None,
+        self, id: str, env: MetaWorldEnv, *, hold_steps: int, correct: Callable[[Script], Script] | None
     ) -> None:
-        env = make_env(id, obs=obs, max_episode_steps=max_episode_steps)
-        assert isinstance(env, MetaWorldEnv)
         from metaworld.policies import ENV_POLICY_MAP
 
         self._env = env

@@ -1,0 +1,38 @@
+"""Denoising diffusion: the cosine noise schedule, and one deterministic (DDIM) step between two noise levels."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from flowpolicy.flow.path import expand
+
+_LARGEST_BETA = 0.999  # keeps the last level from being pure noise exactly, where 1 / sqrt(signal) has no limit
+
+
+def cosine_signal(train_steps: int) -> Tensor:
+    """(T+1,) share of the action's variance left at each noise level: 1 at level 0, almost 0 at level T.
+
+    Level k is diffusers' time step k - 1 of the schedule "squaredcos_cap_v2".
+    Source: Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", equation 17.
+    """
+    if train_steps < 1:
+        raise ValueError(f"cosine_signal: wanted at least 1 noise level, got {train_steps}")
+    share = [math.cos((k / train_steps + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(train_steps + 1)]
+    kept = [max(after / before, 1.0 - _LARGEST_BETA) for before, after in zip(share[:-1], share[1:], strict=True)]
+    return torch.tensor([1.0, *kept], dtype=torch.float64).cumprod(dim=0).float()
+
+
+def add_noise(action: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
+    """sqrt(signal) action + sqrt(1 - signal) noise.   action, noise: (B, H, A).   signal: (B,) in (0, 1]."""
+    signal = expand(signal, action)
+    return signal.sqrt() * action + (1.0 - signal).sqrt() * noise
+
+
+def ddim_step(action: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
+    """The state at the next level, given the action and the noise that the present state was split into.
+
+    The action is clamped to [-1, 1], where normalised actions lie; the noise stays what it was split into.
+    Source: Song et al. 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0.
+    """
+    return add_noise(action.clamp(-1.0, 1.0), noise, signal)

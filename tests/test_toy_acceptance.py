@@ -28,11 +28,11 @@ SEEDS = range(100_000, 100_100)
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
-    """200 demonstrations, half of them each way."""
+    """1,000 demonstrations, half of them each way: from 200, a regression learns by heart which went where."""
     from flowpolicy_envs.experts.toy import make_expert
 
     path = tmp_path_factory.mktemp("toy") / "demos.zarr"
-    collect_episodes(make_expert, path, episodes=200, progress=False)
+    collect_episodes(make_expert, path, episodes=1000, progress=False)
     return EpisodeStore.open(path)
 
 

@@ -5,8 +5,12 @@ Neither torch nor numba is loaded before it is used: simulators run in processes
 no numba.
 """
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -16,8 +20,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MOST_CELLS = 2**62  # of a voxel grid: what its int64 cell numbers can hold
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_spent_ms: dict[str, float] | None = None  # where `stage_times` wants to know
 
 
+@contextmanager
+def stage_times() -> Iterator[dict[str, float]]:
+    """Milliseconds that this process spends in each stage inside the block: unproject, crop, thin, sample."""
+    global _spent_ms
+    before, _spent_ms = _spent_ms, {}
+    try:
+        yield _spent_ms
+    finally:
+        _spent_ms = before
+
+
+def _stage(name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """A function whose time `stage_times` adds up under `name`."""
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @wraps(function)
+        def timed(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            if _spent_ms is None:
+                return function(*args, **kwargs)
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            _spent_ms[name] = _spent_ms.get(name, 0.0) + 1e3 * (time.perf_counter() - start)
+            return result
+
+        return timed
+
+    return decorate
+
+
+@_stage("unproject")
 def unproject(depth_m: np.ndarray, intrinsics: np.ndarray, camera_to_world: np.ndarray) -> np.ndarray:
     """The points that a pinhole camera sees: (H*W, 3) float32 metres in the world, row by row of the image.
 
@@ -44,6 +81,7 @@ def unproject(depth_m: np.ndarray, intrinsics: np.ndarray, camera_to_world: np.n
     return world
 
 
+@_stage("crop")
 def crop(points: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) -> np.ndarray:
     """The rows of points (N, 3 or more) whose coordinates lie in [low, high]; NaN lies nowhere."""
     xyz = points[:, :3]
@@ -51,6 +89,7 @@ def crop(points: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) ->
     return points[inside.all(axis=1)]
 
 
+@_stage("thin")
 def voxel_downsample(points: np.ndarray, voxel_m: float) -> np.ndarray:
     """One row per occupied cell of a grid of edge `voxel_m` through the origin: the mean of its points (N, 3 or more).
 
@@ -73,6 +112,7 @@ def voxel_downsample(points: np.ndarray, voxel_m: float) -> np.ndarray:
     return np.stack(means, axis=1).astype(np.float32)
 
 
+@_stage("sample")
 def farthest_point_indices(points: np.ndarray, count: int, *, start: int = 0) -> np.ndarray:
     """Indices (count,) int64 of points (N, 3): `start`, then always the point farthest from all chosen ones.
 

@@ -126,7 +126,7 @@ class FlowPolicy(nn.Module):
         It keeps the weights of this moment. Raises ValueError where `predict` would, and for a policy whose Python
         decides on numbers of the observation.
         """
-        self._check_steps(num_steps)
+        self.check_steps(num_steps)
         return PreparedPolicy(self, device=torch.device(device), batch=batch, num_steps=num_steps, threads=threads)
 
     def sample(self, cond: Tensor, noise: Tensor, *, num_steps: int = 1) -> Tensor:
@@ -135,7 +135,7 @@ class FlowPolicy(nn.Module):
 
     def _check(self, obs: Observation, num_steps: int) -> int:
         """Batch size, after checking what came against the embodiment."""
-        self._check_steps(num_steps)
+        self.check_steps(num_steps)
         for key in self.obs_keys:
             if key not in obs:
                 raise ValueError(f"predict: observation '{key}' is missing; got {sorted(obs)}, need {self.obs_keys}")
@@ -149,7 +149,8 @@ class FlowPolicy(nn.Module):
                 raise ValueError(f"predict: image '{key}' must be uint8, 0 to 255, got {obs[key].dtype}")
         return obs[self.obs_keys[0]].shape[0]
 
-    def _check_steps(self, num_steps: int) -> None:
+    def check_steps(self, num_steps: int) -> None:
+        """Raise ValueError where the head cannot sample in so many steps."""
         if self.head.max_steps is not None and num_steps > self.head.max_steps:
             raise ValueError(
                 f"{type(self.head).__name__} samples in at most {self.head.max_steps} step(s), got {num_steps=}"

@@ -17,7 +17,7 @@ from flowpolicy.files import write_atomic
 
 VERSIONED = (
     "flowpolicy", "torch", "numpy", "scipy", "hydra-core", "safetensors", "zarr", "numba", "gymnasium", "mani_skill",
-    "sapien", "mplib", "metaworld", "mujoco", "wandb", "imageio",
+    "sapien", "mplib", "metaworld", "mujoco", "wandb", "imageio", "onnx", "onnxruntime",
 )  # fmt: skip
 """Distributions whose version changes results or decides what can run."""
 

@@ -27,7 +27,7 @@ RANKS = {
 RANK = {name: rank for rank, names in RANKS.items() for name in names}
 
 SIMULATORS = ("mani_skill", "sapien", "robosuite", "robomimic", "metaworld", "mujoco", "gymnasium")
-NEVER_LOADED = (*SIMULATORS, "torchvision", "wandb")
+NEVER_LOADED = (*SIMULATORS, "torchvision", "wandb", "onnx", "onnxscript", "onnxruntime")
 TRAINING_STACK = ("zarr", "numcodecs", "numba", "h5py")  # what a robot's computer need not have
 CATALOGUES = ("heads", "nets", "encoders", "samplers")  # folder of final classes <-> folder of yaml files
 

@@ -4,6 +4,8 @@
   train      imitation: demonstrations in, a one-step policy out
   evaluate   seeded rollouts of a checkpoint, with intervals
   protocol   collect, train and evaluate for every task and seed of a published comparison
+  bench      latency per stage on this machine, missed deadlines, what to do
+  export     ONNX bundle that runs without torch, with a certificate
   report     one offline HTML page of runs and evaluations
   info       versions, device, extras, renderers
   doctor     try every extra and renderer; print the fix for what fails
@@ -21,7 +23,7 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-VERBS = ("data", "train", "evaluate", "protocol", "report", "info", "doctor")
+VERBS = ("data", "train", "evaluate", "protocol", "bench", "export", "report", "info", "doctor")
 _TRAIN_EXTRA = ("zarr", "numcodecs", "numba", "gymnasium")
 
 

@@ -86,6 +86,17 @@ with tempfile.TemporaryDirectory() as folder:
         for _ in range(3):
             writer.append_data(numpy.zeros((64, 64, 3), numpy.uint8))
 """
+_EXPORT = """
+import logging, tempfile, warnings
+import onnxruntime, torch
+logging.disable(logging.WARNING)
+warnings.simplefilter("ignore")
+with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    file = folder + "/a.onnx"
+    torch.onnx.export(torch.nn.Linear(2, 1), (torch.ones(1, 2),), dynamo=True, verbose=False).save(file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert session.run(None, {session.get_inputs()[0].name: torch.ones(1, 2).numpy()})[0].shape == (1, 1)
+"""
 _TRAIN = """
 import numba, numpy, zarr, gymnasium
 zarr.create_array({}, shape=(4,), dtype="f4", zarr_format=2)[:] = numpy.arange(4)
@@ -147,6 +158,8 @@ PROBES = (
           _extra("metaworld"), _again("metaworld", "mujoco")),
     Probe("wandb", ("wandb",), "import wandb; assert callable(wandb.init)", _extra("wandb"), _again("wandb")),
     Probe("video", ("imageio", "imageio-ffmpeg"), _VIDEO, _extra("video"), _again("imageio", "imageio-ffmpeg")),
+    Probe("export", ("onnx", "onnxscript", "onnxruntime"), _EXPORT, _extra("export"),
+          _again("onnx", "onnxscript", "onnxruntime")),
     Probe("torchvision", ("torchvision",), "import torchvision", "", _TORCHVISION_FIX),
     Probe("EGL (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, _extra("metaworld"), _EGL_FIX,
           env={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}, driver=True),

@@ -1,7 +1,7 @@
 """How long one observation takes from robot units to robot units, and which part of that is the net itself."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
@@ -10,7 +10,8 @@ import torch
 
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
-from flowpolicy.policy import FlowPolicy
+from flowpolicy.inference.prepared import PreparedPolicy
+from flowpolicy.policy import FlowPolicy, is_image
 from flowpolicy.types import Observation
 
 
@@ -24,6 +25,7 @@ class LatencyReport:
     overhead: share of the median predict that is not the floor, in [0, 1].
     stages: "encode" (normalise + encode), "head" (all its steps), "decode" (un-normalise): the percentiles of each.
     samples_ms: every measured predict, in order.
+    prepared, prepared_samples_ms: the same of `FlowPolicy.prepare`'s predictor, None where it was not measured.
     """
 
     device: str
@@ -34,6 +36,8 @@ class LatencyReport:
     overhead: float
     stages: dict[str, dict[str, float]]
     samples_ms: list[float]
+    prepared: dict[str, float] | None = None
+    prepared_samples_ms: list[float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready containers."""
@@ -41,10 +45,11 @@ class LatencyReport:
 
 
 def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1, warmup: int = 50,
-                    repeats: int = 500) -> LatencyReport:  # fmt: skip
+                    repeats: int = 500, prepared: PreparedPolicy | None = None) -> LatencyReport:  # fmt: skip
     """Time `policy.predict` on one observation, its stages, and the bare net.
 
     obs: key -> (1, To, ...), robot units, on the policy's device.   warmup: calls thrown away first.
+    prepared: what the policy prepared for one observation and num_steps, to be measured beside it.
     The measurements take turns within each repeat, so that a slow moment of the machine hits all of them alike.
     Raises ValueError when obs is not a single observation or a count is below 1.
     """
@@ -64,13 +69,16 @@ def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1,
             "head": lambda: sample_ode(policy.head.velocity, noise, cond, times),
             "decode": lambda: policy.decode(chunk, obs),
         }
-        spent = _time_in_turns(calls, device, warmup=warmup, repeats=repeats)
+        if prepared is not None:
+            calls["prepared"] = lambda: prepared.predict(obs, num_steps=num_steps, generator=generator)
+        spent = time_in_turns(calls, device=device, warmup=warmup, repeats=repeats)
     summary = {name: percentiles(values) for name, values in spent.items()}
     return LatencyReport(
         device=_device_name(device), threads=torch.get_num_threads(), num_steps=num_steps,
         predict=summary["predict"], floor=summary["floor"],
         overhead=max(0.0, 1.0 - summary["floor"]["p50"] / summary["predict"]["p50"]),
         stages={name: summary[name] for name in ("encode", "head", "decode")}, samples_ms=spent["predict"],
+        prepared=summary.get("prepared"), prepared_samples_ms=spent.get("prepared"),
     )  # fmt: skip
 
 
@@ -94,9 +102,9 @@ def _check(obs: Observation, *, num_steps: int, warmup: int, repeats: int) -> No
                          f"repeats={repeats}, warmup={warmup}")  # fmt: skip
 
 
-def _time_in_turns(calls: dict[str, Callable[[], object]], device: torch.device, *, warmup: int,
-                   repeats: int) -> dict[str, list[float]]:  # fmt: skip
-    """Milliseconds of every call, name -> list of `repeats`; on a GPU each ends with a synchronisation."""
+def time_in_turns(calls: Mapping[str, Callable[[], object]], *, device: torch.device, warmup: int,
+                  repeats: int) -> dict[str, list[float]]:  # fmt: skip
+    """Milliseconds of every call, name -> list of `repeats`; they take turns. On a GPU each ends synchronised."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + repeats):
         for name, call in calls.items():
@@ -120,5 +128,9 @@ def _device_name(device: torch.device) -> str:
 
 def example_observation(policy: FlowPolicy, device: torch.device | str = "cpu") -> Observation:
     """An all-zero observation of the policy's keys, key -> (1, To, ...): good enough to time dense networks with."""
-    specs = policy.embodiment.obs
-    return {key: torch.zeros(1, policy.obs_horizon, *specs[key].shape, device=device) for key in policy.obs_keys}
+    obs = {}
+    for key in policy.obs_keys:
+        spec = policy.embodiment.obs[key]
+        dtype = torch.uint8 if is_image(spec) else torch.float32
+        obs[key] = torch.zeros(1, policy.obs_horizon, *spec.shape, dtype=dtype, device=device)
+    return obs

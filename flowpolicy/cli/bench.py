@@ -1,0 +1,64 @@
+"""flowpolicy bench: does the policy keep up with the robot on this machine? Nothing moves.
+
+  flowpolicy bench checkpoint=runs/pick
+  flowpolicy bench checkpoint=runs/pick num_steps=[1,2,4,10] hz=50 cpus=[3]
+  flowpolicy bench checkpoint=runs/assembly task=metaworld task.id=assembly-v3 task.obs=point_cloud
+
+  checkpoint=DIR     run folder (its best, else its last checkpoint) or checkpoint folder (required)
+  hz=…               control steps per second; default: the embodiment's
+  num_steps=1        network evaluations per chunk; a list measures each
+  task=… task.id=…   observations from this simulator, and the time per stage of making their clouds (unproject, crop,
+                     thin, sample). Without it: a black observation, and no such stages
+  threads=1          CPU threads of torch       cpus=[N,…]    processors to stay on      device=auto
+  repeats=500        measured calls, after warmup=50, taking turns
+  observations=64    of the simulator            start_seed=100000
+  trusted=[]         your own packages whose encoders, nets or heads the checkpoint names: it may run their code
+  out=DIR            default: RUN_DIR/bench/<checkpoint>
+Prints and writes to bench.json the percentiles per stage (encode, head, decode), of predict, of what policy.prepare()
+makes of it and of the bare net, the share of predictions that take longer than one control step, and what to do.
+"""
+
+from pathlib import Path
+
+import torch
+
+from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
+from flowpolicy.cli import config
+from flowpolicy.cli.tasks import with_own_task, without_task
+from flowpolicy.deploy.bench import bench, describe_processor, format_bench, pin_to
+from flowpolicy.deploy.latency import example_observation
+from flowpolicy.tracking import versions, write_json
+
+
+def main(argv: list[str]) -> int:
+    """Measure, print the tables and where bench.json lies."""
+    facts = config.plain(config.load("bench", without_task(argv)))
+    folder = resolve_checkpoint(facts["checkpoint"])
+    torch.set_num_threads(facts["threads"])
+    if facts["cpus"] is not None:
+        pin_to(facts["cpus"])
+    policy = load_policy(folder, device=config.pick_device(facts["device"]), trusted_modules=facts["trusted"])
+    device, preprocess_ms, task = policy.action_low.device, None, None
+    obs, source = example_observation(policy, device), "zeros"
+    if without_task(argv) != argv:
+        from flowpolicy.evaluation.observations import observe_simulator
+        from flowpolicy.rollout.vector_env import make_vector_env
+
+        cfg = config.load("bench", with_own_task(argv, read_config(folder)))
+        env = make_vector_env(config.instantiate(cfg.task.env), 1)
+        try:
+            seen = observe_simulator(policy, env, count=cfg.observations, start_seed=cfg.start_seed)
+        finally:
+            env.close()
+        obs = {key: value.to(device) for key, value in seen.one(0).items()}
+        preprocess_ms, source, task = seen.preprocess_ms, seen.source, {"name": cfg.task.name, "id": cfg.task.id}
+    counts = facts["num_steps"] if isinstance(facts["num_steps"], list) else [facts["num_steps"]]
+    reports = [bench(policy, obs, num_steps=count, hz=facts["hz"], preprocess_ms=preprocess_ms,
+                     warmup=facts["warmup"], repeats=facts["repeats"]) for count in counts]  # fmt: skip
+    inside = folder.parent.name == "checkpoints"
+    default = folder.parents[1] / "bench" / folder.name if inside else folder / "bench"
+    about = {"checkpoint": str(folder), "task": task, "observations": source, **describe_processor(),
+             "versions": versions(), "reports": reports}  # fmt: skip
+    print(format_bench(reports))
+    print(write_json((Path(facts["out"]) if facts["out"] else default).absolute() / "bench.json", about))
+    return 0

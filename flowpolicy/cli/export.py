@@ -1,0 +1,73 @@
+"""flowpolicy export: the policy as an ONNX bundle that runs without torch, with a certificate of what it is worth.
+
+  flowpolicy export checkpoint=runs/pick out=bundle
+  flowpolicy export checkpoint=runs/pick out=bundle dataset.path=pick.zarr episodes=0
+  flowpolicy export checkpoint=runs/pick out=bundle4 num_steps=4 episodes=100
+
+  checkpoint=DIR     run folder (its best, else its last checkpoint) or checkpoint folder (required)
+  out=DIR            bundle to write; must not exist (required)      overwrite=true replaces it
+  format=onnx        the only one      num_steps=1      network evaluations, unrolled in the graph
+  dataset.path=PATH  store whose observations=256 the deviation from torch is measured on; default: the simulator's
+  episodes=20        of the original and of the bundle on the same seeds (start_seed=100000); 0: none
+  task=… task.id=…   simulator, with the same embodiment; default: the one in the checkpoint
+  tolerance=1e-5     largest deviation, robot units      threads=1      repeats=500      trusted=[]
+Writes policy.onnx (normalisers, encoder, head, decoding; the noise is an input), policy.json, embodiment.json,
+preprocess.json and certificate.json: deviation, success of both, latency of both.
+
+  from flowpolicy.deploy.runtime import OnnxPolicy     # numpy and onnxruntime; torch need not be installed
+  chunk = OnnxPolicy("bundle").predict(obs, rng=np.random.default_rng(0))
+
+Exit codes: 0 done, 1 the bundle deviates by more than the tolerance (none is written), 2 bad input.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
+from flowpolicy.cli import config
+from flowpolicy.cli.tasks import with_own_task, without_task
+from flowpolicy.deploy.export import refuse_existing, require_export
+from flowpolicy.evaluation.certificate import ParityError, export_with_certificate, format_certificate
+from flowpolicy.evaluation.observations import observe_simulator, observe_store
+from flowpolicy.rollout.vector_env import make_vector_env
+
+
+def main(argv: list[str]) -> int:
+    """Export, print the certificate and the bundle's path."""
+    facts = config.plain(config.load("export", without_task(argv)))
+    require_export()
+    if facts["format"] != "onnx":
+        raise ValueError(f"format must be onnx, got {facts['format']}")
+    folder, out = resolve_checkpoint(facts["checkpoint"]), Path(facts["out"]).absolute()
+    refuse_existing(out, overwrite=facts["overwrite"])  # before a simulator starts
+    torch.set_num_threads(facts["threads"])
+    policy = load_policy(folder, trusted_modules=facts["trusted"])
+    policy.check_steps(facts["num_steps"])
+    env, store, about = None, facts["dataset"]["path"], {"checkpoint": str(folder), "task": None}
+    try:
+        if store is None or facts["episodes"]:
+            cfg = config.load("export", with_own_task(argv, read_config(folder)))
+            env = make_vector_env(config.instantiate(cfg.task.env), 1)
+            about["task"] = {"name": cfg.task.name, "id": cfg.task.id}
+        count, first = facts["observations"], facts["start_seed"]
+        if store is None and env is not None:
+            observed = observe_simulator(policy, env, count=count, start_seed=first, num_steps=facts["num_steps"])
+        else:
+            observed = observe_store(policy, Path(store), count=count)
+        certificate = export_with_certificate(
+            policy, out, observed, num_steps=facts["num_steps"], facts=about, env=env,
+            seeds=range(first, first + facts["episodes"]), tolerance=facts["tolerance"], threads=facts["threads"],
+            warmup=facts["warmup"], repeats=facts["repeats"], overwrite=facts["overwrite"],
+        )  # fmt: skip
+    except ParityError as error:
+        print(format_certificate(error.certificate))
+        print(f"flowpolicy export: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if env is not None:
+            env.close()
+    print(format_certificate(certificate))
+    print(out)
+    return 0

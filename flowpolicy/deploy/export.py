@@ -1,0 +1,148 @@
+"""A policy as one ONNX graph: normalisers, encoder, every step of the head and decoding; the noise is an input."""
+
+import copy
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.deploy.runtime import GRAPH_FILE, OUTPUT, SCHEMA_VERSION, input_names
+from flowpolicy.embodiment import save_embodiment
+from flowpolicy.policy import FlowPolicy, is_image
+from flowpolicy.tracking import versions, write_json
+
+OPSET = 20  # the first with GELU; onnxruntime has it since 1.17
+_LARGEST_FILE = 1_900_000_000  # bytes of weights inside the graph's file: protobuf ends at 2 GiB
+
+
+def require_export() -> None:
+    """Raise ImportError naming the extra when nothing could be exported or run: before the simulator starts."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'export needs {error.name}; pip install "flowpolicy[export]"') from error
+
+
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Raise FileExistsError when `folder` exists and may not be replaced, or when it is no bundle."""
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} already exists; choose another path or pass overwrite=true")
+    if folder.exists() and not (folder / GRAPH_FILE).is_file():
+        raise FileExistsError(f"{folder} exists and holds no {GRAPH_FILE}, so overwrite=true will not replace it")
+
+
+def write_bundle(
+    policy: FlowPolicy, folder: Path, *, num_steps: int = 1, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write what `runtime.OnnxPolicy` reads into `folder`, for one observation at a time.
+
+    policy.onnx: inputs obs.<key> (1, To, ...) in robot units, images uint8, and noise (1, H, A); output action
+      (1, Ta, A) in robot units. The flow times of `num_steps` steps are constants of the graph.
+    policy.json: shapes and types of the inputs, the graph's SHA-256, versions, and `facts` (checkpoint, task, ...).
+    embodiment.json: keys, units, frames, control rate.   preprocess.json: how clouds and pictures must be made.
+    Raises ImportError without the extra `export`, ValueError for num_steps beyond the head's limit.
+    """
+    require_export()
+    folder.mkdir(parents=True, exist_ok=True)
+    graph = folder / GRAPH_FILE
+    _write_graph(policy, graph, num_steps)
+    specs = policy.embodiment.obs
+    inputs = {
+        key: {"shape": [1, policy.obs_horizon, *specs[key].shape], "dtype": _dtype(policy, key)}
+        for key in policy.obs_keys
+    }
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "format": "onnx",
+        "opset": OPSET,
+        "num_steps": num_steps,
+        "obs": inputs,
+        "noise": [1, policy.horizon, policy.embodiment.action_dim],
+        "action": [1, policy.action_horizon, policy.embodiment.action_dim],
+        "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
+        "versions": versions(),
+    }
+    write_json(folder / "policy.json", record | dict(facts or {}))
+    save_embodiment(policy.embodiment, folder / "embodiment.json")
+    write_json(folder / "preprocess.json", _preprocessing(policy))
+
+
+def _preprocessing(policy: FlowPolicy) -> dict[str, Any]:
+    """What must have happened to an observation before it reaches the graph, key by key."""
+    facts: dict[str, Any] = {"history": {"observations": policy.obs_horizon, "order": "oldest first",
+                                         "at the start": "the first one repeated"}}  # fmt: skip
+    for key, spec in policy.embodiment.to_dict()["obs"].items():
+        if key not in policy.obs_keys:
+            continue
+        if is_image(policy.embodiment.obs[key]):
+            facts[key] = {"kind": "image", "height_width": spec["shape"][:2], "channels": "red, green, blue",
+                          "values": "0 to 255, scaled inside the graph"}  # fmt: skip
+        elif "cloud" in spec:
+            facts[key] = {"kind": "point cloud", "unit": spec["unit"], **spec["cloud"], "made by":
+                          "flowpolicy.pointcloud.make_cloud", "sampling": "farthest point from the first one kept",
+                          "too few": "repeated in turn"}  # fmt: skip
+        else:
+            facts[key] = {"kind": "numbers", "unit": spec["unit"], "names": spec["names"]}
+    return facts
+
+
+@final
+class _Graph(nn.Module):
+    """What is exported: observations, in the order of the policy's keys, and noise to the executed chunk."""
+
+    def __init__(self, policy: FlowPolicy, num_steps: int) -> None:
+        super().__init__()
+        self.policy, self.num_steps = policy, num_steps
+
+    def forward(self, values: list[Tensor], noise: Tensor) -> Tensor:
+        policy = self.policy
+        obs = dict(zip(policy.obs_keys, values, strict=True))
+        return policy.decode(policy.sample(policy.encode(obs), noise, num_steps=self.num_steps), obs)
+
+
+def _write_graph(policy: FlowPolicy, file: Path, num_steps: int) -> None:
+    policy.check_steps(num_steps)
+    obs = [
+        torch.zeros(1, policy.obs_horizon, *policy.embodiment.obs[key].shape, dtype=getattr(torch, _dtype(policy, key)))
+        for key in policy.obs_keys
+    ]
+    noise = torch.zeros(1, policy.horizon, policy.embodiment.action_dim)
+    module = _Graph(copy.deepcopy(policy).cpu().eval(), num_steps)
+    with _quiet(), torch.no_grad():  # with gradients PointNet takes another way, which is made for training
+        program = torch.onnx.export(
+            module,
+            (obs, noise),
+            input_names=input_names(policy.obs_keys),
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    size = sum(value.numel() * value.element_size() for value in policy.state_dict().values())
+    program.save(str(file), external_data=size > _LARGEST_FILE)
+
+
+def _dtype(policy: FlowPolicy, key: str) -> str:
+    return "uint8" if is_image(policy.embodiment.obs[key]) else "float32"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's own deprecations and its list of libraries that are not installed concern nobody here."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

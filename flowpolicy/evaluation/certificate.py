@@ -1,0 +1,183 @@
+"""What an exported bundle is worth: its deviation from torch, its success in the simulator, its speed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from flowpolicy.deploy.bench import describe_processor
+from flowpolicy.deploy.export import write_bundle
+from flowpolicy.deploy.latency import percentiles, time_in_turns
+from flowpolicy.deploy.runtime import OnnxPolicy
+from flowpolicy.evaluation.observations import Observed
+from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.files import atomic_directory
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.vector_env import VectorEnv
+from flowpolicy.seeding import stream
+from flowpolicy.tracking import write_json
+from flowpolicy.types import Observation
+
+TOLERANCE = 1e-5  # robot units
+
+
+class ParityError(Exception):
+    """The bundle does not predict what the policy predicts. Carries the certificate that says so."""
+
+    def __init__(self, certificate: dict[str, Any]) -> None:
+        parity = certificate["parity"]
+        super().__init__(
+            f"the exported graph deviates by up to {parity['max_abs_error']:.2e}, wanted at most "
+            f"{parity['tolerance']:.0e}; no bundle was written"
+        )
+        self.certificate = certificate
+
+
+@final
+class BundlePolicy:
+    """An `OnnxPolicy` in the place of a policy in `run_episodes`, with torch's noise: paired with the original."""
+
+    def __init__(self, bundle: OnnxPolicy) -> None:
+        self.bundle = bundle
+        self.embodiment, self.obs_horizon = bundle.embodiment, bundle.obs_horizon
+        self.obs_keys: Sequence[str] = bundle.obs_keys
+
+    def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
+        """See `FlowPolicy.predict`; the number of steps is the bundle's."""
+        assert num_steps == self.bundle.num_steps
+        noise = torch.randn(self.bundle.noise_shape, generator=generator, device=generator.device).cpu()
+        arrays = {key: obs[key].numpy() for key in self.obs_keys}
+        return torch.from_numpy(self.bundle.predict(arrays, noise=noise.numpy()))
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """One, empty, on the CPU."""
+        yield nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+def export_with_certificate(
+    policy: FlowPolicy,
+    out: Path,
+    observed: Observed,
+    *,
+    num_steps: int = 1,
+    facts: Mapping[str, Any],
+    env: VectorEnv | None = None,
+    seeds: Sequence[int] = (),
+    tolerance: float = TOLERANCE,
+    threads: int = 1,
+    warmup: int = 50,
+    repeats: int = 500,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write the bundle and its certificate.json to the folder `out`, whole or not at all; returns the certificate.
+
+    policy: on the CPU.   observed: what parity is measured on.   facts: for policy.json (checkpoint, task).
+    env, seeds: closed-loop episodes of both, None and () for none.   threads: of the bundle's session.
+    Raises ParityError when the largest deviation exceeds `tolerance` (robot units); FileExistsError when `out` exists
+    and is not to be overwritten.
+    """
+    with atomic_directory(out, replace=overwrite) as folder:
+        write_bundle(policy, folder, num_steps=num_steps, facts=facts)
+        bundle = OnnxPolicy(folder, threads=threads)
+        certificate: dict[str, Any] = {
+            "parity": measure_parity(policy, bundle, observed, tolerance=tolerance),
+            "closed_loop": None,
+            "latency_ms": None,
+            "threads": {"onnxruntime": threads, "torch": torch.get_num_threads()},
+            **describe_processor(),
+        }
+        if not certificate["parity"]["passed"]:
+            raise ParityError(certificate)
+        certificate["latency_ms"] = _latency(policy, bundle, observed.one(0), warmup=warmup, repeats=repeats)
+        if env is not None and len(seeds):
+            certificate["closed_loop"] = closed_loop(policy, bundle, env, seeds)
+        write_json(folder / "certificate.json", certificate)
+    return certificate
+
+
+def measure_parity(
+    policy: FlowPolicy, bundle: OnnxPolicy, observed: Observed, *, tolerance: float = TOLERANCE
+) -> dict[str, Any]:
+    """Deviation of the bundle from `policy.predict` over all observations, each with noise of its own.
+
+    Errors are absolute, in robot units; the worst dimension is named by its index.
+    """
+    count = len(next(iter(observed.obs.values())))
+    worst = np.zeros(policy.embodiment.action_dim)
+    total = 0.0
+    for i in range(count):
+        obs = observed.one(i)
+        noise = torch.randn(bundle.noise_shape, generator=stream(i, "parity"))
+        wanted = policy.predict(obs, num_steps=bundle.num_steps, noise=noise).numpy()
+        got = bundle.predict({key: value.numpy() for key, value in obs.items()}, noise=noise.numpy())
+        error = np.abs(got.astype(np.float64) - wanted)
+        error[~np.isfinite(error)] = np.inf
+        worst = np.maximum(worst, error.max(axis=(0, 1)))
+        total += float(error.mean())
+    return {
+        "max_abs_error": float(worst.max()),
+        "mean_abs_error": total / count,
+        "worst_dimension": int(worst.argmax()),
+        "tolerance": tolerance,
+        "n": count,
+        "source": observed.source,
+        "passed": bool(worst.max() <= tolerance),
+    }
+
+
+def closed_loop(policy: FlowPolicy, bundle: OnnxPolicy, env: VectorEnv, seeds: Sequence[int]) -> dict[str, Any]:
+    """Success of both on the same seeds with the same noise, 95 % intervals, and the exact McNemar test."""
+    arms = {"torch": policy, "onnx": BundlePolicy(bundle)}
+    success = {
+        name: [result.success_once for result in run_episodes(arm, env, seeds, num_steps=bundle.num_steps)]
+        for name, arm in arms.items()
+    }
+    found: dict[str, Any] = {"n": len(seeds), "start_seed": int(seeds[0])}
+    for name, flags in success.items():
+        low, high = wilson_interval(sum(flags), len(flags))
+        found[name] = {"success_once": sum(flags) / len(flags), "ci_low": low, "ci_high": high}
+    pairs = list(zip(success["torch"], success["onnx"], strict=True))
+    only_torch, only_onnx = pairs.count((True, False)), pairs.count((False, True))
+    differing = only_torch + only_onnx
+    found |= {"only_torch": only_torch, "only_onnx": only_onnx}
+    found["mcnemar_p"] = float(binomtest(only_torch, differing).pvalue) if differing else 1.0
+    return found
+
+
+def format_certificate(certificate: Mapping[str, Any]) -> str:
+    """Its three parts, for a terminal."""
+    parity, loop, latency = (certificate[name] for name in ("parity", "closed_loop", "latency_ms"))
+    verdict = "passed" if parity["passed"] else "FAILED"
+    lines = [f"parity {verdict}: at most {parity['max_abs_error']:.2e} (tolerance {parity['tolerance']:.0e}) on "
+             f"{parity['source']}"]  # fmt: skip
+    for name in ("torch", "onnx") if loop else ():
+        arm = loop[name]
+        lines.append(f"{name:<9} success {arm['success_once']:.3f} ({arm['ci_low']:.3f} to {arm['ci_high']:.3f}) on "
+                     f"{loop['n']} seeds")  # fmt: skip
+    if loop:
+        lines.append(f"outcomes that differ: {loop['only_torch'] + loop['only_onnx']} of {loop['n']}, "
+                     f"p = {loop['mcnemar_p']:.2g}")  # fmt: skip
+    for name, row in (latency or {}).items():
+        lines.append(f"{name:<9}" + "".join(f" {p} {row[p]:8.3f} ms" for p in ("p50", "p95", "p99")))
+    return "\n".join(lines)
+
+
+def _latency(
+    policy: FlowPolicy, bundle: OnnxPolicy, obs: Observation, *, warmup: int, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Percentiles of one prediction by `predict`, by the prepared policy and by the bundle, taking turns."""
+    steps, generator, rng = bundle.num_steps, stream(0, "latency"), np.random.default_rng(0)
+    prepared, arrays = policy.prepare(num_steps=steps), {key: value.numpy() for key, value in obs.items()}
+    calls = {
+        "torch": lambda: policy.predict(obs, num_steps=steps, generator=generator),
+        "prepared": lambda: prepared.predict(obs, generator=generator),
+        "onnx": lambda: bundle.predict(arrays, rng=rng),
+    }
+    with torch.inference_mode():
+        spent = time_in_turns(calls, device=torch.device("cpu"), warmup=warmup, repeats=repeats)
+    return {name: percentiles(times) for name, times in spent.items()}

@@ -1,0 +1,99 @@
+"""Real observations to measure a policy on: from its own episodes in the simulator, or from a store."""
+
+from pathlib import Path
+from typing import NamedTuple, cast, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.data.store import EpisodeStore
+from flowpolicy.embodiment import require_match
+from flowpolicy.pointcloud import stage_times
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.vector_env import StepResult, VectorEnv
+from flowpolicy.types import Observation
+
+
+class Observed(NamedTuple):
+    """N observations as a policy gets them.
+
+    obs: key -> (N, To, ...).   preprocess_ms: stage -> N milliseconds, of what the environment did to its clouds; empty
+    where it made none.   source: where they come from, in words.
+    """
+
+    obs: Observation
+    preprocess_ms: dict[str, list[float]]
+    source: str
+
+    def one(self, index: int) -> Observation:
+        """Observation `index`, key -> (1, To, ...)."""
+        return {key: value[index : index + 1] for key, value in self.obs.items()}
+
+
+def observe_simulator(
+    policy: FlowPolicy, env: VectorEnv, *, count: int, start_seed: int, num_steps: int = 1
+) -> Observed:
+    """The first `count` observations of the policy's episodes from `start_seed` on, one per control step.
+
+    env: of one environment, in this process where clouds are to be timed.
+    Raises ValueError when policy and environment disagree on the embodiment.
+    """
+    watched = _Watched(env, policy)
+    seed = start_seed
+    while len(watched.seen) < count:
+        run_episodes(policy, cast(VectorEnv, watched), [seed], num_steps=num_steps)
+        seed += 1
+    seen = watched.seen[:count]
+    obs = {key: torch.stack([one[key] for one in seen]) for key in policy.obs_keys}
+    spent = watched.spent[:count]
+    stages = list(dict.fromkeys(stage for one in spent for stage in one))
+    preprocess = {stage: [one.get(stage, 0.0) for one in spent] for stage in stages}
+    return Observed(obs, preprocess, f"{count} observations of {seed - start_seed} episodes in the simulator")
+
+
+def observe_store(policy: FlowPolicy, path: Path, *, count: int) -> Observed:
+    """`count` observations spread evenly over a store; all of them where it has fewer.
+
+    Raises as `EpisodeStore` does, and ValueError for another embodiment.
+    """
+    store = EpisodeStore.open(path)
+    if store.embodiment is not None:
+        require_match(policy.embodiment, store.embodiment, what="checkpoint and dataset")
+    dataset = SequenceDataset.from_store(
+        store, horizon=policy.horizon, obs_horizon=policy.obs_horizon, keys=policy.obs_keys
+    )
+    index = torch.from_numpy(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
+    return Observed(dataset.batch(index).obs, {}, f"{len(index)} observations of {store.path.name}")
+
+
+@final
+class _Watched:
+    """An environment of one that notes what it shows, with the history a policy sees, and what its clouds took."""
+
+    def __init__(self, env: VectorEnv, policy: FlowPolicy) -> None:
+        self._env, self._keys, self._horizon = env, policy.obs_keys, policy.obs_horizon
+        self.num_envs, self.embodiment = env.num_envs, env.embodiment
+        self.seen: list[dict[str, Tensor]] = []
+        self.spent: list[dict[str, float]] = []
+        self._history: list[Observation] = []
+
+    def reset(self, seeds: list[int], mask: np.ndarray | None = None) -> Observation:
+        with stage_times() as spent:
+            obs = self._env.reset(seeds, mask)
+        self._history = [obs] * self._horizon
+        self._note(spent)
+        return obs
+
+    def step(self, action: Tensor) -> StepResult:
+        with stage_times() as spent:
+            result = self._env.step(action)
+        self._history = [*self._history[1:], result.obs] if self._horizon > 1 else [result.obs]
+        self._note(spent)
+        return result
+
+    def _note(self, spent: dict[str, float]) -> None:
+        self.seen.append({key: torch.stack([obs[key][0] for obs in self._history]) for key in self._keys})
+        self.spent.append(dict(spent))

@@ -1,0 +1,207 @@
+"""Exported graphs predict what the policy predicts, hold no training branch, and run where there is no torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowpolicy.deploy.runtime import OnnxPolicy
+from flowpolicy.pointcloud import make_cloud
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.seeding import stream
+from tests.catalogue import CLOUD, SEEING, catalogue_policy, observations, options
+
+pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from flowpolicy.deploy.export import refuse_existing, write_bundle  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a policy with a state, a cloud and a picture."""
+    folder = tmp_path_factory.mktemp("bundle")
+    write_bundle(catalogue_policy(encoder="vit"), folder, facts={"checkpoint": "here"})
+    return folder
+
+
+def deviation(policy: FlowPolicy, folder: Path, *, num_steps: int = 1) -> float:
+    """Largest difference between bundle and `predict`, robot units."""
+    bundle, worst = OnnxPolicy(folder), 0.0
+    for seed in range(4):
+        obs, noise = observations(policy, seed=seed), torch.randn(1, 8, 3, generator=stream(seed, "n"))
+        wanted = policy.predict(obs, num_steps=num_steps, noise=noise).numpy()
+        got = bundle.predict({key: value.numpy() for key, value in obs.items()}, noise=noise.numpy())
+        assert got.shape == wanted.shape and float(wanted.std()) > 0.01
+        worst = max(worst, float(np.abs(got - wanted).max()))
+    return worst
+
+
+def test_states_clouds_and_pictures_go_through_one_graph(bundle: Path) -> None:
+    assert deviation(catalogue_policy(encoder="vit"), bundle) < 2e-6
+    graph = onnx.load(bundle / "policy.onnx").graph
+    assert [value.name for value in graph.input] == ["obs.agent_pos", "obs.point_cloud", "obs.image_front", "noise"]
+    assert not {"Unique", "GatherElements"} & {node.op_type for node in graph.node}  # PointNet's way in training
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", options("net"))
+@pytest.mark.parametrize("encoder", options("encoder"))
+def test_every_encoder_and_net_predicts_the_same(encoder: str, net: str, tmp_path: Path) -> None:
+    policy = catalogue_policy(encoder=encoder, net=net)
+    write_bundle(policy, tmp_path)
+    assert deviation(policy, tmp_path) < 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", options("head"))
+def test_every_head_predicts_the_same_in_unrolled_steps(head: str, tmp_path: Path) -> None:
+    policy = catalogue_policy(head=head)
+    num_steps = min(3, policy.head.max_steps or 3)
+    write_bundle(policy, tmp_path, num_steps=num_steps)
+    assert deviation(policy, tmp_path, num_steps=num_steps) < 2e-6
+
+
+@pytest.mark.parametrize("kind", ["absolute", "delta"])
+def test_every_action_representation_predicts_the_same(kind: str, tmp_path: Path) -> None:
+    policy = catalogue_policy(action_representation=kind)
+    write_bundle(policy, tmp_path, num_steps=2)
+    assert deviation(policy, tmp_path, num_steps=2) < 2e-6
+    nodes = [node.op_type for node in onnx.load(tmp_path / "policy.onnx").graph.node]
+    layers = 1 + 2 * 2 + 1  # of the net: input, two in each of two blocks, output; those of the condition may be shared
+    assert "Loop" not in nodes and sum(nodes.count(name) for name in ("Gemm", "MatMul")) >= 2 * layers
+
+
+def test_exporting_leaves_the_policy_as_it_is(tmp_path: Path) -> None:
+    policy = catalogue_policy().train()
+    write_bundle(policy, tmp_path)
+    assert policy.training
+
+
+def test_the_files_say_what_the_robot_needs_to_know(bundle: Path) -> None:
+    facts = json.loads((bundle / "policy.json").read_text())
+    assert facts["obs"]["image_front"] == {"shape": [1, 2, 40, 36, 3], "dtype": "uint8"}
+    assert (facts["num_steps"], facts["noise"], facts["action"]) == (1, [1, 8, 3], [1, 4, 3])
+    assert facts["checkpoint"] == "here" and facts["versions"]["onnx"] == onnx.__version__
+    made = json.loads((bundle / "preprocess.json").read_text())
+    assert made["point_cloud"]["crop_low"] == list(CLOUD.crop_low) and made["point_cloud"]["points"] == 24
+    assert made["image_front"]["height_width"] == [40, 36] and made["history"]["observations"] == 2
+    assert OnnxPolicy(bundle).embodiment == SEEING
+
+
+def test_more_steps_than_the_head_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at most 1 step"):
+        write_bundle(catalogue_policy(head="regression"), tmp_path, num_steps=2)
+
+
+def test_only_a_bundle_may_be_replaced(tmp_path: Path) -> None:
+    refuse_existing(tmp_path / "new", overwrite=False)
+    with pytest.raises(FileExistsError, match="pass overwrite=true"):
+        refuse_existing(tmp_path, overwrite=False)
+    with pytest.raises(FileExistsError, match="will not replace it"):
+        refuse_existing(tmp_path, overwrite=True)
+    (tmp_path / "policy.onnx").touch()
+    refuse_existing(tmp_path, overwrite=True)
+
+
+WITHOUT_TORCH = """
+import sys
+absent = ("torch", "scipy", "hydra", "omegaconf", "safetensors", "tqdm", "zarr", "gymnasium", "onnx", "onnxscript")
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+try:
+    import torch
+except ImportError:
+    pass
+else:
+    raise SystemExit("torch is there")
+import numpy as np
+from flowpolicy.deploy.runtime import OnnxPolicy
+from flowpolicy.pointcloud import make_cloud
+
+policy = OnnxPolicy(sys.argv[1])
+given = dict(np.load(sys.argv[1] + "/given.npz", allow_pickle=False))
+points = given.pop("points")
+cloud = make_cloud(points, policy.embodiment.obs["point_cloud"].cloud)
+given["obs.point_cloud"] = np.stack([cloud, cloud])[None]
+obs = {key.removeprefix("obs."): value for key, value in given.items() if key.startswith("obs.")}
+np.save(sys.argv[1] + "/action.npy", policy.predict(obs, noise=given["noise"]))
+drawn = [policy.predict(obs, rng=np.random.default_rng(seed)) for seed in (0, 0, 1)]
+assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
+assert not set(absent) & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+def test_a_bundle_runs_where_importing_torch_fails(tmp_path: Path) -> None:
+    policy = catalogue_policy(encoder="point_cloud", net="unet1d")
+    write_bundle(policy, tmp_path)
+    points = np.random.default_rng(0).uniform([-0.4, 0.3, -0.1], [0.4, 1.0, 0.3], (400, 3)).astype(np.float32)
+    cloud = torch.from_numpy(make_cloud(points, CLOUD))
+    obs = {"agent_pos": observations(policy)["agent_pos"], "point_cloud": torch.stack([cloud, cloud])[None]}
+    noise = torch.randn(1, 8, 3, generator=stream(0, "n"))
+    np.savez(tmp_path / "given.npz", **{"obs.agent_pos": obs["agent_pos"].numpy()}, noise=noise.numpy(), points=points)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    wanted = policy.predict(obs, noise=noise).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "action.npy"), wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "message"),
+    [
+        ({"agent_pos": None}, {}, "'agent_pos' is missing"),
+        ({"agent_pos": np.zeros((2, 2, 4), np.float32)}, {}, r"must be float32 \(1, 2, 4\), got float32 \(2, 2, 4\)"),
+        ({"agent_pos": np.zeros((1, 2, 4))}, {}, "got float64"),
+        ({"image_front": np.zeros((1, 2, 40, 36, 3), np.float32)}, {}, "must be uint8"),
+        ({}, {"rng": None}, "pass rng="),
+        ({}, {"noise": np.zeros((1, 4, 3), np.float32)}, r"noise must be float32 \(1, 8, 3\), got float32 \(1, 4, 3\)"),
+        ({}, {"noise": np.zeros((1, 8, 3))}, "noise must be float32 .* got float64"),
+    ],
+)
+def test_a_bundle_refuses_what_does_not_fit(bundle: Path, changes: dict, words: dict, message: str) -> None:
+    obs = {key: value.numpy() for key, value in observations(catalogue_policy(encoder="vit")).items()} | changes
+    words = {"rng": np.random.default_rng(0)} | words
+    with pytest.raises(ValueError, match=message):
+        OnnxPolicy(bundle).predict({key: value for key, value in obs.items() if value is not None}, **words)
+
+
+def copied(bundle: Path, tmp_path: Path) -> Path:
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    return tmp_path
+
+
+def test_damaged_and_foreign_bundles_are_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="flowpolicy export"):
+        OnnxPolicy(tmp_path)
+    folder = copied(bundle, tmp_path)
+    whole = (folder / "policy.onnx").read_bytes()
+    (folder / "policy.onnx").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="copy the whole bundle again"):
+        OnnxPolicy(folder)
+    (folder / "policy.onnx").write_bytes(whole)
+    facts = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps(facts | {"schema_version": 99}))
+    with pytest.raises(ValueError, match="wanted schema_version 1, got 99"):
+        OnnxPolicy(folder)
+    for text in ("{", "[]"):
+        (folder / "policy.json").write_text(text)
+        with pytest.raises(ValueError, match="policy.json"):
+            OnnxPolicy(folder)
+    with pytest.raises(ValueError, match="at least 1 thread"):
+        OnnxPolicy(bundle, threads=0)

@@ -1,10 +1,11 @@
 """Small policies of every encoder, net and head in the catalogue of yaml files, for tests that must hold for all."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowpolicy.checkpoint import create_policy
+from flowpolicy.checkpoint import create_policy, save_policy
 from flowpolicy.cli import config
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
 from flowpolicy.paths import config_dir
@@ -73,3 +74,18 @@ def observations(policy: FlowPolicy, batch: int = 1, *, seed: int = 0) -> dict[s
         value = torch.rand(batch, policy.obs_horizon, *spec.shape, generator=generator)
         obs[key] = (255 * value).byte() if spec.dtype == "uint8" else value
     return obs
+
+
+def toy_run(folder: Path) -> Path:
+    """`folder` as a run folder with an untrained checkpoint of the toy task, which allows 20 steps."""
+    from flowpolicy_envs.toy import make_env
+
+    torch.manual_seed(0)
+    settings = ["dataset.path=none", "task=toy", "task.max_episode_steps=20", "policy.net.width=16"]
+    facts = config.plain(config.load("train", settings))
+    policy = create_policy(facts["policy"], make_env("two-ways", max_episode_steps=20).embodiment)
+    dataset = {"path": str(folder.parent / "gone.zarr"), "hash": "x"}
+    save_policy(policy, folder / "checkpoints" / "000010" / "policy", config=facts["policy"],
+                facts={"task": facts["task"], "dataset": dataset})  # fmt: skip
+    (folder / "checkpoints" / "last").symlink_to("000010")
+    return folder

@@ -15,6 +15,7 @@ from flowpolicy.pointcloud import (
     farthest_point_indices,
     farthest_point_indices_batch,
     make_cloud,
+    stage_times,
     unproject,
     voxel_downsample,
 )
@@ -214,3 +215,19 @@ def test_loading_the_module_loads_neither_torch_nor_numba():
     code = "import sys, flowpolicy.pointcloud; print(sorted({'torch', 'numba'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_stage_times_add_up_what_the_block_does_and_nothing_else():
+    points = scene(np.random.default_rng(0))
+    make_cloud(points, SPEC)
+    with stage_times() as spent:
+        assert spent == {}
+        make_cloud(points, SPEC)
+        once = dict(spent)
+        with stage_times() as inner:
+            make_cloud(points, SPEC)
+        assert spent == once and set(inner) == {"crop", "sample"}
+        make_cloud(points, SPEC)
+    assert set(once) == {"crop", "sample"} and all(0 < once[stage] < spent[stage] for stage in once)
+    make_cloud(points, SPEC)
+    assert set(spent) == {"crop", "sample"}

@@ -40,6 +40,9 @@ def main(argv: list[str]) -> int:
     require_export()
     if facts["format"] != "onnx":
         raise ValueError(f"format must be onnx, got {facts['format']}")
+    for name, least in (("observations", 1), ("episodes", 0), ("num_steps", 1), ("threads", 1), ("repeats", 1)):
+        if facts[name] < least:
+            raise ValueError(f"{name} must be at least {least}, got {facts[name]}")
     folder, out = resolve_checkpoint(facts["checkpoint"]), Path(facts["out"]).absolute()
     refuse_existing(out, overwrite=facts["overwrite"])  # before a simulator starts
     torch.set_num_threads(facts["threads"])

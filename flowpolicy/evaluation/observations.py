@@ -41,6 +41,8 @@ def observe_simulator(
     env: of one environment, in this process where clouds are to be timed.
     Raises ValueError when policy and environment disagree on the embodiment.
     """
+    if count < 1:
+        raise ValueError(f"observations must be at least 1, got {count}")
     watched = _Watched(env, policy)
     seed = start_seed
     while len(watched.seen) < count:

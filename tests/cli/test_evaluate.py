@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from flowpolicy.checkpoint import create_policy, save_policy
-from flowpolicy.cli import config
 from flowpolicy.cli.main import main
 from flowpolicy.embodiment import load_embodiment
+from tests.catalogue import toy_run
 
 pytest.importorskip("gymnasium")
 
@@ -17,22 +17,8 @@ pytest.importorskip("gymnasium")
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder with an untrained checkpoint of the toy task, which allows 20 steps."""
-    from flowpolicy_envs.toy import make_env
-
     monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    settings = ["dataset.path=none", "task=toy", "task.max_episode_steps=20", "policy.net.width=16"]
-    facts = config.plain(config.load("train", settings))
-    policy = create_policy(facts["policy"], make_env("two-ways", max_episode_steps=20).embodiment)
-    folder = tmp_path / "run" / "checkpoints" / "000010" / "policy"
-    save_policy(
-        policy,
-        folder,
-        config=facts["policy"],
-        facts={"task": facts["task"], "dataset": {"path": str(tmp_path / "gone.zarr"), "hash": "x"}},
-    )
-    (tmp_path / "run" / "checkpoints" / "last").symlink_to("000010")
-    return tmp_path / "run"
+    return toy_run(tmp_path / "run")
 
 
 def test_the_task_comes_from_the_checkpoint_and_the_folder_from_the_run(run: Path, capsys: pytest.CaptureFixture):

@@ -59,6 +59,16 @@ def test_percentiles_are_ordered_and_samples_are_kept(policy: FlowPolicy):
     assert json.loads(json.dumps(report.to_dict()))["stages"] == report.stages
 
 
+def test_a_prepared_policy_is_measured_beside_it(policy: FlowPolicy):
+    assert measure_latency(policy, example_observation(policy), warmup=0, repeats=2).prepared is None
+    prepared = policy.prepare()
+    report = measure_latency(policy, example_observation(policy), warmup=1, repeats=30, prepared=prepared)
+    assert report.prepared is not None and report.prepared_samples_ms is not None
+    assert len(report.prepared_samples_ms) == 30 and max(report.prepared_samples_ms) == report.prepared["max"]
+    with pytest.raises(ValueError, match="prepared for num_steps=1, got 2"):
+        measure_latency(policy, example_observation(policy), num_steps=2, repeats=1, prepared=prepared)
+
+
 def test_measuring_leaves_the_global_random_state_alone(policy: FlowPolicy):
     before = torch.get_rng_state()
     measure_latency(policy, example_observation(policy), warmup=0, repeats=2)

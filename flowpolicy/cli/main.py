@@ -37,9 +37,14 @@ def main(argv: list[str]) -> int:
     try:
         module = importlib.import_module(f"flowpolicy.cli.{verb}")
         if any(argument in ("-h", "--help") for argument in arguments):
-            print(module.__doc__)
+            print(module.__doc__, flush=True)
             return 0
-        return module.main(arguments)
+        code = module.main(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it leaves
+        return 141  # what a shell reports for a writer whose reader has gone, as in `flowpolicy train --help | head`
     except (ValueError, OSError, ImportError, RuntimeError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("FLOWPOLICY_DEBUG") == "1":
             raise

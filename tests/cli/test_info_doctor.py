@@ -110,3 +110,9 @@ def test_info_imports_no_extra():
 
 def test_the_machine_has_at_least_one_processor():
     assert int(describe_machine()["cpus"]) >= 1
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m flowpolicy info | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode in (0, 141) and done.stderr == "" and done.stdout.count("\n") == 1

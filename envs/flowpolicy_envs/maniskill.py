@@ -1,7 +1,7 @@
 """ManiSkill 3 on the CPU with absolute joint targets: `make_env` adapts one task to states, point clouds or pictures.
 
 Clouds and pictures come from the task's own cameras. ManiSkill hides markers of the goal from them and tells the goal's
-position instead, in tasks that have one: the key goal_pos.
+position instead, in tasks that have one: the keys goal_pos and tcp_to_goal.
 """
 
 import logging
@@ -78,8 +78,12 @@ class ManiSkillEnv(gymnasium.Env):
     """Observation: agent_pos (joint positions), and
 
     - state: agent_vel (joint velocities), env_state (the rest of ManiSkill's state observation, in its order).
-    - point_cloud: goal_pos where the task has a hidden goal, point_cloud (points, 3 or 6) of all cameras together.
-    - rgb: goal_pos likewise, image_<camera> (size, size, 3) uint8 for each camera.
+    - point_cloud: point_cloud (points, 3 or 6) of all cameras together.
+    - rgb: image_<camera> (size, size, 3) uint8 for each camera.
+
+    Before and after agent_pos, where points or pictures are seen: tcp_pos, the point between the fingers, which the
+    joint positions fix but few demonstrations teach to compute; and goal_pos and tcp_to_goal, the way there, where the
+    task has a hidden goal.
 
     Action: absolute joint targets (rad), then the gripper in [-1 closed, 1 open] for robots that have one.
     """
@@ -135,9 +139,7 @@ class ManiSkillEnv(gymnasium.Env):
             flat = _flatten(raw)
             agent_pos, agent_vel = (flat.pop(joint) for joint in _JOINTS)
             return {"agent_pos": agent_pos, "agent_vel": agent_vel, "env_state": np.concatenate(list(flat.values()))}
-        obs: Observation = {"agent_pos": _row(raw["agent"]["qpos"])}
-        if "goal_pos" in raw["extra"]:
-            obs["goal_pos"] = _row(raw["extra"]["goal_pos"])
+        obs = _seen_state(raw)
         if self._obs == "rgb":
             return obs | {f"image_{name}": rendering.picture(raw, name) for name in raw["sensor_data"]}
         return obs | {"point_cloud": make_cloud(rendering.points(raw, color=self._cloud.color), self._cloud)}
@@ -145,8 +147,9 @@ class ManiSkillEnv(gymnasium.Env):
     def _specs(self, raw: dict[str, Any]) -> dict[str, KeySpec]:
         """What `observe` gives, with the simulator's names. raw: one observation of ManiSkill."""
         joints = tuple(joint.name for joint in self.base.agent.robot.get_active_joints())
-        specs = {"agent_pos": KeySpec((len(joints),), "rad, fingers m", "joint", joints)}
+        agent_pos = KeySpec((len(joints),), "rad, fingers m", "joint", joints)
         if self._obs == "state":
+            specs = {"agent_pos": agent_pos}
             flat = _flatten(raw)
             rest = tuple(
                 f"{path}.{i}" for path, value in flat.items() if path not in _JOINTS for i in range(value.size)
@@ -154,8 +157,7 @@ class ManiSkillEnv(gymnasium.Env):
             specs["agent_vel"] = KeySpec((len(joints),), "rad/s, fingers m/s", "joint", joints)
             specs["env_state"] = KeySpec((len(rest),), "m, quaternions wxyz, flags 0/1", "world", rest)
             return specs
-        if "goal_pos" in raw["extra"]:
-            specs["goal_pos"] = KeySpec((3,), "m", "world", ("goal.x", "goal.y", "goal.z"))
+        specs = {key: _position(key.removesuffix("_pos")) for key in _seen_state(raw)} | {"agent_pos": agent_pos}
         if self._obs == "rgb":
             for name in raw["sensor_data"]:
                 shape = rendering.picture(raw, name).shape
@@ -163,6 +165,22 @@ class ManiSkillEnv(gymnasium.Env):
         else:
             specs["point_cloud"] = KeySpec(self._cloud.shape, "m", self._cloud.frame, cloud=self._cloud)
         return specs
+
+
+def _seen_state(raw: dict[str, Any]) -> Observation:
+    """What the robot knows beside its cameras; the tool's position first, as `PointNet` wants it."""
+    extra = raw["extra"]
+    tcp = {"tcp_pos": _row(extra["tcp_pose"])[:3]} if "tcp_pose" in extra else {}
+    obs = {**tcp, "agent_pos": _row(raw["agent"]["qpos"])}
+    if "goal_pos" in extra:
+        obs["goal_pos"] = _row(extra["goal_pos"])
+        if tcp:
+            obs["tcp_to_goal"] = obs["goal_pos"] - obs["tcp_pos"]
+    return obs
+
+
+def _position(name: str) -> KeySpec:
+    return KeySpec((3,), "m", "world", tuple(f"{name}.{axis}" for axis in "xyz"))
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, NDArray[np.float32]]:

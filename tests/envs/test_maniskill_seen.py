@@ -14,6 +14,8 @@ from flowpolicy_envs import rendering_maniskill as rendering  # noqa: E402
 from flowpolicy_envs.experts.maniskill import make_expert  # noqa: E402
 from flowpolicy_envs.maniskill import View, make_env  # noqa: E402
 
+STATE = ["tcp_pos", "agent_pos", "goal_pos", "tcp_to_goal"]  # the tool first: points enter relative to it
+
 
 @pytest.fixture(scope="module")
 def expert(vulkan):
@@ -28,9 +30,11 @@ def env(expert):
 
 def test_the_policy_sees_joints_goal_and_cloud(env):
     obs, _ = env.reset(seed=0)
-    assert list(obs) == list(env.embodiment.obs) == ["agent_pos", "goal_pos", "point_cloud"]
+    assert list(obs) == list(env.embodiment.obs) == [*STATE, "point_cloud"]
     assert env.observation_space.contains(obs) and env.embodiment.obs["point_cloud"].cloud == View(color=True).cloud
     np.testing.assert_allclose(obs["goal_pos"], env.base.goal_site.pose.p[0], atol=1e-6)
+    np.testing.assert_allclose(obs["tcp_pos"], env.base.agent.tcp.pose.p[0], atol=1e-6)
+    np.testing.assert_allclose(obs["tcp_pos"] + obs["tcp_to_goal"], obs["goal_pos"], atol=1e-6)
 
 
 def test_the_cubes_points_lie_on_the_cube_and_are_red(env):
@@ -59,16 +63,8 @@ def test_a_seed_fixes_the_frame(env):
 def test_the_planner_records_a_cloud_at_every_control_step(expert):
     episode = expert.episode(3)
     clouds = episode.obs["point_cloud"]
-    assert (
-        episode.success
-        and clouds.shape == (len(episode.action), 512, 6)
-        and set(episode.obs)
-        == {
-            "agent_pos",
-            "goal_pos",
-            "point_cloud",
-        }
-    )
+    assert episode.success and clouds.shape == (len(episode.action), 512, 6)
+    assert set(episode.obs) == {*STATE, "point_cloud"}
     moved = np.abs(np.diff(episode.obs["agent_pos"], axis=0)).max(axis=1) > 0.02
     changed = np.array([not np.array_equal(a, b) for a, b in zip(clouds, clouds[1:])])
     assert changed[moved].all(), "a frame was recorded twice"

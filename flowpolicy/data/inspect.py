@@ -33,7 +33,8 @@ def describe_store(store: EpisodeStore) -> str:
 def _embodiment_lines(embodiment: Embodiment | None) -> list[str]:
     if embodiment is None:
         return ["robot     unknown (no embodiment record)"]
-    return [f"robot     {embodiment.robot}   {embodiment.control_hz:g} Hz   action: {embodiment.action_kind}"]
+    lines = [f"robot     {embodiment.robot}   {embodiment.control_hz:g} Hz   action: {embodiment.action_kind}"]
+    return lines + [f"cloud     {key}: {spec.cloud.describe()}" for key, spec in embodiment.obs.items() if spec.cloud]
 
 
 def _names(embodiment: Embodiment | None, key: str) -> tuple[str, ...]:

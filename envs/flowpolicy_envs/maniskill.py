@@ -35,6 +35,7 @@ class View:
     points, crop_low, crop_high: of the cloud, metres in the world's frame. The default box holds the cubes and the
       gripper of the tabletop tasks, and of the table (z = 0) nothing: depth comes in whole millimetres.
     color: whether red, green and blue in 0..1 follow the coordinates.
+    voxel_m: edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
     Raises ValueError for a size or a crop that makes no sense.
     """
 
@@ -44,6 +45,7 @@ class View:
     crop_low: tuple[float, float, float] = (-0.3, -0.3, 0.005)
     crop_high: tuple[float, float, float] = (0.3, 0.3, 0.35)
     color: bool = False
+    voxel_m: float = 0.0
 
     def __post_init__(self) -> None:
         """Bad values must not wait for the first picture."""
@@ -55,7 +57,9 @@ class View:
     @property
     def cloud(self) -> CloudSpec:
         """How the cloud is made."""
-        return CloudSpec(points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color)
+        return CloudSpec(
+            points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color, voxel_m=self.voxel_m
+        )
 
 
 def make_env(

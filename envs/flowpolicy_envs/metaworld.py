@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
-from flowpolicy.pointcloud import make_cloud, unproject
+from flowpolicy.pointcloud import EmptyCropError, make_cloud, unproject
 from flowpolicy_envs import rendering_mujoco as rendering
 
 Obs = Literal["state", "point_cloud", "rgb"]
@@ -114,6 +114,7 @@ class MetaWorldEnv(gymnasium.Env):
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
         self._renderer: rendering.Renderer | None = None
         self._steps = 0
+        self._seen: Observation = {}
         self.raw_obs = np.zeros(39)
         model = self.base.model
         model.cam_pos[model.camera(CAMERA).id] = _CAMERA_POSITION
@@ -127,14 +128,24 @@ class MetaWorldEnv(gymnasium.Env):
         self._steps = 0
         self.base.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
         self.raw_obs, _ = self.base.reset()
-        return self._observe(), {"success": False}
+        self._seen = self._observe()
+        return self._seen, {"success": False}
 
     def step(self, action: NDArray[np.floating]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step (1/80 s); the action is clipped to [-1, 1]."""
+        """One control step (1/80 s); the action is clipped to [-1, 1].
+
+        An episode ends as a failure, outcome "nothing in sight", when the crop of the cloud is empty: what a bad policy
+        has swept from the table must not end an evaluation. The last observation is then the one before.
+        """
         self.raw_obs, reward, _, _, info = self.base.step(np.clip(np.asarray(action, np.float32), -1.0, 1.0))
         self._steps += 1
-        success = bool(info["success"])
-        return self._observe(), float(reward), success, self._steps >= self.max_episode_steps, {"success": success}
+        told: dict[str, Any] = {"success": bool(info["success"])}
+        try:
+            self._seen = self._observe()
+        except EmptyCropError:
+            told |= {} if told["success"] else {"outcome": "nothing in sight"}
+        ends = told["success"] or "outcome" in told
+        return self._seen, float(reward), ends, self._steps >= self.max_episode_steps, told
 
     def render(self) -> NDArray[np.uint8]:
         """(240, 320, 3) picture from the camera "corner3"."""

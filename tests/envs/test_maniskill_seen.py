@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("mani_skill", reason="needs the extra maniskill")
 
+from flowpolicy.embodiment import CloudSpec  # noqa: E402
 from flowpolicy.rollout.vector_env import make_vector_env  # noqa: E402
 from flowpolicy_envs import rendering_maniskill as rendering  # noqa: E402
 from flowpolicy_envs.experts.maniskill import make_expert  # noqa: E402
@@ -79,6 +80,16 @@ def test_the_planner_records_a_cloud_at_every_control_step(expert):
     moved = np.abs(np.diff(episode.obs["agent_pos"], axis=0)).max(axis=1) > 0.02
     changed = np.array([not np.array_equal(a, b) for a, b in zip(clouds, clouds[1:])])
     assert changed[moved].all(), "a frame was recorded twice"
+
+
+def test_an_episode_in_which_nothing_is_in_sight_any_more_is_a_failure_and_no_error(env, monkeypatch):
+    env.reset(seed=0)
+    still = np.append(env.base.agent.robot.get_qpos()[0, :7].cpu().numpy(), 1.0)
+    assert "outcome" not in env.step(still)[4]
+    far = CloudSpec(crop_low=(5.0, 5.0, 5.0), crop_high=(6.0, 6.0, 6.0), color=True)
+    monkeypatch.setattr(env, "_cloud", far)  # as if the table had been swept
+    obs, _, terminated, _, info = env.step(still)
+    assert terminated and info == {"success": False, "outcome": "nothing in sight"} and "point_cloud" in obs
 
 
 def test_without_a_device_the_error_says_what_to_install(monkeypatch):

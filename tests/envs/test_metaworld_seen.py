@@ -157,6 +157,29 @@ def test_the_expert_acts_on_the_state_whatever_is_recorded(opengl):
     assert cloud.obs["point_cloud"].shape == (len(state.action), 512, 3) and "env_state" not in cloud.obs
 
 
+def test_an_episode_in_which_nothing_is_in_sight_any_more_is_a_failure_and_no_error():
+    far = View(crop_low=(5.0, 5.0, 5.0), crop_high=(6.0, 6.0, 6.0), renderer="ray", depth_size=32)
+    with closing(make_env("push-v3", obs="point_cloud", view=View(renderer="ray", depth_size=32))) as env:
+        seen = env.reset(seed=0)[0]["point_cloud"]
+        assert "outcome" not in env.step(np.zeros(4))[4]
+        env.unwrapped._view = far  # as if the table had been swept
+        obs, _, terminated, truncated, info = env.step(np.zeros(4))
+    assert terminated and not truncated and info == {"success": False, "outcome": "nothing in sight"}
+    assert obs["point_cloud"].shape == seen.shape
+    with closing(make_env("push-v3", obs="point_cloud", view=far)) as env, pytest.raises(ValueError, match="none of"):
+        env.reset(seed=0)  # a wrong crop is an error
+
+
+def test_a_demonstration_that_leaves_the_crop_is_an_error(monkeypatch):
+    with closing(make_expert("push-v3", obs="point_cloud", view=View(renderer="ray", depth_size=32))) as expert:
+        expert.episode(0)
+        step = expert._env.step
+        blind = {"success": False, "outcome": "nothing in sight"}
+        monkeypatch.setattr(expert._env, "step", lambda action: (*step(action)[:4], blind))
+        with pytest.raises(ValueError, match="seed 0, step 1: nothing in sight; widen task.view.crop_low"):
+            expert.episode(0)
+
+
 def test_bad_views_are_refused():
     with pytest.raises(ValueError, match="renderer: must be one of auto, egl, osmesa, ray, got 'vulkan'"):
         View(renderer="vulkan")  # pyright: ignore[reportArgumentType]

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _MOST_CELLS = 2**62  # of a voxel grid: what its int64 cell numbers can hold
 
 
+class EmptyCropError(ValueError):
+    """Nothing that the cameras see lies in a cloud's crop."""
+
+
 def unproject(depth_m: np.ndarray, intrinsics: np.ndarray, camera_to_world: np.ndarray) -> np.ndarray:
     """The points that a pinhole camera sees: (H*W, 3) float32 metres in the world, row by row of the image.
 
@@ -108,7 +112,7 @@ def make_cloud(points: np.ndarray, spec: CloudSpec) -> np.ndarray:
 
     Crop, grid, farthest-point sampling. Fewer points than spec.points are repeated in turn: an encoder that takes the
     maximum does not notice, where zeros (DP3's padding) would be a point of their own at the origin.
-    Raises ValueError when colour is wanted and not there, or when nothing lies in the crop.
+    Raises ValueError when colour is wanted and not there, EmptyCropError when nothing lies in the crop.
     """
     columns = spec.shape[1]
     if points.ndim != 2 or points.shape[1] not in (3, 6) or points.shape[1] < columns:
@@ -118,7 +122,7 @@ def make_cloud(points: np.ndarray, spec: CloudSpec) -> np.ndarray:
         )
     inside = crop(points[:, :columns].astype(np.float32), spec.crop_low, spec.crop_high)
     if len(inside) == 0:
-        raise ValueError(
+        raise EmptyCropError(
             f"make_cloud: none of {len(points)} points lies between {spec.crop_low} and {spec.crop_high} m in frame "
             f"{spec.frame}; their coordinates span {_span(points)}. Is the camera's pose in that frame?"
         )

@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
-from flowpolicy.pointcloud import make_cloud
+from flowpolicy.pointcloud import EmptyCropError, make_cloud
 from flowpolicy_envs import rendering_maniskill as rendering
 
 Obs = Literal["state", "point_cloud", "rgb"]
@@ -35,6 +35,7 @@ class View:
     points, crop_low, crop_high: of the cloud, metres in the world's frame. The default box holds the cubes and the
       gripper of the tabletop tasks, and of the table (z = 0) nothing: depth comes in whole millimetres.
     color: whether red, green and blue in 0..1 follow the coordinates.
+    voxel_m: edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
     Raises ValueError for a size or a crop that makes no sense.
     """
 
@@ -44,6 +45,7 @@ class View:
     crop_low: tuple[float, float, float] = (-0.3, -0.3, 0.005)
     crop_high: tuple[float, float, float] = (0.3, 0.3, 0.35)
     color: bool = False
+    voxel_m: float = 0.0
 
     def __post_init__(self) -> None:
         """Bad values must not wait for the first picture."""
@@ -55,7 +57,9 @@ class View:
     @property
     def cloud(self) -> CloudSpec:
         """How the cloud is made."""
-        return CloudSpec(points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color)
+        return CloudSpec(
+            points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color, voxel_m=self.voxel_m
+        )
 
 
 def make_env(
@@ -104,6 +108,7 @@ class ManiSkillEnv(gymnasium.Env):
         low, high = (np.asarray(b, np.float32) for b in (self.embodiment.action_low, self.embodiment.action_high))
         self.action_space = spaces.Box(low, high, dtype=np.float32)
         self._steps = 0
+        self._seen: Observation = {}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -112,16 +117,25 @@ class ManiSkillEnv(gymnasium.Env):
         super().reset(seed=seed)
         self._steps = 0
         obs, _ = self.base.reset(seed=seed, options={"reconfigure": True})
-        return self.observe(obs), {"success": False}
+        self._seen = self.observe(obs)
+        return self._seen, {"success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step; the action is clipped to the action space."""
+        """One control step; the action is clipped to the action space.
+
+        An episode ends as a failure, outcome "nothing in sight", when the crop of the cloud is empty: what a bad policy
+        has swept from the table must not end an evaluation. The last observation is then the one before.
+        """
         action = np.clip(np.asarray(action, np.float32), self.action_space.low, self.action_space.high)
         obs, reward, _, _, info = self.base.step(action)
         self._steps += 1
-        success = bool(info["success"])
-        truncated = self._steps >= self.max_episode_steps
-        return self.observe(obs), float(reward), success, truncated, {"success": success}
+        told: dict[str, Any] = {"success": bool(info["success"])}
+        try:
+            self._seen = self.observe(obs)
+        except EmptyCropError:
+            told |= {} if told["success"] else {"outcome": "nothing in sight"}
+        ends = told["success"] or "outcome" in told
+        return self._seen, float(reward), ends, self._steps >= self.max_episode_steps, told
 
     def render(self) -> NDArray[np.uint8]:
         """(H, W, 3) picture of the scene."""

@@ -62,8 +62,11 @@ def _with_task(argv: list[str], own: dict[str, Any]) -> list[str]:
     """
     if any(argument.startswith("task=") for argument in argv):
         return argv
-    scalars = {key: value for key, value in own.items() if key != "name" and not isinstance(value, dict | list)}
-    words = [str(own.get("name", "")), *scalars]
-    if not all(re.fullmatch(r"\w[\w-]*", word) for word in words) or any("$" in str(v) for v in scalars.values()):
+    facts = {key: value for key, value in own.items() if key != "name" and not isinstance(value, dict | list)}
+    view = own["view"] if isinstance(own.get("view"), dict) else {}
+    seen = {f"view.{key}": value for key, value in view.items() if key != "_target_" and not isinstance(value, dict)}
+    names = [str(own.get("name", "")), *facts, *(name.removeprefix("view.") for name in seen)]
+    facts |= seen
+    if not all(re.fullmatch(r"\w[\w-]*", name) for name in names) or any("$" in str(v) for v in facts.values()):
         raise ValueError(f"the checkpoint's config.json names no task, got {str(own)[:80]}; pass task=… task.id=…")
-    return [f"task={own['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in scalars.items()), *argv]
+    return [f"task={own['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in facts.items()), *argv]

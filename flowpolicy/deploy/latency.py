@@ -10,7 +10,7 @@ import torch
 
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
-from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy import FlowPolicy, is_image
 from flowpolicy.types import Observation
 
 
@@ -40,11 +40,16 @@ class LatencyReport:
         return asdict(self)
 
 
+_LEAST_TURNS = 20  # of warm-up and of measurement, however slow the policy
+
+
 def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1, warmup: int = 50,
-                    repeats: int = 500) -> LatencyReport:  # fmt: skip
+                    repeats: int = 500, budget_s: float = 20.0) -> LatencyReport:  # fmt: skip
     """Time `policy.predict` on one observation, its stages, and the bare net.
 
     obs: key -> (1, To, ...), robot units, on the policy's device.   warmup: calls thrown away first.
+    budget_s: warm-up and measurement each end after half of it, once they have had 20 turns: ten steps of a net of
+      250 M parameters would take a quarter of an hour otherwise.
     The measurements take turns within each repeat, so that a slow moment of the machine hits all of them alike.
     Raises ValueError when obs is not a single observation or a count is below 1.
     """
@@ -64,7 +69,8 @@ def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1,
             "head": lambda: sample_ode(policy.head.velocity, noise, cond, times),
             "decode": lambda: policy.decode(chunk, obs),
         }
-        spent = _time_in_turns(calls, device, warmup=warmup, repeats=repeats)
+        _time_in_turns(calls, device, repeats=warmup, budget_s=budget_s / 2)
+        spent = _time_in_turns(calls, device, repeats=repeats, budget_s=budget_s / 2)
     summary = {name: percentiles(values) for name, values in spent.items()}
     return LatencyReport(
         device=_device_name(device), threads=torch.get_num_threads(), num_steps=num_steps,
@@ -94,18 +100,20 @@ def _check(obs: Observation, *, num_steps: int, warmup: int, repeats: int) -> No
                          f"repeats={repeats}, warmup={warmup}")  # fmt: skip
 
 
-def _time_in_turns(calls: dict[str, Callable[[], object]], device: torch.device, *, warmup: int,
-                   repeats: int) -> dict[str, list[float]]:  # fmt: skip
-    """Milliseconds of every call, name -> list of `repeats`; on a GPU each ends with a synchronisation."""
+def _time_in_turns(calls: dict[str, Callable[[], object]], device: torch.device, *, repeats: int,
+                   budget_s: float) -> dict[str, list[float]]:  # fmt: skip
+    """Milliseconds of every call, name -> list of at most `repeats`; on a GPU each ends with a synchronisation."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + repeats):
+    began = time.perf_counter()
+    for turn in range(repeats):
+        if turn >= _LEAST_TURNS and time.perf_counter() - began > budget_s:
+            break
         for name, call in calls.items():
             _synchronize(device)
             start = time.perf_counter()
             call()
             _synchronize(device)
-            if turn >= warmup:
-                spent[name].append((time.perf_counter() - start) * 1e3)
+            spent[name].append((time.perf_counter() - start) * 1e3)
     return spent
 
 
@@ -120,5 +128,10 @@ def _device_name(device: torch.device) -> str:
 
 def example_observation(policy: FlowPolicy, device: torch.device | str = "cpu") -> Observation:
     """An all-zero observation of the policy's keys, key -> (1, To, ...): good enough to time dense networks with."""
-    specs = policy.embodiment.obs
-    return {key: torch.zeros(1, policy.obs_horizon, *specs[key].shape, device=device) for key in policy.obs_keys}
+    specs = {key: policy.embodiment.obs[key] for key in policy.obs_keys}
+    return {
+        key: torch.zeros(
+            1, policy.obs_horizon, *spec.shape, dtype=torch.uint8 if is_image(spec) else torch.float32, device=device
+        )
+        for key, spec in specs.items()
+    }

@@ -50,11 +50,12 @@ svg .mark { stroke:var(--ink); stroke-width:1; stroke-dasharray:3 3; opacity:.7;
 .s5 { --c:var(--s5); } .ink { --c:var(--ink); }
 svg .line { fill:none; stroke:var(--c); stroke-width:1.8; stroke-linejoin:round; }
 svg .faint { fill:none; stroke:var(--c); stroke-width:1; opacity:.4; }
-svg .line.ink { stroke-width:2.4; opacity:.75; } svg .dot { fill:var(--c); }
+svg .again { stroke-dasharray:6 4; } svg .line.ink { stroke-width:2.4; opacity:.75; } svg .dot { fill:var(--c); }
 svg .band { fill:var(--c); opacity:.28; } svg .bar { fill:var(--c); opacity:.75; }
 .key { display:flex; flex-wrap:wrap; gap:4px 18px; font-size:13px; color:var(--soft); margin-top:8px; }
 .key span::before { content:""; display:inline-block; width:14px; height:3px; border-radius:2px; background:var(--c);
-  margin-right:7px; vertical-align:middle; }
+  margin-right:7px; vertical-align:middle; } .key .again::before { background:linear-gradient(90deg,var(--c) 40%,
+  transparent 40% 60%,var(--c) 60%); }
 .pairs { display:grid; grid-template-columns:repeat(auto-fill,minmax(230px,1fr)); gap:2px 24px; margin:10px 0;
   font-size:13.5px; } .pairs div { display:flex; justify-content:space-between; border-bottom:1px solid var(--line);
   padding:4px 0; } .pairs span { color:var(--soft); }
@@ -112,10 +113,11 @@ def pairs(values: Mapping[str, str]) -> str:
 
 
 def legend(names: Sequence[str]) -> str:
-    """Colour key of the series 0, 1, ... with these names; empty for a single one."""
+    """Colour key of the series 0, 1, ... with these names; empty for a single one. From the seventh on with dashes."""
     if len(names) < 2:
         return ""
-    spans = "".join(f"<span class='s{i % 6}'>{escape(n)}</span>" for i, n in enumerate(names))
+    spans = "".join(f"<span class='s{i % 6}{' again' if i >= 6 else ''}'>{escape(n)}</span>"
+                    for i, n in enumerate(names))  # fmt: skip
     return f"<div class='key'>{spans}</div>"
 
 

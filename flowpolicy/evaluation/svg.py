@@ -89,7 +89,7 @@ def line_chart(lines: Sequence[Line], *, title: str = "", x_label: str = "", log
     parts.append(_x_axis(frame, ticks(*x, 6 if width > 400 else 4), to_x, x_label))
     for line in sorted(lines, key=lambda line: (line.colour != INK, not line.faint)):  # ink below
         points = " ".join(f"{to_x(a):.1f},{to_y(b):.1f}" for a, b in zip(line.x, line.y, strict=True))
-        kind = "faint" if line.faint else "line"
+        kind = ("faint" if line.faint else "line") + (" again" if line.colour >= NUM_COLOURS else "")
         parts.append(f"<polyline class='{kind} {_colour(line.colour)}' points='{points}'>"
                      f"<title>{escape(line.name)}</title></polyline>")  # fmt: skip
         if line.dots:

@@ -127,16 +127,21 @@ def finetune(
         if not begun:
             with atomic_directory(base, replace=True) as folder:
                 save_policy(policy, folder / "policy", config=recorded["policy"], facts=origin)
-        try:
-            trainer.tracker.truncate_after(step)
-            trainer.run()
-        finally:
-            trainer.tracker.close()
+        _run(trainer, step)
     finally:
         env.close()
     if settings.receipt_episodes:
         _receipt(out, make_env, settings, num_steps=num_steps, trusted_modules=trusted_modules, say=say)
     return newest.resolve()
+
+
+def _run(trainer: PPOTrainer, step: int) -> None:
+    """Train on from iteration `step`; what was logged after it is dropped, at 0 also the first evaluation."""
+    try:
+        trainer.tracker.truncate_after(step or -1)
+        trainer.run()
+    finally:
+        trainer.tracker.close()
 
 
 def _trainer(policy: FlowPolicy, env: ChunkEnv, make_env: Callable[[], Any],

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     about = config.plain(config.load("evaluate", [a for a in argv if not a.lstrip("+~").startswith("task")]))
     recorded = read_config(about["checkpoint"])
     own = recorded["task"] if isinstance(recorded.get("task"), dict) else {}
-    cfg = config.load("evaluate", _with_task(argv, own))
+    cfg = config.load("evaluate", with_task(argv, own))
     facts = config.plain(cfg)
     task = facts["task"]
     foreign = None if (task["name"], task["id"]) == (own.get("name"), own.get("id")) else task["id"]
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _with_task(argv: list[str], own: dict[str, Any]) -> list[str]:
+def with_task(argv: list[str], own: dict[str, Any]) -> list[str]:
     """The overrides, led by the checkpoint's own task unless they name one; the yaml is ours, not the checkpoint's.
 
     Names must be plain words and values hold no interpolation: either could reach a `_target_` of the yaml.

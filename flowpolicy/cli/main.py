@@ -2,6 +2,7 @@
 
   data       collect, inspect, validate or view demonstrations
   train      imitation: demonstrations in, a one-step policy out
+  finetune   reinforcement learning: a policy that half works, and its simulator, in; a better one out
   evaluate   seeded rollouts of a checkpoint, with intervals
   protocol   collect, train and evaluate for every task and seed of a published comparison
   report     one offline HTML page of runs and evaluations
@@ -21,7 +22,7 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-VERBS = ("data", "train", "evaluate", "protocol", "report", "info", "doctor")
+VERBS = ("data", "train", "finetune", "evaluate", "protocol", "report", "info", "doctor")
 _TRAIN_EXTRA = ("zarr", "numcodecs", "numba", "gymnasium")
 
 

@@ -12,6 +12,7 @@ from flowpolicy.encoders.base import Encoder
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.base import Head
+from flowpolicy.inference.prepared import PreparedPolicy
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.types import Batch, LossOutput, Observation
@@ -116,16 +117,25 @@ class FlowPolicy(nn.Module):
             noise = torch.randn(shape, generator=generator, device=generator.device).to(self.action_low.device)
         return self.decode(self.sample(self.encode(obs), noise, num_steps=num_steps), obs)
 
+    def prepare(
+        self, device: torch.device | str = "cpu", batch: int = 1, num_steps: int = 1, *, threads: int | None = None
+    ) -> PreparedPolicy:
+        """A predictor for one device, batch size and number of steps that gives what `predict` gives, sooner.
+
+        threads: CPU threads of torch while it predicts; None leaves them as they are.
+        It keeps the weights of this moment. Raises ValueError where `predict` would, and for a policy whose Python
+        decides on numbers of the observation.
+        """
+        self._check_steps(num_steps)
+        return PreparedPolicy(self, device=torch.device(device), batch=batch, num_steps=num_steps, threads=threads)
+
     def sample(self, cond: Tensor, noise: Tensor, *, num_steps: int = 1) -> Tensor:
         """Normalised chunk (B, H, A) from noise (B, H, A), inside the range of the demonstrated actions."""
         return sample_ode(self.head.velocity, noise, cond, time_grid(num_steps)).clamp(self.chunk_low, self.chunk_high)
 
     def _check(self, obs: Observation, num_steps: int) -> int:
         """Batch size, after checking what came against the embodiment."""
-        if self.head.max_steps is not None and num_steps > self.head.max_steps:
-            raise ValueError(
-                f"{type(self.head).__name__} samples in at most {self.head.max_steps} step(s), got {num_steps=}"
-            )
+        self._check_steps(num_steps)
         for key in self.obs_keys:
             if key not in obs:
                 raise ValueError(f"predict: observation '{key}' is missing; got {sorted(obs)}, need {self.obs_keys}")
@@ -138,6 +148,12 @@ class FlowPolicy(nn.Module):
             if is_image(self.embodiment.obs[key]) and obs[key].dtype != torch.uint8:
                 raise ValueError(f"predict: image '{key}' must be uint8, 0 to 255, got {obs[key].dtype}")
         return obs[self.obs_keys[0]].shape[0]
+
+    def _check_steps(self, num_steps: int) -> None:
+        if self.head.max_steps is not None and num_steps > self.head.max_steps:
+            raise ValueError(
+                f"{type(self.head).__name__} samples in at most {self.head.max_steps} step(s), got {num_steps=}"
+            )
 
 
 def is_image(spec: KeySpec) -> bool:

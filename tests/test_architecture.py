@@ -19,7 +19,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_FILE_BYTES = 400, 60, 2_000_000
 RANKS = {
     0: ("__init__", "types", "paths", "files", "seeding", "embodiment", "flow"),
     1: ("nets", "encoders", "heads", "samplers", "normalizer", "actions", "pointcloud", "farthest_point"),
-    2: ("policy", "checkpoint", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
+    2: ("policy", "inference", "checkpoint", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
     3: ("deploy",),  # the robot's side: nothing of the training side
     4: ("trainers", "evaluation"),
     5: ("cli", "__main__"),
@@ -34,7 +34,8 @@ CATALOGUES = ("heads", "nets", "encoders", "samplers")  # folder of final classe
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib"}
 FORBIDDEN_ATTRIBUTES = {"sys.path", "torch.save"}  # the latter is pickle, as is torch.load without weights_only
 CONFIG_NAMES = {"DictConfig", "ListConfig", "OmegaConf"}
-UNFINISHED = r"\b(?:TODO|FIXME|XXX|NotImplementedError|placeholder|stub|for now|simplified version)\b"
+# (torch.fx calls a graph's inputs placeholders: .placeholder and "placeholder" are its names)
+UNFINISHED = r"\b(?:TODO|FIXME|XXX|NotImplementedError|(?<![.\"])placeholder|stub|for now|simplified version)\b"
 # Where packages come from and where things lie is the user's business. Joined here so that this file passes.
 FOREIGN = ["pypi" + ".org", "python" + "hosted", "debian" + ".org", "npm" + "js", "download.py" + "torch"]
 PERSONAL = re.compile(r"(?<![\w.~])/(?:home|root|Users|tmp|var/tmp)/\w")  # somebody's home, or a scratch folder

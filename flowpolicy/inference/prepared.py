@@ -1,0 +1,169 @@
+"""The predictor that `FlowPolicy.prepare` makes: one device, one batch size, one number of steps."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, final
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.inference.record import record
+from flowpolicy.inference.rewrite import simplify
+from flowpolicy.types import Observation
+
+if TYPE_CHECKING:
+    from flowpolicy.policy import FlowPolicy
+
+_TRIALS = 12  # of each of two equal graphs, to keep the faster one
+
+
+@final
+class PreparedPolicy:
+    """Observations to action chunks as `FlowPolicy.predict`, up to float32 rounding, from the weights of that moment.
+
+    The policy ran once and left a flat list of operations: normalisation, encoder, every step of the head and decoding,
+    with the flow times and all that follows from them as constants. On a GPU that list is one CUDA graph on buffers of
+    its own. It may stand in for the policy in `run_episodes`.
+    threads: CPU threads of torch during a call, set back afterwards; None leaves them.
+    """
+
+    def __init__(
+        self, policy: "FlowPolicy", *, device: torch.device, batch: int, num_steps: int, threads: int | None
+    ) -> None:
+        if batch < 1 or (threads is not None and threads < 1):
+            raise ValueError(f"prepare: wanted batch and threads of at least 1, got {batch=}, {threads=}")
+        self.embodiment, self.obs_keys, self.obs_horizon = policy.embodiment, policy.obs_keys, policy.obs_horizon
+        self.device, self.batch, self.num_steps, self.threads = device, batch, num_steps, threads
+        self.noise_shape = (batch, policy.horizon, policy.embodiment.action_dim)
+        specs = policy.embodiment.obs
+        self._shapes = {key: (batch, policy.obs_horizon, *specs[key].shape) for key in policy.obs_keys}
+        self._dtypes = {key: torch.uint8 if specs[key].dtype == "uint8" else torch.float32 for key in policy.obs_keys}
+        with self._own_threads():
+            # a copy: training may go on, and a replay of half old, half new weights would be neither
+            self._run = _compile(copy.deepcopy(policy).to(device).eval(), self._example(), num_steps)
+
+    def predict(
+        self,
+        obs: Observation,
+        *,
+        num_steps: int | None = None,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """See `FlowPolicy.predict`; here obs may lie on the CPU also where the device is another.
+
+        Raises ValueError for what it was not prepared for: another batch size, number of steps, shape or type.
+        """
+        if num_steps not in (None, self.num_steps):
+            raise ValueError(f"prepared for num_steps={self.num_steps}, got {num_steps}; prepare another one for it")
+        inputs = [self._checked(obs, key) for key in self.obs_keys]
+        if noise is None:
+            if generator is None:
+                raise ValueError("predict: pass generator=torch.Generator(...) or noise=(B, H, A)")
+            noise = torch.randn(self.noise_shape, generator=generator, device=generator.device)
+        elif noise.shape != self.noise_shape:
+            raise ValueError(f"prepared for noise {self.noise_shape}, got {tuple(noise.shape)}")
+        with self._own_threads(), torch.inference_mode():
+            chunk = self._run(*inputs, noise)
+        return chunk.clone()  # an ordinary tensor, which may be written to
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """One, empty, on the device: `run_episodes` asks it where observations go."""
+        yield nn.Parameter(torch.empty(0, device=self.device), requires_grad=False)
+
+    def _checked(self, obs: Observation, key: str) -> Tensor:
+        if key not in obs:
+            raise ValueError(f"predict: observation '{key}' is missing; got {sorted(obs)}, need {self.obs_keys}")
+        value = obs[key]
+        if value.shape != self._shapes[key] or value.dtype != self._dtypes[key]:
+            raise ValueError(
+                f"prepared for '{key}' of {self._shapes[key]} {self._dtypes[key]}, got {tuple(value.shape)} "
+                f"{value.dtype}; batch= of prepare is the first number"
+            )
+        return value
+
+    def _example(self) -> list[Tensor]:
+        """Zeros of every observation, in order, and of the noise."""
+        obs = [torch.zeros(self._shapes[key], dtype=self._dtypes[key], device=self.device) for key in self.obs_keys]
+        return [*obs, torch.zeros(self.noise_shape, device=self.device)]
+
+    def _own_threads(self) -> "AbstractContextManager[None] | _Threads":
+        wanted = self.threads
+        return nullcontext() if wanted is None or wanted == torch.get_num_threads() else _Threads(wanted)
+
+
+@final
+class _Threads:
+    """torch's CPU threads while a block runs."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._before = count, torch.get_num_threads()
+
+    def __enter__(self) -> None:
+        torch.set_num_threads(self._count)
+
+    def __exit__(self, *error: object) -> None:
+        torch.set_num_threads(self._before)
+
+
+@final
+class _CudaGraph:
+    """A function captured once on tensors of its own; a call copies its inputs into them and replays the kernels."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+        self._inputs = [value.clone() for value in inputs]
+        aside = torch.cuda.Stream(inputs[0].device)
+        aside.wait_stream(torch.cuda.current_stream(inputs[0].device))
+        with torch.cuda.stream(aside):  # libraries allocate their workspaces in the first calls, not in the capture
+            for _ in range(3):
+                function(*self._inputs)
+        torch.cuda.current_stream(inputs[0].device).wait_stream(aside)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output = function(*self._inputs)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        for own, new in zip(self._inputs, inputs, strict=True):
+            own.copy_(new, non_blocking=True)
+        self._graph.replay()
+        return self._output
+
+
+def _compile(policy: "FlowPolicy", inputs: Sequence[Tensor], num_steps: int) -> Callable[..., Tensor]:
+    """The recorded policy as one function of its observations, in order, and the noise."""
+
+    def predict(*tensors: Tensor) -> Tensor:
+        obs = dict(zip(policy.obs_keys, tensors, strict=False))
+        return policy.decode(policy.sample(policy.encode(obs), tensors[-1], num_steps=num_steps), obs)
+
+    if inputs[0].device.type != "cpu":
+        function = _recorded(predict, inputs, pixels_first=False)
+        with torch.inference_mode():
+            return _CudaGraph(function, inputs) if inputs[0].device.type == "cuda" else function
+    candidates = [_recorded(predict, inputs, pixels_first=False)]
+    if any(isinstance(module, nn.Conv1d) for module in policy.modules()):
+        candidates.append(_recorded(predict, inputs, pixels_first=True))
+    return _faster(candidates, inputs)
+
+
+def _recorded(predict: Callable[..., Tensor], inputs: Sequence[Tensor], *, pixels_first: bool) -> Callable[..., Tensor]:
+    try:
+        recording = record(predict, inputs)
+    except ValueError as error:
+        raise ValueError(f"prepare: this policy cannot be recorded: {error}; use predict") from error
+    simplify(recording, pixels_first=pixels_first)
+    return recording.module().forward
+
+
+@torch.inference_mode()
+def _faster(functions: Sequence[Callable[..., Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Tensor]:
+    """The one whose fastest call here is fastest; they take turns."""
+    spent = [[] for _ in functions]
+    for _ in range(_TRIALS if len(functions) > 1 else 0):
+        for function, times in zip(functions, spent, strict=True):
+            start = time.perf_counter()
+            function(*inputs)
+            times.append(time.perf_counter() - start)
+    return min(zip(functions, spent, strict=True), key=lambda pair: min(pair[1], default=0.0))[0]

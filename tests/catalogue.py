@@ -1,0 +1,75 @@
+"""Small policies of every encoder, net and head in the catalogue of yaml files, for tests that must hold for all."""
+
+from typing import Any
+
+import torch
+
+from flowpolicy.checkpoint import create_policy
+from flowpolicy.cli import config
+from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
+from flowpolicy.paths import config_dir
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.seeding import stream
+
+CLOUD = CloudSpec(points=24, crop_low=(-0.3, 0.4, 0.0), crop_high=(0.3, 0.9, 0.2))
+SEEING = Embodiment(
+    robot="seeing arm",
+    obs={
+        "agent_pos": KeySpec((4,), "m", "world"),
+        "point_cloud": KeySpec(CLOUD.shape, "m", "world", cloud=CLOUD),
+        "image_front": KeySpec((40, 36, 3), dtype="uint8"),
+    },
+    action=KeySpec((3,), "m"),
+    action_kind="eef_delta",
+    control_hz=20.0,
+    action_low=(-1.0, -1.0, -1.0),
+    action_high=(1.0, 1.0, 1.0),
+    reference_key="agent_pos",
+    reference_index=(0, 1, -1),
+)
+SEEN_BY = {
+    "state": ["agent_pos"],
+    "point_cloud": ["agent_pos", "point_cloud"],
+    "point_cloud_relative": ["agent_pos", "point_cloud"],
+    "resnet18": ["agent_pos", "image_front"],
+    "vit": ["agent_pos", "point_cloud", "image_front"],
+}
+_SMALL = {"mlp": ["width=32", "depth=2"], "unet1d": ["dims=[16,24]", "time_dim=16"]}
+_OVERSIZE = ("unet1d_mp1", "unet1d_dp3")  # the same class as unet1d
+
+
+def options(group: str) -> list[str]:
+    """Names of a group's yaml files, e.g. "head"."""
+    return sorted(path.stem for path in (config_dir() / "policy" / group).glob("*.yaml") if path.stem not in _OVERSIZE)
+
+
+def policy_config(
+    *, encoder: str = "state", net: str = "mlp", head: str = "meanflow", **changes: Any
+) -> dict[str, Any]:
+    """What `create_policy` takes; `changes` go to build_policy."""
+    small = [f"policy.net.{word}" for word in _SMALL.get(net, [])]
+    words = [f"policy/encoder={encoder}", f"policy/net={net}", f"policy/head={head}", "dataset.path=none", *small]
+    node = config.plain(config.load("train", words))["policy"]
+    own = {"horizon": 8, "obs_horizon": 2, "action_horizon": 4, "action_representation": "relative"}
+    return {**node, **own, "obs_keys": SEEN_BY[encoder], **changes}
+
+
+def catalogue_policy(*, seed: int = 0, **parts: Any) -> FlowPolicy:
+    """Random weights and normalisers that are none of them trivial, in evaluation mode; `parts` as `policy_config`."""
+    torch.manual_seed(seed)
+    policy = create_policy(policy_config(**parts), SEEING).eval().requires_grad_(False)
+    for normalizer in (policy.action_normalizer, *(policy.normalizer(key) for key in policy.normalized_keys)):
+        normalizer.scale.uniform_(1.5, 4.0)
+        normalizer.offset.uniform_(-0.5, 0.5)
+    return policy
+
+
+def observations(policy: FlowPolicy, batch: int = 1, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random observations of the policy's keys, key -> (B, To, ...)."""
+    generator = stream(seed, "observations")
+    obs = {}
+    for key in policy.obs_keys:
+        spec = policy.embodiment.obs[key]
+        value = torch.rand(batch, policy.obs_horizon, *spec.shape, generator=generator)
+        obs[key] = (255 * value).byte() if spec.dtype == "uint8" else value
+    return obs

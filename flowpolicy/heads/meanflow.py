@@ -9,9 +9,9 @@ from torch import Tensor
 
 from flowpolicy.flow.losses import adaptive_weight, masked_mean_square
 from flowpolicy.flow.meanflow import Objective, meanflow_correction
-from flowpolicy.flow.path import interpolate, velocity_from_action
+from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.times import num_equal_times, sample_time_pairs
-from flowpolicy.heads.base import Head, Parameterization, check_parameterization
+from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.heads.dispersive import DispersiveRegularizer
 from flowpolicy.heads.guidance import Guidance
 from flowpolicy.nets.base import Features, VelocityNet
@@ -104,7 +104,7 @@ class MeanFlowHead(Head):
         return LossOutput(loss, metrics)
 
     def _to_velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return output if self.parameterization == "u" else velocity_from_action(x_t, output, t, t_min=self.t_min)
+        return to_velocity(output, x_t, t, self.parameterization, t_min=self.t_min)
 
     def _velocity_and_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
         output, features = self.net.forward_with_features(x_t, t, r, cond)

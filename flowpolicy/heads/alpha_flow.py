@@ -60,7 +60,8 @@ class AlphaFlowHead(Head):
                 f"wanted guidance_weight >= 0 and, where it counts, cond_dropout in (0, 1), got {guidance_weight=}, "
                 f"{cond_dropout=}: without dropout nothing trains the null condition"
             )
-        self.net, self.parameterization, self.t_min = net, parameterization, t_min
+        self.net, self.t_min = net, t_min
+        self.parameterization: Parameterization = parameterization
         self.consistency_share, self.consistency_weight = consistency_share, consistency_weight
         self.kappa_end, self.teacher_decay = kappa_end, teacher_decay
         self.guidance_weight, self.cond_dropout = guidance_weight, cond_dropout

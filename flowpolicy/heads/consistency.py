@@ -52,7 +52,8 @@ class ConsistencyHead(Head):
             )
         if target not in get_args(Target):
             raise ValueError(f"target must be one of {', '.join(get_args(Target))}, got {target!r}")
-        self.net, self.parameterization, self.t_min = net, parameterization, t_min
+        self.net, self.t_min = net, t_min
+        self.parameterization: Parameterization = parameterization
         self.segments, self.delta, self.eps, self.velocity_weight = segments, delta, eps, velocity_weight
         self.target, self.teacher_decay = target, teacher_decay
         self.teacher = copy.deepcopy(net).requires_grad_(False) if target == "ema" else None

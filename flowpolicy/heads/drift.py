@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flowpolicy.flow.drift import SCALES, Scale, drift
 from flowpolicy.flow.losses import masked_mean_square
-from flowpolicy.heads.base import Head
+from flowpolicy.heads.base import Head, Parameterization, check_parameterization
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
 
@@ -22,6 +22,11 @@ class DriftHead(Head):
     As a velocity x_t - f(x_t, cond), so one step from noise lands on f. The loss does not fall as training goes on: the
     field has a fixed length. Watch drift_distance and drift_best instead; learning-rate decay and averaged weights are
     what lets it come to rest.
+    parameterization: "x": the net's output is f, as published; "u": noise minus the output, so that training starts
+      with samples as wide as the noise. On two ways at +-1 (one observation, 500 steps, 8 samples) a plain two-layer
+      net has a spread of 0.88 to 0.93 with "x" (5 of 5 seeds, truth 1.0), but `ResidualMLP`, whose output hardly varies
+      with the noise at first, takes one way only in 1 of 5 seeds, and with 4 samples in 4 of 5; with "u" in none of 8.
+      A single way of spread 0.05 however comes out at 0.12 with "u" after 2,000 steps, at 0.05 with "x".
     num_samples: chunks for each observation, G; 4 as in DBP.   temperatures: 0.02, 0.05, 0.2 everywhere.
     scale: "positive", or "all" as published, which collapses to mean regression where there is one demonstrated action
       for each observation: `flow.drift.drift`.
@@ -38,12 +43,14 @@ class DriftHead(Head):
         self,
         net: VelocityNet,
         *,
+        parameterization: Parameterization = "x",
         num_samples: int = 4,
         temperatures: Sequence[float] = (0.02, 0.05, 0.2),
         scale: Scale = "positive",
         mse_until: float = 0.0,
     ) -> None:
         super().__init__()
+        check_parameterization(parameterization)
         if num_samples < 1 or not temperatures or min(temperatures) <= 0.0:
             raise ValueError(
                 f"wanted num_samples >= 1 and positive temperatures, got {num_samples=}, {list(temperatures)}"
@@ -53,6 +60,7 @@ class DriftHead(Head):
         if not 0.0 <= mse_until <= 1.0:
             raise ValueError(f"mse_until is a share of training and must lie in [0, 1], got {mse_until}")
         self.net, self.num_samples, self.temperatures = net, num_samples, tuple(temperatures)
+        self.parameterization: Parameterization = parameterization
         self.scale: Scale = scale
         self.mse_until = mse_until
         self.register_buffer("progress", torch.zeros(()))
@@ -97,4 +105,5 @@ class DriftHead(Head):
     def _generate(self, noise: Tensor, cond: Tensor) -> Tensor:
         """The net at a constant time, t = 1, r = 0."""
         ones = noise.new_ones(noise.shape[0])
-        return self.net(noise, ones, torch.zeros_like(ones), cond)
+        output = self.net(noise, ones, torch.zeros_like(ones), cond)
+        return output if self.parameterization == "x" else noise - output

@@ -35,7 +35,8 @@ class FlowMatchingHead(Head):
     ) -> None:
         super().__init__()
         check_parameterization(parameterization)
-        self.net, self.parameterization, self.t_min = net, parameterization, t_min
+        self.net, self.t_min = net, t_min
+        self.parameterization: Parameterization = parameterization
         self.time_mean, self.time_std = time_mean, time_std
         self.loss_power, self.loss_eps = loss_power, loss_eps
 

@@ -46,7 +46,8 @@ class DualMeanFlowHead(Head):
             raise ValueError(f"derivative must be 'jvp' or 'difference', got {derivative!r}")
         if not 0.0 <= p_start <= 1.0:
             raise ValueError(f"p_start is the share of pairs with t = 1 and must lie in [0, 1], got {p_start}")
-        self.net, self.parameterization, self.t_min = net, parameterization, t_min
+        self.net, self.t_min = net, t_min
+        self.parameterization: Parameterization = parameterization
         self.velocity_weight, self.p_start = velocity_weight, p_start
         self.time_mean, self.time_std = time_mean, time_std
         self.loss_power, self.loss_eps = loss_power, loss_eps

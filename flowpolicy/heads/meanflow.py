@@ -67,7 +67,8 @@ class MeanFlowHead(Head):
         num_equal_times(1, p_equal)  # both fail here, not at the first batch
         if not 0.0 <= p_start <= 1.0:
             raise ValueError(f"p_start is the share of pairs with t = 1 and must lie in [0, 1], got {p_start}")
-        self.net, self.parameterization = net, parameterization
+        self.net = net
+        self.parameterization: Parameterization = parameterization
         self.objective: Objective = objective
         self.p_equal, self.p_start, self.time_mean, self.time_std = p_equal, p_start, time_mean, time_std
         self.loss_power, self.loss_eps, self.t_min = loss_power, loss_eps, t_min

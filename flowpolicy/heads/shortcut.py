@@ -41,7 +41,8 @@ class ShortcutHead(Head):
             raise ValueError(
                 f"wanted consistency_share in (0, 1) and halvings >= 1, got {consistency_share=}, {halvings=}"
             )
-        self.net, self.parameterization, self.t_min = net, parameterization, t_min
+        self.net, self.t_min = net, t_min
+        self.parameterization: Parameterization = parameterization
         self.consistency_share, self.halvings = consistency_share, halvings
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:

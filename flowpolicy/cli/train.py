@@ -8,8 +8,11 @@
 
   dataset.path=PATH          store from `flowpolicy data collect` (required)
   task=toy|maniskill|metaworld   task.id=...   task.obs=state
-  policy/head=dm1|meanflow|mp1|mp1_released|mp1_small|flow_matching|diffusion|dp3|consistency|regression
-  policy/net=mlp|unet1d|unet1d_mp1|unet1d_dp3   policy/encoder=state
+  policy/head=...            the first of a line is the method, the others published or smaller settings of it
+      meanflow|dm1|dm1_legacy|mp1|mp1_released|mp1_small|omp   imf_dual|uca   alpha_flow|ofp   shortcut
+      consistency   flow_matching   drift|dbp   diffusion|dp3   regression   mip|idp
+  policy/net=mlp|unet1d|unet1d_mp1|unet1d_dp3|joint_transformer|joint_transformer_small|joint_transformer_uca
+  policy/encoder=state|point_cloud|point_cloud_relative|resnet18|vit
   policy.horizon=16   policy.obs_horizon=1   policy.action_horizon=12   policy.action_representation=...
   trainer.steps   trainer.batch_size   trainer.lr   trainer.eval_every   trainer.checkpoint_every   ...
   dataset.val_episodes=0     keep the last so many from training; logs val/loss and val/action_mse

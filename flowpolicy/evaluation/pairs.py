@@ -88,12 +88,9 @@ def judge(pairs: Sequence[Pair], first: str, requirement: Requirement, *, margin
 
     better: it beats every one.   not_beaten: none beats it, which little data cannot show otherwise.
     no_worse: the intervals of the difference all end above -margin, so that it may be trusted to be no worse by that.
-    Raises ValueError for another requirement or a margin outside [0, 1).
+    Raises ValueError as `check_requirement` does.
     """
-    if requirement not in get_args(Requirement):
-        raise ValueError(f"require must be one of {', '.join(get_args(Requirement))}, got {requirement!r}")
-    if not 0.0 <= margin < 1.0:
-        raise ValueError(f"margin must be in [0, 1), a difference of success rates, got {margin}")
+    check_requirement(requirement, margin=margin)
     own = [pair for pair in pairs if pair.name_a == first]
     if requirement == "better":
         bad = [pair.name_b for pair in own if pair.winner != first]
@@ -107,6 +104,14 @@ def judge(pairs: Sequence[Pair], first: str, requirement: Requirement, *, margin
         said = f"may be worse than {', '.join(bad)} by more than" if bad else "is not worse than any by more than"
         said += f" {margin:g} (lowest end of an interval: {lowest.low:+.3f}, against {lowest.name_b})"
     return Gate(not bad, f"require={requirement}: {'passed' if not bad else 'failed'}, {first} {said}")
+
+
+def check_requirement(requirement: str, *, margin: float) -> None:
+    """Raise ValueError for another requirement than `judge` knows, or a margin outside [0, 1)."""
+    if requirement not in get_args(Requirement):
+        raise ValueError(f"require must be one of {', '.join(get_args(Requirement))}, got {requirement!r}")
+    if not 0.0 <= margin < 1.0:
+        raise ValueError(f"margin must be in [0, 1), a difference of success rates, got {margin}")
 
 
 def p_text(p: float) -> str:

@@ -26,7 +26,9 @@ def episode_row(facts: Mapping[str, Any], result: EpisodeResult) -> dict[str, An
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines in one write; missing folders are made."""
+    """Add lines in one write; missing folders are made. No lines: nothing is written."""
+    if not rows:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write("".join(json.dumps(row) + "\n" for row in rows))

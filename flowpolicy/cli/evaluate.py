@@ -17,24 +17,22 @@
 Writes results.jsonl, summary.json, latency.json, chunks.json and videos/.
 """
 
-import json
-import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flowpolicy.checkpoint import read_config, resolve_checkpoint
 from flowpolicy.cli import config
+from flowpolicy.cli.tasks import make_task, own_task, with_task, without_task
 from flowpolicy.evaluation.chunks import training_data
-from flowpolicy.evaluation.evaluate import Task, evaluate, evaluation_folders, format_table
+from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
 
 
 def main(argv: list[str]) -> int:
     """Evaluate, print the table and where everything lies."""
-    about = config.plain(config.load("evaluate", [a for a in argv if not a.lstrip("+~").startswith("task")]))
+    about = config.plain(config.load("evaluate", without_task(argv)))
     recorded = read_config(about["checkpoint"])
-    own = recorded["task"] if isinstance(recorded.get("task"), dict) else {}
+    own = own_task(recorded)
     cfg = config.load("evaluate", with_task(argv, own))
     facts = config.plain(cfg)
     task = facts["task"]
@@ -42,7 +40,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(cfg.threads)
     folder = resolve_checkpoint(cfg.checkpoint)
     evaluations = evaluate(
-        folder, Task(task["name"], task["id"], config.instantiate(cfg.task.env)),
+        folder, make_task(cfg),
         outs=evaluation_folders(folder, facts["num_steps"], out=Path(cfg.out) if cfg.out else None, task_id=foreign),
         episodes=cfg.episodes, start_seed=cfg.start_seed, envs=cfg.envs, video=cfg.video,
         device=config.pick_device(cfg.device),
@@ -53,20 +51,3 @@ def main(argv: list[str]) -> int:
     for one in evaluations:
         print(one.out)
     return 0
-
-
-def with_task(argv: list[str], own: dict[str, Any]) -> list[str]:
-    """The overrides, led by the checkpoint's own task unless they name one; the yaml is ours, not the checkpoint's.
-
-    Names must be plain words and values hold no interpolation: either could reach a `_target_` of the yaml.
-    """
-    if any(argument.startswith("task=") for argument in argv):
-        return argv
-    facts = {key: value for key, value in own.items() if key != "name" and not isinstance(value, dict | list)}
-    view = own["view"] if isinstance(own.get("view"), dict) else {}
-    seen = {f"view.{key}": value for key, value in view.items() if key != "_target_" and not isinstance(value, dict)}
-    names = [str(own.get("name", "")), *facts, *(name.removeprefix("view.") for name in seen)]
-    facts |= seen
-    if not all(re.fullmatch(r"\w[\w-]*", name) for name in names) or any("$" in str(v) for v in facts.values()):
-        raise ValueError(f"the checkpoint's config.json names no task, got {str(own)[:80]}; pass task=… task.id=…")
-    return [f"task={own['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in facts.items()), *argv]

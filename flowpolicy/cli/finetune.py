@@ -30,7 +30,7 @@ import torch
 
 from flowpolicy.checkpoint import read_config
 from flowpolicy.cli import config
-from flowpolicy.cli.evaluate import with_task
+from flowpolicy.cli.tasks import own_task, with_task, without_task
 from flowpolicy.files import claim_folder
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
 from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
@@ -38,9 +38,8 @@ from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
 
 def main(argv: list[str]) -> int:
     """Fine-tune, print where everything lies."""
-    about = config.plain(config.load("finetune", [a for a in argv if not a.lstrip("+~").startswith("task")]))
-    own = read_config(about["checkpoint"]).get("task")
-    cfg = config.load("finetune", with_task(argv, own if isinstance(own, dict) else {}))
+    about = config.plain(config.load("finetune", without_task(argv)))
+    cfg = config.load("finetune", with_task(argv, own_task(read_config(about["checkpoint"]))))
     facts = config.plain(cfg)
     settings = FinetuneSettings.from_dict(facts)
     settings = shortened(settings) if cfg.debug else settings

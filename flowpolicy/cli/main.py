@@ -4,6 +4,8 @@
   train      imitation: demonstrations in, a one-step policy out
   finetune   reinforcement learning: a policy that half works, and its simulator, in; a better one out
   evaluate   seeded rollouts of a checkpoint, with intervals
+  compare    which policy is better: common seeds, exact tests, a verdict
+  sweep      every policy on every task at every number of steps
   protocol   collect, train and evaluate for every task and seed of a published comparison
   report     one offline HTML page of runs and evaluations
   info       versions, device, extras, renderers
@@ -22,7 +24,7 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-VERBS = ("data", "train", "finetune", "evaluate", "protocol", "report", "info", "doctor")
+VERBS = ("data", "train", "finetune", "evaluate", "compare", "sweep", "protocol", "report", "info", "doctor")
 _TRAIN_EXTRA = ("zarr", "numcodecs", "numba", "gymnasium")
 
 

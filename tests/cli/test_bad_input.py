@@ -68,7 +68,7 @@ def complaint(capsys: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
     ("words", "said"),
     [
         (["trainer.step=3"], "there is no key trainer.step; did you mean trainer.steps?"),
-        (["policy.head.kind=3"], "there is no key policy.head.kind; there are derivative, direction, dispersive, guidance"),
+        (["policy.head.kind=3"], "there is no key policy.head.kind; there are derivative, direction, dispersive"),
         (["trainr.steps=3"], "there is no key trainr; did you mean trainer?"),
         (["policy/haed=dm1"], "there is no key policy/haed; did you mean policy/head?"),
         (["policy/head=meanflw"], "there is no policy/head=meanflw; did you mean meanflow?"),

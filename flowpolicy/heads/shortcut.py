@@ -26,6 +26,8 @@ class ShortcutHead(Head):
     jumps come from averaged weights; here they come from the weights themselves.
     """
 
+    has_velocity = True
+
     def __init__(
         self,
         net: VelocityNet,

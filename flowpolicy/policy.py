@@ -117,17 +117,21 @@ class FlowPolicy(nn.Module):
         and a wrong one where there are several ways.
         start: warm start from a whole chunk (B, H, A) in robot units, e.g. `shift_chunk(last_whole_chunk, executed)`,
           at flow time start_time, e.g. 0.85.   whole: True returns all H steps, which the next warm start needs.
-        Raises ValueError for missing keys, wrong shapes or types, num_steps beyond the head's limit, and samplers or
-        warm starts that the head has no velocity field for.
+        Raises ValueError for missing keys, wrong shapes or types, num_steps beyond the head's limit, samplers that need
+        an instantaneous velocity where the head has none, and warm starts of heads that are no flow.
         """
         batch = self._check(obs, num_steps)
         shape = (batch, self.horizon, self.embodiment.action_dim)
-        if not self.head.has_field and (sampler != "jump" or start is not None):
+        if sampler != "jump" and not self.head.has_velocity:
             raise ValueError(
-                f"{type(self.head).__name__} has no velocity field between noise and action, which sampler={sampler} "
-                "or a warm start needs; use sampler='jump' and no start"
+                f"{type(self.head).__name__} learns no instantaneous velocity, which sampler={sampler} asks for; use "
+                "sampler='jump'"
             )
         if start is not None:
+            if self.head.max_steps is not None:
+                raise ValueError(
+                    f"{type(self.head).__name__} cannot start between noise and action; call predict without start"
+                )
             if tuple(start.shape) != shape:
                 raise ValueError(f"predict: start must be a whole chunk {shape}, got {tuple(start.shape)}; see whole=")
             start = self.action_normalizer(self.representation.encode(start, obs))

@@ -119,7 +119,7 @@ def _train(make: Callable[[ResidualMLP], Head], *, seed: int, steps: int, batch:
 class Row(NamedTuple):
     """One head and seed: distance for each of NUM_STEPS (None beyond the head's limit), training milliseconds a step.
 
-    hybrid: distance of the hybrid sampler with 2 evaluations, None for a head without a velocity field.
+    hybrid: distance of the hybrid sampler with 2 evaluations, None for a head without an instantaneous velocity.
     """
 
     distances: list[float | None]
@@ -142,7 +142,7 @@ def measure_head(name: str, *, seed: int, steps: int, batch: int = 256, width: i
 
     most = head.max_steps or max(NUM_STEPS)
     distances = [distance(num_steps) if num_steps <= most else None for num_steps in NUM_STEPS]
-    hybrid = distance(2, sampler="hybrid", generator=stream(seed, "second")) if head.has_field else None
+    hybrid = distance(2, sampler="hybrid", generator=stream(seed, "second")) if head.has_velocity else None
     return Row(distances, hybrid, step_ms)
 
 

@@ -164,11 +164,14 @@ def test_warm_start_begins_at_the_chunk_that_it_is_given(kind: str) -> None:
 
 
 @pytest.mark.parametrize("head", [RegressionHead, DiffusionHead])
-@pytest.mark.parametrize("words", [{"sampler": "heun"}, {"start": torch.zeros(1, 8, 3)}])
-def test_heads_without_a_field_refuse_what_needs_one(head: type, words: dict) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [({"sampler": "heun"}, "no instantaneous velocity"), ({"start": torch.zeros(1, 8, 3)}, "cannot start between")],
+)
+def test_heads_without_a_flow_refuse_what_needs_one(head: type, words: dict, message: str) -> None:
     policy = small_policy(head=head)
     policy.predict(observation(), noise="zero")
-    with pytest.raises(ValueError, match=f"{head.__name__} has no velocity field"):
+    with pytest.raises(ValueError, match=f"{head.__name__}.*{message}"):
         policy.predict(observation(), noise="zero", **words)
 
 

@@ -17,14 +17,13 @@ class Head(nn.Module, ABC):
     """A velocity and a loss over one net.
 
     max_steps: most network evaluations that make sense, None where any number does (1 for heads without an ODE).
-    has_field: whether velocity(x_t, t, t, cond) is that of the straight path from action to noise at every t: what
-      Heun's method, the hybrid sampler and warm starts ask for.
+    has_velocity: whether velocity(x_t, t, t) is the instantaneous one of the straight path between action and noise.
     has_flow_map: whether velocity(x_t, t, r) is trained as the average over [r, t] for every r, also to r = 0.
     """
 
     net: VelocityNet
     max_steps: int | None = None
-    has_field: bool = True
+    has_velocity: bool = False
     has_flow_map: bool = False
 
     @abstractmethod

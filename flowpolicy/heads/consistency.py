@@ -31,8 +31,6 @@ class ConsistencyHead(Head):
     Sources: Zhang et al. 2025 (FlowPolicy); Yang et al. 2024 (Consistency Flow Matching); times are 1 - theirs.
     """
 
-    has_field = False  # v points at the segment's end; only where the learnt path is straight is it the field
-
     def __init__(
         self,
         net: VelocityNet,

@@ -31,7 +31,6 @@ class DiffusionHead(Head):
     "Common Diffusion Noise Schedules and Sample Steps are Flawed" (spacing).
     """
 
-    has_field = False  # the state is not on the straight path
     signal: Tensor
 
     def __init__(

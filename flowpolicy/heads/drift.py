@@ -36,7 +36,6 @@ class DriftHead(Head):
     """
 
     max_steps = 1
-    has_field = False
     progress: Tensor
 
     def __init__(

@@ -22,6 +22,8 @@ class FlowMatchingHead(Head):
     Source: Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023 (rectified flow).
     """
 
+    has_velocity = True
+
     def __init__(
         self,
         net: VelocityNet,

@@ -26,6 +26,7 @@ class DualMeanFlowHead(Head):
     Source: UCA-Flow (arXiv 2608.16153); Geng et al. 2025, "Improved Mean Flows".
     """
 
+    has_velocity = True
     has_flow_map = True
 
     def __init__(

@@ -28,7 +28,6 @@ class IterativeRegressionHead(Head):
     """
 
     max_steps = 2
-    has_field = False
 
     def __init__(self, net: VelocityNet, *, noise_level: float = 0.1, precision: bool = False) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ class MeanFlowHead(Head):
     Sources: Geng et al. 2025 (MeanFlow); Sheng et al. 2025 (MP1); Zou et al. 2025 (DM1); OMP (arXiv 2512.19347).
     """
 
+    has_velocity = True
     has_flow_map = True
 
     def __init__(

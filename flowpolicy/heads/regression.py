@@ -16,7 +16,6 @@ class RegressionHead(Head):
     """f(cond) regressed on the action; as a "velocity" x_t - f(cond), so one step from any noise lands on f(cond)."""
 
     max_steps = 1
-    has_field = False
 
     def __init__(self, net: VelocityNet) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ class ShortcutHead(Head):
     jumps come from averaged weights; here they come from the weights themselves.
     """
 
-    has_flow_map = True
+    has_velocity = True
 
     def __init__(
         self,

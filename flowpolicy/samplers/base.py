@@ -114,7 +114,7 @@ def chain_log_prob(sampler: StochasticSampler, velocity: Velocity, chain: Chain,
 def require_support(sampler: StochasticSampler, head: Head) -> None:
     """Raise ValueError unless `head` gives what `sampler` needs."""
     name, kind = type(sampler).__name__, type(head).__name__
-    given = {"jumps": True, "velocity": head.has_field, "flow_map": head.has_flow_map}
+    given = {"jumps": True, "velocity": head.has_velocity, "flow_map": head.has_flow_map}
     if not given[sampler.needs]:
         fit = "sampler=flow_noise, which works with every head"
         raise ValueError(f"{name} needs the head's {sampler.needs.replace('_', ' ')}, which {kind} lacks; use {fit}")

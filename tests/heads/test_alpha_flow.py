@@ -64,7 +64,7 @@ def test_kappa_one_is_flow_matching_and_kappa_to_zero_is_meanflow() -> None:
 
 
 def test_losses_vanish_on_a_point_mass() -> None:
-    head = AlphaFlowHead(PointMass(), parameterization="u")
+    head = AlphaFlowHead(PointMass(), parameterization="u", loss_power=0.0)
     action = torch.full((BATCH, 4, 2), 0.3, dtype=torch.float64)
     loss = head.loss(action, torch.zeros(BATCH, 1).double(), MASK, stream(0, "n")).loss
     assert float(loss.detach()) < 1e-20
@@ -96,7 +96,7 @@ def test_kappa_falls_quadratically_to_its_end_and_stays_there() -> None:
 def _one_step_spread(kappa_end: float, steps: int = 1500) -> float:
     """Trained on actions ~ N(0, 0.5^2): one step takes noise x to (1 - k(1, 0)) x."""
     torch.manual_seed(0)
-    head = AlphaFlowHead(Linear(), parameterization="u", kappa_end=kappa_end, teacher_decay=0.95)
+    head = AlphaFlowHead(Linear(), parameterization="u", kappa_end=kappa_end, teacher_decay=0.95, loss_power=0.0)
     optimizer, data, noise = torch.optim.Adam(head.parameters(), lr=5e-3), stream(0, "d"), stream(0, "n")
     cond, mask = torch.zeros(512, 1), torch.ones(512, 1)
     for step in range(steps):

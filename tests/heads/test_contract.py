@@ -97,14 +97,37 @@ def test_prediction_takes_that_many_evaluations_and_a_generator_decides_it(head:
 
 
 @every_head
-def test_heads_with_a_field_take_every_sampler_and_warm_starts(head: str) -> None:
+def test_flows_take_warm_starts_and_those_with_a_velocity_every_sampler(head: str) -> None:
     policy, obs = _policy(head, "mlp"), observation(3)
-    if not policy.head.has_field:
-        pytest.skip("its velocity is a jump, not a field")
     start = policy.predict(obs, noise="zero", whole=True)
     for sampler in SAMPLERS:
-        chunk = policy.predict(obs, num_steps=2, sampler=sampler, noise="zero", start=start, start_time=0.85)
-        assert chunk.shape == (3, 4, 3) and bool(chunk.isfinite().all())
+        words = {"num_steps": 2, "sampler": sampler, "noise": "zero", "start": start, "start_time": 0.85}
+        if policy.head.max_steps is not None or (sampler != "jump" and not policy.head.has_velocity):
+            with pytest.raises(ValueError, match=type(policy.head).__name__):
+                policy.predict(obs, **words)
+        else:
+            chunk = policy.predict(obs, **words)
+            assert chunk.shape == (3, 4, 3) and bool(chunk.isfinite().all())
+
+
+@every_head
+def test_a_flow_says_what_it_has(head: str) -> None:
+    """A velocity at r = t is trained, for a flow map r matters, and nothing else claims to be a flow."""
+    policy, trained = _policy(head, "mlp"), []
+    inner = policy.head.net.forward_with_features
+
+    def spy(x_t, t, r, cond):
+        if torch.is_grad_enabled():
+            trained.append(t - r)
+        return inner(x_t, t, r, cond)
+
+    policy.head.net.forward_with_features = spy  # type: ignore[method-assign]
+    policy.loss(_batch(), stream(1, "noise"))
+    lengths = torch.cat(trained)
+    equal, apart = bool((lengths == 0).any()), int((lengths > 0).sum()) > BATCH / 10
+    assert not policy.head.has_velocity or equal
+    assert not policy.head.has_flow_map or (apart and policy.head.has_velocity)
+    assert policy.head.max_steps is None or not policy.head.has_flow_map
 
 
 @every_head
@@ -185,7 +208,6 @@ class DummyHead(Head):
     """x_t - constant."""
 
     max_steps = 1
-    has_field = False
 
     def __init__(self, net, *, first: float = 0.0) -> None:
         super().__init__()

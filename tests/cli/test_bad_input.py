@@ -72,7 +72,7 @@ def complaint(capsys: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
         (["trainr.steps=3"], "there is no key trainr; did you mean trainer?"),
         (["policy/haed=dm1"], "there is no key policy/haed; did you mean policy/head?"),
         (["policy/head=meanflw"], "there is no policy/head=meanflw; did you mean meanflow?"),
-        (["policy/head=transformer"], "there are consistency, diffusion, dm1,"),
+        (["policy/head=transformer"], "there are alpha_flow, consistency,"),
         (["task=tyo"], "there is no task=tyo; did you mean toy?"),
         (["experiment=none"], "there is no experiment=none; there are"),
         (["policy.head=meanflow"], "policy.head must be a group (policy/head=NAME or policy.head.KEY=VALUE)"),

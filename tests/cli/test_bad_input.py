@@ -133,7 +133,7 @@ def test_train_needs_a_dataset(here: Path, capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["trian"], "flowpolicy: unknown verb 'trian'; verbs are data, train, evaluate"),
+        (["trian"], "flowpolicy: unknown verb 'trian'; verbs are data, train, finetune"),
         (["data"], "wanted one of collect, inspect, validate, view, got 'nothing'"),
         (["data", "colect"], "wanted one of collect, inspect, validate, view, got 'colect'"),
         (["data", "collect", "task=toy"], "pass out=PATH"),

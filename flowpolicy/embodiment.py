@@ -49,6 +49,13 @@ class CloudSpec:
         """(points, 3), with colour (points, 6)."""
         return self.points, 6 if self.color else 3
 
+    def describe(self) -> str:
+        """One line for people: "512 points in world, x -0.5 ... 0.5, y 0.3 ... 0.95, z 0.002 ... 0.35 m"."""
+        sides = zip("xyz", self.crop_low, self.crop_high, strict=True)
+        box = ", ".join(f"{axis} {low:g} ... {high:g}" for axis, low, high in sides)
+        grid = f", grid of {self.voxel_m:g} m" if self.voxel_m else ""
+        return f"{self.points} points in {self.frame}, {box} m{', with colour' if self.color else ''}{grid}"
+
 
 @final
 @dataclass(frozen=True)
@@ -180,14 +187,42 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def require_match(wanted: Embodiment, got: Embodiment, *, what: str) -> None:
+def require_match(wanted: Embodiment, got: Embodiment, *, what: str, simulated: bool = False) -> None:
     """Raise ValueError with the first differences when `got` is not the embodiment `wanted`.
 
-    what: who is being compared, e.g. "checkpoint and task".
+    what: who is being compared, e.g. "checkpoint and task".   simulated: whether `got` is a simulator's, which can be
+    told to see as `wanted` does; the error then says how.
     """
     if lines := differences(wanted, got):
         more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-        raise ValueError(f"{what} disagree on the embodiment: " + "; ".join(lines[:_LISTED]) + more)
+        words = " ".join(remedies(wanted, got)) if simulated else ""
+        fix = f". To see as the {what.partition(' ')[0]} does, pass {words}" if words else ""
+        raise ValueError(f"{what} disagree on the embodiment: " + "; ".join(lines[:_LISTED]) + more + fix)
+
+
+def remedies(wanted: Embodiment, got: Embodiment) -> list[str]:
+    """Words of the command line that make the simulator of `got` see what `wanted` does; none where sight agrees."""
+    kind = _kind(wanted)
+    if kind != _kind(got):
+        return [f"task.obs={kind}"]
+    values: dict[str, Any] = {}
+    for key in wanted.obs.keys() & got.obs.keys():
+        ours, theirs = wanted.obs[key], got.obs[key]
+        if ours.cloud is not None and theirs.cloud is not None:
+            settings = asdict(ours.cloud)
+            del settings["frame"]  # the simulator's own
+            values |= {name: value for name, value in settings.items() if value != getattr(theirs.cloud, name)}
+        elif len(ours.shape) == 3 and ours.shape[:2] != theirs.shape[:2]:
+            values["image_size"] = ours.shape[0]
+    words = [f"task.view.{name}={json.dumps(value, separators=(',', ':'))}" for name, value in values.items()]
+    return [f"'{word}'" if "[" in word else word for word in words]  # brackets mean something to a shell
+
+
+def _kind(embodiment: Embodiment) -> str:
+    """What `task.obs` must have been."""
+    if any(spec.cloud is not None for spec in embodiment.obs.values()):
+        return "point_cloud"
+    return "rgb" if any(len(spec.shape) == 3 for spec in embodiment.obs.values()) else "state"
 
 
 def save_embodiment(embodiment: Embodiment, path: Path) -> None:

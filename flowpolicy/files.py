@@ -112,6 +112,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         new.unlink(missing_ok=True)
 
 
+def drop_cut_line(path: Path) -> None:
+    """A process killed while appending leaves half a line; without its end it would swallow the next one."""
+    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
+        write_atomic(path, data[: data.rfind(b"\n") + 1])
+
+
 def atomic_symlink(link: Path, target: str) -> None:
     """Make `link` point to `target` (relative to the link's folder), replacing what it pointed to before."""
     remove_leftovers(link)

@@ -25,6 +25,10 @@ _R = TypeVar("_R")
 _spent_ms: dict[str, float] | None = None  # where `stage_times` wants to know
 
 
+class EmptyCropError(ValueError):
+    """Nothing that the cameras see lies in a cloud's crop."""
+
+
 @contextmanager
 def stage_times() -> Iterator[dict[str, float]]:
     """Milliseconds that this process spends in each stage inside the block: unproject, crop, thin, sample."""
@@ -148,7 +152,7 @@ def make_cloud(points: np.ndarray, spec: CloudSpec) -> np.ndarray:
 
     Crop, grid, farthest-point sampling. Fewer points than spec.points are repeated in turn: an encoder that takes the
     maximum does not notice, where zeros (DP3's padding) would be a point of their own at the origin.
-    Raises ValueError when colour is wanted and not there, or when nothing lies in the crop.
+    Raises ValueError when colour is wanted and not there, EmptyCropError when nothing lies in the crop.
     """
     columns = spec.shape[1]
     if points.ndim != 2 or points.shape[1] not in (3, 6) or points.shape[1] < columns:
@@ -158,7 +162,7 @@ def make_cloud(points: np.ndarray, spec: CloudSpec) -> np.ndarray:
         )
     inside = crop(points[:, :columns].astype(np.float32), spec.crop_low, spec.crop_high)
     if len(inside) == 0:
-        raise ValueError(
+        raise EmptyCropError(
             f"make_cloud: none of {len(points)} points lies between {spec.crop_low} and {spec.crop_high} m in frame "
             f"{spec.frame}; their coordinates span {_span(points)}. Is the camera's pose in that frame?"
         )

@@ -1,7 +1,7 @@
 """FlowPolicy: encoder + head + normalisers + horizons; raw observations in, a chunk of robot actions out."""
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from flowpolicy.actions import ActionRepresentation, Representation
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.encoders.base import Encoder
-from flowpolicy.flow.sample import sample_ode
-from flowpolicy.flow.times import time_grid
+from flowpolicy.flow.sample import Sampler, sample
 from flowpolicy.heads.base import Head
 from flowpolicy.inference.prepared import PreparedPolicy
 from flowpolicy.nets.base import VelocityNet
@@ -78,9 +77,12 @@ class FlowPolicy(nn.Module):
 
     def decode(self, action: Tensor, obs: Observation) -> Tensor:
         """Normalised chunk (B, H, A) to the executed slice in robot units (B, Ta, A), inside the action bounds."""
-        action = self.representation.decode(self.action_normalizer.inverse(action), obs)
         start = self.obs_horizon - 1
-        return action[:, start : start + self.action_horizon].clamp(self.action_low, self.action_high)
+        return self._decode_whole(action, obs)[:, start : start + self.action_horizon]
+
+    def _decode_whole(self, action: Tensor, obs: Observation) -> Tensor:
+        action = self.representation.decode(self.action_normalizer.inverse(action), obs)
+        return action.clamp(self.action_low, self.action_high)
 
     def normalizer(self, key: str) -> LinearNormalizer:
         """The normaliser of one observation. Raises KeyError for an image, which has none."""
@@ -99,23 +101,45 @@ class FlowPolicy(nn.Module):
         obs: Observation,
         *,
         num_steps: int = 1,
+        sampler: Sampler = "jump",
         generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
+        noise: Tensor | Literal["zero"] | None = None,
+        start: Tensor | None = None,
+        start_time: float = 1.0,
+        whole: bool = False,
     ) -> Tensor:
         """Action chunk (B, Ta, A) in robot units from `num_steps` network evaluations.
 
         obs: key -> (B, To, ...) float32 in robot units, images uint8, on the policy's device.
+        sampler: "jump", "heun" or "hybrid", see `flow.sample.sample`; they count `num_steps` differently.
         The starting noise (B, H, A) is `noise`, or drawn from `generator`; one of the two must be given, so that
-        nothing touches the global random state.
-        Raises ValueError for missing keys, wrong shapes or types, num_steps beyond the head's limit.
+        nothing touches the global random state. "zero" is no noise: the most likely action of a narrow distribution,
+        and a wrong one where there are several ways.
+        start: warm start from a whole chunk (B, H, A) in robot units, e.g. `shift_chunk(last_whole_chunk, executed)`,
+          at flow time start_time, e.g. 0.85.   whole: True returns all H steps, which the next warm start needs.
+        Raises ValueError for missing keys, wrong shapes or types, num_steps beyond the head's limit, samplers that need
+        an instantaneous velocity where the head has none, and warm starts of heads that are no flow.
         """
         batch = self._check(obs, num_steps)
-        if noise is None:
-            if generator is None:
-                raise ValueError("predict: pass generator=torch.Generator(...) or noise=(B, H, A)")
-            shape = (batch, self.horizon, self.embodiment.action_dim)
-            noise = torch.randn(shape, generator=generator, device=generator.device).to(self.action_low.device)
-        return self.decode(self.sample(self.encode(obs), noise, num_steps=num_steps), obs)
+        shape = (batch, self.horizon, self.embodiment.action_dim)
+        if sampler != "jump" and not self.head.has_velocity:
+            raise ValueError(
+                f"{type(self.head).__name__} learns no instantaneous velocity, which sampler={sampler} asks for; use "
+                "sampler='jump'"
+            )
+        if start is not None:
+            if self.head.max_steps is not None:
+                raise ValueError(
+                    f"{type(self.head).__name__} cannot start between noise and action; call predict without start"
+                )
+            if tuple(start.shape) != shape:
+                raise ValueError(f"predict: start must be a whole chunk {shape}, got {tuple(start.shape)}; see whole=")
+            start = self.action_normalizer(self.representation.encode(start, obs))
+        chunk = self.sample(
+            self.encode(obs), self._noise(noise, shape, generator), num_steps=num_steps, sampler=sampler, start=start,
+            start_time=start_time, generator=generator,
+        )  # fmt: skip
+        return self._decode_whole(chunk, obs) if whole else self.decode(chunk, obs)
 
     def prepare(
         self, device: torch.device | str = "cpu", batch: int = 1, num_steps: int = 1, *, threads: int | None = None
@@ -129,9 +153,41 @@ class FlowPolicy(nn.Module):
         self.check_steps(num_steps)
         return PreparedPolicy(self, device=torch.device(device), batch=batch, num_steps=num_steps, threads=threads)
 
-    def sample(self, cond: Tensor, noise: Tensor, *, num_steps: int = 1) -> Tensor:
-        """Normalised chunk (B, H, A) from noise (B, H, A), inside the range of the demonstrated actions."""
-        return sample_ode(self.head.velocity, noise, cond, time_grid(num_steps)).clamp(self.chunk_low, self.chunk_high)
+    def sample(
+        self,
+        cond: Tensor,
+        noise: Tensor,
+        *,
+        num_steps: int = 1,
+        sampler: Sampler = "jump",
+        start: Tensor | None = None,
+        start_time: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Normalised chunk (B, H, A) from noise (B, H, A), inside the range of the demonstrated actions.
+
+        start: normalised, (B, H, A).   The rest as in `flow.sample.sample`.
+        """
+        chunk = sample(
+            self.head.velocity, noise, cond, num_steps=num_steps, sampler=sampler, start=start, start_time=start_time,
+            generator=generator,
+        )  # fmt: skip
+        return chunk.clamp(self.chunk_low, self.chunk_high)
+
+    def _noise(
+        self, noise: Tensor | Literal["zero"] | None, shape: tuple[int, ...], generator: torch.Generator | None
+    ) -> Tensor:
+        """What sampling starts from, on the policy's device."""
+        device = self.action_low.device
+        if isinstance(noise, Tensor):
+            return noise
+        if noise == "zero":
+            return torch.zeros(shape, device=device)
+        if noise is not None:
+            raise ValueError(f"predict: noise must be a tensor {shape} or 'zero', got {noise!r}")
+        if generator is None:
+            raise ValueError("predict: pass generator=torch.Generator(...), noise=(B, H, A) or noise='zero'")
+        return torch.randn(shape, generator=generator, device=generator.device).to(device)
 
     def _check(self, obs: Observation, num_steps: int) -> int:
         """Batch size, after checking what came against the embodiment."""

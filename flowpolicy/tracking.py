@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol, final, get_args
 
-from flowpolicy.files import write_atomic
+from flowpolicy.files import drop_cut_line, write_atomic
 
 VERSIONED = (
     "flowpolicy", "torch", "numpy", "scipy", "hydra-core", "safetensors", "zarr", "numba", "gymnasium", "mani_skill",
@@ -51,7 +51,7 @@ class JsonlTracker:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_cut_line(self.path)
+        drop_cut_line(self.path)
         self._open()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -77,12 +77,6 @@ class JsonlTracker:
         self._before_s = float(json.loads(lines[-1]).get("time_s", 0.0)) if lines else 0.0
         self._start = time.monotonic()
         self._file = self.path.open("a")
-
-
-def _drop_cut_line(path: Path) -> None:
-    """A process killed while writing leaves half a line; without its end it would swallow the next one."""
-    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
-        write_atomic(path, data[: data.rfind(b"\n") + 1])
 
 
 @final

@@ -19,6 +19,9 @@ optional="
 libEGL.so.1       libegl1        MuJoCo draws through it without a display: clouds, pictures and videos of Meta-World
 libEGL_mesa.so.0  libegl-mesa0   the same, on a machine without a GPU
 "
+spare="
+libOSMesa.so.8    libosmesa6     MuJoCo's second choice, which a test draws with; newer distributions have none
+"
 mesa_vulkan=24.3 # SAPIEN needs a Vulkan device with the features of this Mesa: clouds, pictures, videos of ManiSkill
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -70,20 +73,25 @@ run() { # run a command into the log; on failure show the log's end
 may_install() { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }
 
 install_system_packages() {
-    local needed wanted
+    local needed wished package
     needed=$(missing "$required")
-    wanted=$needed$(missing "$optional")
-    [[ -n $wanted ]] || return 0
+    wished=$(missing "$optional")
+    ! may_install || wished+=$(missing "$spare") # nobody need be asked for it
+    [[ -n $needed$wished ]] || return 0
     if may_install; then
-        say "installing system packages: $wanted"
+        say "installing system packages: $needed$wished"
         export DEBIAN_FRONTEND=noninteractive
         apt-get update >>"$log" 2>&1 || say "apt-get update reports errors (see $log); going on"
         # shellcheck disable=SC2086  # a list of words
-        run apt-get install -y --no-install-recommends $wanted
+        [[ -z $needed ]] || run apt-get install -y --no-install-recommends $needed
+        for package in $wished; do # one by one: a name that a distribution lacks must not take the others with it
+            apt-get install -y --no-install-recommends "$package" >>"$log" 2>&1 ||
+                say "$package could not be installed (log: $log); going on without it"
+        done
         return
     fi
     say "system packages are missing; run this line once (names for Debian and Ubuntu):"
-    printf '    sudo apt-get update && sudo apt-get install -y --no-install-recommends %s\n' "${wanted% }"
+    printf '    sudo apt-get update && sudo apt-get install -y --no-install-recommends %s\n' "$needed${wished% }"
     [[ -z $needed ]] || die "cannot go on without ${needed% }"
     say "going on without them"
 }

@@ -35,20 +35,28 @@ SEEN_BY = {
     "resnet18": ["agent_pos", "image_front"],
     "vit": ["agent_pos", "point_cloud", "image_front"],
 }
-_SMALL = {"mlp": ["width=32", "depth=2"], "unet1d": ["dims=[16,24]", "time_dim=16"]}
-_OVERSIZE = ("unet1d_mp1", "unet1d_dp3")  # the same class as unet1d
+_SMALL = {
+    "mlp": ["width=32", "depth=2"],
+    "unet1d": ["dims=[16,24]", "time_dim=16"],
+    "joint_transformer": ["dim=32", "depth=2", "heads=2"],
+}
+_SIZES = ("unet1d_mp1", "unet1d_dp3", "joint_transformer_small", "joint_transformer_uca")  # the same classes
+_VARIANTS = {"net": ["joint_transformer:cross", "joint_transformer:adaln"]}
 
 
 def options(group: str) -> list[str]:
-    """Names of a group's yaml files, e.g. "head"."""
-    return sorted(path.stem for path in (config_dir() / "policy" / group).glob("*.yaml") if path.stem not in _OVERSIZE)
+    """What `policy_config` takes for a group, e.g. "head": the yaml files, one per class of net."""
+    files = (path.stem for path in (config_dir() / "policy" / group).glob("*.yaml"))
+    return sorted({*files} - {*_SIZES} | {*_VARIANTS.get(group, [])})
 
 
 def policy_config(
     *, encoder: str = "state", net: str = "mlp", head: str = "meanflow", **changes: Any
 ) -> dict[str, Any]:
     """What `create_policy` takes; `changes` go to build_policy."""
+    net, _, attention = net.partition(":")
     small = [f"policy.net.{word}" for word in _SMALL.get(net, [])]
+    small += [f"policy.net.attention={attention}"] * bool(attention)
     words = [f"policy/encoder={encoder}", f"policy/net={net}", f"policy/head={head}", "dataset.path=none", *small]
     node = config.plain(config.load("train", words))["policy"]
     own = {"horizon": 8, "obs_horizon": 2, "action_horizon": 4, "action_representation": "relative"}

@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec, differences, load_embodiment, require_match
+from flowpolicy.embodiment import (
+    CloudSpec,
+    Embodiment,
+    KeySpec,
+    differences,
+    load_embodiment,
+    remedies,
+    require_match,
+)
 from flowpolicy.embodiment import save_embodiment as save
 from tests.helpers import EMBODIMENT
 
@@ -48,6 +56,35 @@ def test_clouds_that_were_made_differently_do_not_meet(change, line):
     assert f"obs.point_cloud.{line}" in differences(wanted, got)
     with pytest.raises(ValueError, match=r"dataset and task disagree on the embodiment: obs\.point_cloud"):
         require_match(wanted, got, what="dataset and task")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"points": 1024}, "pass task.view.points=512"),
+        ({"crop_low": (-0.5, 0.3, 0.0)}, "pass 'task.view.crop_low=[-0.5,0.3,0.01]'"),
+        ({"color": True, "voxel_m": 0.005}, "pass task.view.color=false task.view.voxel_m=0.0"),
+    ],
+)
+def test_the_error_says_how_a_simulator_can_be_made_to_see_the_same(change, words):
+    wanted, got = with_cloud(CLOUD), with_cloud(replace(CLOUD, **change))
+    with pytest.raises(ValueError) as error:
+        require_match(wanted, got, what="checkpoint and task", simulated=True)
+    assert str(error.value).endswith(f". To see as the checkpoint does, {words}")
+    with pytest.raises(ValueError) as error:  # a robot's cameras take no such words
+        require_match(wanted, got, what="checkpoint and robot")
+    assert "pass" not in str(error.value)
+
+
+def test_the_error_names_the_kind_of_observation_or_the_size_of_the_images():
+    def with_image(side):
+        return replace(EMBODIMENT, obs={"image_front": KeySpec((side, side, 3), dtype="uint8")})
+
+    assert remedies(with_image(96), with_image(128)) == ["task.view.image_size=96"]
+    assert remedies(with_image(96), with_cloud(CLOUD)) == ["task.obs=rgb"]
+    assert remedies(with_cloud(CLOUD), EMBODIMENT) == ["task.obs=point_cloud"]
+    assert remedies(EMBODIMENT, with_image(96)) == ["task.obs=state"]
+    assert remedies(EMBODIMENT, replace(EMBODIMENT, robot="another")) == []  # words do not help
 
 
 def test_a_cloud_that_does_not_say_how_it_was_made_differs_from_one_that_does():

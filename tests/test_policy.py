@@ -7,6 +7,9 @@ import torch
 
 from flowpolicy.actions import REPRESENTATIONS, ActionRepresentation
 from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.flow.sample import SAMPLERS, shift_chunk
+from flowpolicy.heads.diffusion import DiffusionHead
+from flowpolicy.heads.regression import RegressionHead
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.seeding import stream
 from flowpolicy.trainers.imitation import fit_normalizers
@@ -122,3 +125,56 @@ def test_a_batch_of_one_agrees_with_the_batch_it_was_cut_from() -> None:
     whole = policy.predict(obs, noise=noise)
     parts = [policy.predict({k: v[i : i + 1] for k, v in obs.items()}, noise=noise[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_zero_noise_needs_no_generator_and_is_always_the_same(sampler: str) -> None:
+    policy, obs = small_policy(), observation(3)
+    first, second = (policy.predict(obs, num_steps=2, sampler=sampler, noise="zero") for _ in range(2))
+    assert torch.equal(first, second)
+    zeros = torch.zeros(3, 8, 3)
+    assert torch.equal(first, policy.predict(obs, num_steps=2, sampler=sampler, noise=zeros))
+    with pytest.raises(ValueError, match="'zero', got 'none'"):
+        policy.predict(obs, noise="none")  # type: ignore[arg-type]
+
+
+def test_whole_chunk_contains_the_executed_slice() -> None:
+    policy, obs = small_policy(), observation(2)
+    whole = policy.predict(obs, generator=stream(0, "n"), whole=True)
+    assert whole.shape == (2, 8, 3)
+    assert torch.equal(whole[:, 1:5], policy.predict(obs, generator=stream(0, "n")))
+
+
+@pytest.mark.parametrize("kind", REPRESENTATIONS)
+def test_warm_start_begins_at_the_chunk_that_it_is_given(kind: str) -> None:
+    """A head that stays where it is gives the start back, in robot units, whatever the representation."""
+    policy, obs = small_policy(action_representation=kind), observation(2)
+    policy.head.velocity = lambda x, t, r, cond: torch.zeros_like(x)  # type: ignore[method-assign]
+    policy.chunk_low.fill_(-10.0), policy.chunk_high.fill_(10.0)
+    policy.action_normalizer = LinearNormalizer(torch.full((3,), 0.5), torch.zeros(3))
+    last = torch.rand(2, 8, 3, generator=stream(0, "a")) - 0.5
+    start = shift_chunk(last, 3)
+    noise = torch.randn(2, 8, 3, generator=stream(1, "n"))
+    kept = policy.predict(obs, noise=noise, start=start, start_time=1e-7, whole=True)
+    torch.testing.assert_close(kept, start, rtol=0, atol=1e-5)
+    cold = policy.predict(obs, noise=noise, whole=True)
+    torch.testing.assert_close(policy.predict(obs, noise=noise, start=start, whole=True), cold, rtol=0, atol=1e-5)
+    half = policy.predict(obs, noise=0 * noise, start=start, start_time=0.25, whole=True)
+    assert not torch.allclose(half, start, atol=1e-3) and not torch.allclose(half, cold, atol=1e-3)
+
+
+@pytest.mark.parametrize("head", [RegressionHead, DiffusionHead])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [({"sampler": "heun"}, "no instantaneous velocity"), ({"start": torch.zeros(1, 8, 3)}, "cannot start between")],
+)
+def test_heads_without_a_flow_refuse_what_needs_one(head: type, words: dict, message: str) -> None:
+    policy = small_policy(head=head)
+    policy.predict(observation(), noise="zero")
+    with pytest.raises(ValueError, match=f"{head.__name__}.*{message}"):
+        policy.predict(observation(), noise="zero", **words)
+
+
+def test_start_must_be_a_whole_chunk() -> None:
+    with pytest.raises(ValueError, match=r"whole chunk \(1, 8, 3\), got \(1, 4, 3\)"):
+        small_policy().predict(observation(), noise="zero", start=torch.zeros(1, 4, 3), start_time=0.85)

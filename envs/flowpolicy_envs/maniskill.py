@@ -1,7 +1,7 @@
 """ManiSkill 3 on the CPU with absolute joint targets: `make_env` adapts one task to states, point clouds or pictures.
 
 Clouds and pictures come from the task's own cameras. ManiSkill hides markers of the goal from them and tells the goal's
-position instead, in tasks that have one: the key goal_pos.
+position instead, in tasks that have one: the keys goal_pos and tcp_to_goal.
 """
 
 import logging
@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
-from flowpolicy.pointcloud import make_cloud
+from flowpolicy.pointcloud import EmptyCropError, make_cloud
 from flowpolicy_envs import rendering_maniskill as rendering
 
 Obs = Literal["state", "point_cloud", "rgb"]
@@ -35,6 +35,7 @@ class View:
     points, crop_low, crop_high: of the cloud, metres in the world's frame. The default box holds the cubes and the
       gripper of the tabletop tasks, and of the table (z = 0) nothing: depth comes in whole millimetres.
     color: whether red, green and blue in 0..1 follow the coordinates.
+    voxel_m: edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
     Raises ValueError for a size or a crop that makes no sense.
     """
 
@@ -44,6 +45,7 @@ class View:
     crop_low: tuple[float, float, float] = (-0.3, -0.3, 0.005)
     crop_high: tuple[float, float, float] = (0.3, 0.3, 0.35)
     color: bool = False
+    voxel_m: float = 0.0
 
     def __post_init__(self) -> None:
         """Bad values must not wait for the first picture."""
@@ -55,7 +57,9 @@ class View:
     @property
     def cloud(self) -> CloudSpec:
         """How the cloud is made."""
-        return CloudSpec(points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color)
+        return CloudSpec(
+            points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color, voxel_m=self.voxel_m
+        )
 
 
 def make_env(
@@ -78,8 +82,12 @@ class ManiSkillEnv(gymnasium.Env):
     """Observation: agent_pos (joint positions), and
 
     - state: agent_vel (joint velocities), env_state (the rest of ManiSkill's state observation, in its order).
-    - point_cloud: goal_pos where the task has a hidden goal, point_cloud (points, 3 or 6) of all cameras together.
-    - rgb: goal_pos likewise, image_<camera> (size, size, 3) uint8 for each camera.
+    - point_cloud: point_cloud (points, 3 or 6) of all cameras together.
+    - rgb: image_<camera> (size, size, 3) uint8 for each camera.
+
+    Before and after agent_pos, where points or pictures are seen: tcp_pos, the point between the fingers, which the
+    joint positions fix but few demonstrations teach to compute; and goal_pos and tcp_to_goal, the way there, where the
+    task has a hidden goal.
 
     Action: absolute joint targets (rad), then the gripper in [-1 closed, 1 open] for robots that have one.
     """
@@ -100,6 +108,7 @@ class ManiSkillEnv(gymnasium.Env):
         low, high = (np.asarray(b, np.float32) for b in (self.embodiment.action_low, self.embodiment.action_high))
         self.action_space = spaces.Box(low, high, dtype=np.float32)
         self._steps = 0
+        self._seen: Observation = {}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -108,16 +117,25 @@ class ManiSkillEnv(gymnasium.Env):
         super().reset(seed=seed)
         self._steps = 0
         obs, _ = self.base.reset(seed=seed, options={"reconfigure": True})
-        return self.observe(obs), {"success": False}
+        self._seen = self.observe(obs)
+        return self._seen, {"success": False}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step; the action is clipped to the action space."""
+        """One control step; the action is clipped to the action space.
+
+        An episode ends as a failure, outcome "nothing in sight", when the crop of the cloud is empty: what a bad policy
+        has swept from the table must not end an evaluation. The last observation is then the one before.
+        """
         action = np.clip(np.asarray(action, np.float32), self.action_space.low, self.action_space.high)
         obs, reward, _, _, info = self.base.step(action)
         self._steps += 1
-        success = bool(info["success"])
-        truncated = self._steps >= self.max_episode_steps
-        return self.observe(obs), float(reward), success, truncated, {"success": success}
+        told: dict[str, Any] = {"success": bool(info["success"])}
+        try:
+            self._seen = self.observe(obs)
+        except EmptyCropError:
+            told |= {} if told["success"] else {"outcome": "nothing in sight"}
+        ends = told["success"] or "outcome" in told
+        return self._seen, float(reward), ends, self._steps >= self.max_episode_steps, told
 
     def render(self) -> NDArray[np.uint8]:
         """(H, W, 3) picture of the scene."""
@@ -135,9 +153,7 @@ class ManiSkillEnv(gymnasium.Env):
             flat = _flatten(raw)
             agent_pos, agent_vel = (flat.pop(joint) for joint in _JOINTS)
             return {"agent_pos": agent_pos, "agent_vel": agent_vel, "env_state": np.concatenate(list(flat.values()))}
-        obs: Observation = {"agent_pos": _row(raw["agent"]["qpos"])}
-        if "goal_pos" in raw["extra"]:
-            obs["goal_pos"] = _row(raw["extra"]["goal_pos"])
+        obs = _seen_state(raw)
         if self._obs == "rgb":
             return obs | {f"image_{name}": rendering.picture(raw, name) for name in raw["sensor_data"]}
         return obs | {"point_cloud": make_cloud(rendering.points(raw, color=self._cloud.color), self._cloud)}
@@ -145,8 +161,9 @@ class ManiSkillEnv(gymnasium.Env):
     def _specs(self, raw: dict[str, Any]) -> dict[str, KeySpec]:
         """What `observe` gives, with the simulator's names. raw: one observation of ManiSkill."""
         joints = tuple(joint.name for joint in self.base.agent.robot.get_active_joints())
-        specs = {"agent_pos": KeySpec((len(joints),), "rad, fingers m", "joint", joints)}
+        agent_pos = KeySpec((len(joints),), "rad, fingers m", "joint", joints)
         if self._obs == "state":
+            specs = {"agent_pos": agent_pos}
             flat = _flatten(raw)
             rest = tuple(
                 f"{path}.{i}" for path, value in flat.items() if path not in _JOINTS for i in range(value.size)
@@ -154,8 +171,7 @@ class ManiSkillEnv(gymnasium.Env):
             specs["agent_vel"] = KeySpec((len(joints),), "rad/s, fingers m/s", "joint", joints)
             specs["env_state"] = KeySpec((len(rest),), "m, quaternions wxyz, flags 0/1", "world", rest)
             return specs
-        if "goal_pos" in raw["extra"]:
-            specs["goal_pos"] = KeySpec((3,), "m", "world", ("goal.x", "goal.y", "goal.z"))
+        specs = {key: _position(key.removesuffix("_pos")) for key in _seen_state(raw)} | {"agent_pos": agent_pos}
         if self._obs == "rgb":
             for name in raw["sensor_data"]:
                 shape = rendering.picture(raw, name).shape
@@ -163,6 +179,22 @@ class ManiSkillEnv(gymnasium.Env):
         else:
             specs["point_cloud"] = KeySpec(self._cloud.shape, "m", self._cloud.frame, cloud=self._cloud)
         return specs
+
+
+def _seen_state(raw: dict[str, Any]) -> Observation:
+    """What the robot knows beside its cameras; the tool's position first, as `PointNet` wants it."""
+    extra = raw["extra"]
+    tcp = {"tcp_pos": _row(extra["tcp_pose"])[:3]} if "tcp_pose" in extra else {}
+    obs = {**tcp, "agent_pos": _row(raw["agent"]["qpos"])}
+    if "goal_pos" in extra:
+        obs["goal_pos"] = _row(extra["goal_pos"])
+        if tcp:
+            obs["tcp_to_goal"] = obs["goal_pos"] - obs["tcp_pos"]
+    return obs
+
+
+def _position(name: str) -> KeySpec:
+    return KeySpec((3,), "m", "world", tuple(f"{name}.{axis}" for axis in "xyz"))
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, NDArray[np.float32]]:

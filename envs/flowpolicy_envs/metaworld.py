@@ -15,7 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
-from flowpolicy.pointcloud import make_cloud, unproject
+from flowpolicy.pointcloud import EmptyCropError, make_cloud, unproject
 from flowpolicy_envs import rendering_mujoco as rendering
 
 Obs = Literal["state", "point_cloud", "rgb"]
@@ -36,6 +36,8 @@ class View:
     points, crop_low, crop_high: of the cloud, metres in the world's frame. Above 2 mm, as in DP3, there
       is no table but all of the goal's marker in coffee-pull-v3, 1 cm high. What else DP3 keeps is mostly arm and table
       edge, beyond y = 0.95 and z = 0.35; without it 3 to 10 times as many of the 512 points lie on the object.
+    color: whether red, green and blue in 0..1 follow the coordinates; rays cannot give them.
+    voxel_m: edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
     renderer: "egl", "osmesa", "ray" (clouds without a graphics library), or "auto", the first of them that works.
     Raises ValueError for a size or a crop that makes no sense.
     """
@@ -45,6 +47,8 @@ class View:
     points: int = 512
     crop_low: tuple[float, float, float] = (-0.5, 0.3, 0.002)
     crop_high: tuple[float, float, float] = (0.5, 0.95, 0.35)
+    color: bool = False
+    voxel_m: float = 0.0
     renderer: rendering.RendererName = "auto"
 
     def __post_init__(self) -> None:
@@ -60,7 +64,9 @@ class View:
     @property
     def cloud(self) -> CloudSpec:
         """How the cloud is made."""
-        return CloudSpec(points=self.points, crop_low=self.crop_low, crop_high=self.crop_high)
+        return CloudSpec(
+            points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color, voxel_m=self.voxel_m
+        )
 
 
 def make_env(
@@ -85,7 +91,7 @@ class MetaWorldEnv(gymnasium.Env):
     - state: env_state (pose of each object, the way from the hand to each, the way from the first object to the goal,
       goal position). The differences are what ManiSkill's state observations hold too: ten demonstrations are too few
       to learn to subtract.
-    - point_cloud: point_cloud (points, 3), metres in the world's frame.
+    - point_cloud: point_cloud (points, 3 or 6), metres in the world's frame.
     - rgb: image_corner2 (size, size, 3) uint8.
 
     Action: hand displacement as a fraction of 1 cm per step (3), gripper effort (1, positive closes), all in [-1, 1].
@@ -108,6 +114,7 @@ class MetaWorldEnv(gymnasium.Env):
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
         self._renderer: rendering.Renderer | None = None
         self._steps = 0
+        self._seen: Observation = {}
         self.raw_obs = np.zeros(39)
         model = self.base.model
         model.cam_pos[model.camera(CAMERA).id] = _CAMERA_POSITION
@@ -121,14 +128,24 @@ class MetaWorldEnv(gymnasium.Env):
         self._steps = 0
         self.base.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
         self.raw_obs, _ = self.base.reset()
-        return self._observe(), {"success": False}
+        self._seen = self._observe()
+        return self._seen, {"success": False}
 
     def step(self, action: NDArray[np.floating]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One control step (1/80 s); the action is clipped to [-1, 1]."""
+        """One control step (1/80 s); the action is clipped to [-1, 1].
+
+        An episode ends as a failure, outcome "nothing in sight", when the crop of the cloud is empty: what a bad policy
+        has swept from the table must not end an evaluation. The last observation is then the one before.
+        """
         self.raw_obs, reward, _, _, info = self.base.step(np.clip(np.asarray(action, np.float32), -1.0, 1.0))
         self._steps += 1
-        success = bool(info["success"])
-        return self._observe(), float(reward), success, self._steps >= self.max_episode_steps, {"success": success}
+        told: dict[str, Any] = {"success": bool(info["success"])}
+        try:
+            self._seen = self._observe()
+        except EmptyCropError:
+            told |= {} if told["success"] else {"outcome": "nothing in sight"}
+        ends = told["success"] or "outcome" in told
+        return self._seen, float(reward), ends, self._steps >= self.max_episode_steps, told
 
     def render(self) -> NDArray[np.uint8]:
         """(240, 320, 3) picture from the camera "corner3"."""
@@ -155,6 +172,9 @@ class MetaWorldEnv(gymnasium.Env):
         size, data = self._view.depth_size, self.base.data
         depth = self._drawer().depth(data, CAMERA, size, size)
         points = unproject(depth, self._intrinsics, rendering.camera_to_world(data, CAMERA))
+        if self._view.color:
+            picture = self._drawer().color(data, CAMERA, size, size)  # as it comes: pixel for pixel with the depth
+            points = np.concatenate([points, picture.reshape(-1, 3) / np.float32(255)], axis=1)
         return {"agent_pos": agent_pos, "point_cloud": make_cloud(points, self._view.cloud)}
 
     def _env_state(self) -> NDArray[np.float32]:

@@ -56,6 +56,7 @@ def no_device() -> Iterator[None]:
     import sapien.pysapien
     import sapien.wrapper.urdf_loader
 
+    before_first_context()  # where there is a device, the material opens one
     try:
         sapien.render.RenderMaterial()
     except RuntimeError:

@@ -176,12 +176,19 @@ class GLRenderer(Renderer):
 
 @final
 class RayRenderer(Renderer):
-    """One ray per pixel centre: depth without any graphics library, four times slower than software OpenGL."""
+    """One ray per pixel centre: depth without any graphics library, four times slower than software OpenGL.
+
+    Raises RuntimeError when the model shows sites that are no spheres (Meta-World's all are).
+    """
 
     def __init__(self, model: Any, *, no_opengl: str) -> None:
         self._model, self._no_opengl = model, no_opengl
         shown = (model.site_group < _GROUPS) & (model.site_rgba[:, 3] > 0)
         self._sites = np.flatnonzero(shown)
+        for site in self._sites:
+            if model.site_type[site] != _library().mjtGeom.mjGEOM_SPHERE:
+                name = model.site(int(site)).name or f"number {site}"
+                raise RuntimeError(f"rays see sites that are spheres, not '{name}'; draw it with OpenGL: {no_opengl}")
 
     def depth(self, data: Any, camera: str, height: int, width: int) -> NDArray[np.float32]:
         mujoco = _library()

@@ -24,7 +24,7 @@ import torch
 
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import with_own_task, without_task
+from flowpolicy.cli.tasks import make_task, own_task, with_task, without_task
 from flowpolicy.deploy.bench import bench, describe_processor, format_bench, pin_to
 from flowpolicy.deploy.latency import example_observation
 from flowpolicy.tracking import versions, write_json
@@ -44,8 +44,8 @@ def main(argv: list[str]) -> int:
         from flowpolicy.evaluation.observations import observe_simulator
         from flowpolicy.rollout.vector_env import make_vector_env
 
-        cfg = config.load("bench", with_own_task(argv, read_config(folder)))
-        env = make_vector_env(config.instantiate(cfg.task.env), 1)
+        cfg = config.load("bench", with_task(argv, own_task(read_config(folder))))
+        env = make_vector_env(make_task(cfg).make_env, 1)
         try:
             seen = observe_simulator(policy, env, count=cfg.observations, start_seed=cfg.start_seed)
         finally:

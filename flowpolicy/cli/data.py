@@ -7,12 +7,15 @@
 
 Examples:
   flowpolicy data collect task=maniskill task.id=PickCube-v1 episodes=100 out=pick.zarr workers=2
+  flowpolicy data collect task=metaworld task.id=assembly-v3 task.obs=point_cloud episodes=10 out=assembly.zarr
+  flowpolicy data collect task=maniskill task.obs=rgb task.view.image_size=96 episodes=100 out=pick_rgb.zarr workers=2
   flowpolicy data inspect pick.zarr
   flowpolicy data validate pick.zarr
-  flowpolicy data view pick.zarr out=pick.html
+  flowpolicy data view assembly.zarr out=assembly.html episodes=5
 
 collect runs the task's expert and keeps the successful episodes, actions clipped to the action space.
-  task, task.id, task.obs   the environment and its expert (configs/task)
+  task, task.id   the environment and its expert (configs/task)      task.obs=state|point_cloud|rgb   what is recorded
+  task.view.points, crop_low, crop_high, color, voxel_m, depth_size, image_size   of clouds and pictures
   episodes    successful episodes to keep [100]       out        store to write; must not exist [required]
   seed        first episode's seed; then seed+1, …    workers    processes [1]
   overwrite   replace an existing store, once the new one is complete [false]

@@ -23,23 +23,24 @@ import torch
 
 from flowpolicy.checkpoint import read_config, resolve_checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import own_task, with_own_task, without_task
+from flowpolicy.cli.tasks import make_task, own_task, with_task, without_task
 from flowpolicy.evaluation.chunks import training_data
-from flowpolicy.evaluation.evaluate import Task, evaluate, evaluation_folders, format_table
+from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
 
 
 def main(argv: list[str]) -> int:
     """Evaluate, print the table and where everything lies."""
-    recorded = read_config(config.plain(config.load("evaluate", without_task(argv)))["checkpoint"])
+    about = config.plain(config.load("evaluate", without_task(argv)))
+    recorded = read_config(about["checkpoint"])
     own = own_task(recorded)
-    cfg = config.load("evaluate", with_own_task(argv, recorded))
+    cfg = config.load("evaluate", with_task(argv, own))
     facts = config.plain(cfg)
     task = facts["task"]
     foreign = None if (task["name"], task["id"]) == (own.get("name"), own.get("id")) else task["id"]
     torch.set_num_threads(cfg.threads)
     folder = resolve_checkpoint(cfg.checkpoint)
     evaluations = evaluate(
-        folder, Task(task["name"], task["id"], config.instantiate(cfg.task.env)),
+        folder, make_task(cfg),
         outs=evaluation_folders(folder, facts["num_steps"], out=Path(cfg.out) if cfg.out else None, task_id=foreign),
         episodes=cfg.episodes, start_seed=cfg.start_seed, envs=cfg.envs, video=cfg.video,
         device=config.pick_device(cfg.device),

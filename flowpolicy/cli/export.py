@@ -27,7 +27,7 @@ import torch
 
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import with_own_task, without_task
+from flowpolicy.cli.tasks import make_task, own_task, with_task, without_task
 from flowpolicy.deploy.export import refuse_existing, require_export
 from flowpolicy.evaluation.certificate import ParityError, export_with_certificate, format_certificate
 from flowpolicy.evaluation.observations import observe_simulator, observe_store
@@ -51,14 +51,15 @@ def main(argv: list[str]) -> int:
     env, store, about = None, facts["dataset"]["path"], {"checkpoint": str(folder), "task": None}
     try:
         if store is None or facts["episodes"]:
-            cfg = config.load("export", with_own_task(argv, read_config(folder)))
-            env = make_vector_env(config.instantiate(cfg.task.env), 1)
+            cfg = config.load("export", with_task(argv, own_task(read_config(folder))))
+            env = make_vector_env(make_task(cfg).make_env, 1)
             about["task"] = {"name": cfg.task.name, "id": cfg.task.id}
         count, first = facts["observations"], facts["start_seed"]
-        if store is None and env is not None:
-            observed = observe_simulator(policy, env, count=count, start_seed=first, num_steps=facts["num_steps"])
-        else:
+        if store is not None:
             observed = observe_store(policy, Path(store), count=count)
+        else:
+            assert env is not None
+            observed = observe_simulator(policy, env, count=count, start_seed=first, num_steps=facts["num_steps"])
         certificate = export_with_certificate(
             policy, out, observed, num_steps=facts["num_steps"], facts=about, env=env,
             seeds=range(first, first + facts["episodes"]), tolerance=facts["tolerance"], threads=facts["threads"],

@@ -2,7 +2,10 @@
 
   data       collect, inspect, validate or view demonstrations
   train      imitation: demonstrations in, a one-step policy out
+  finetune   reinforcement learning: a policy that half works, and its simulator, in; a better one out
   evaluate   seeded rollouts of a checkpoint, with intervals
+  compare    which policy is better: common seeds, exact tests, a verdict
+  sweep      every policy on every task at every number of steps
   protocol   collect, train and evaluate for every task and seed of a published comparison
   bench      latency per stage on this machine, missed deadlines, what to do
   export     ONNX bundle that runs without torch, with a certificate
@@ -23,7 +26,10 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-VERBS = ("data", "train", "evaluate", "protocol", "bench", "export", "report", "info", "doctor")
+VERBS = (
+    "data", "train", "finetune", "evaluate", "compare", "sweep", "protocol", "bench", "export", "report", "info",
+    "doctor",
+)  # fmt: skip
 _TRAIN_EXTRA = ("zarr", "numcodecs", "numba", "gymnasium")
 
 
@@ -39,9 +45,14 @@ def main(argv: list[str]) -> int:
     try:
         module = importlib.import_module(f"flowpolicy.cli.{verb}")
         if any(argument in ("-h", "--help") for argument in arguments):
-            print(module.__doc__)
+            print(module.__doc__, flush=True)
             return 0
-        return module.main(arguments)
+        code = module.main(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains as it leaves
+        return 141  # what a shell reports for a writer whose reader has gone, as in `flowpolicy train --help | head`
     except (ValueError, OSError, ImportError, RuntimeError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("FLOWPOLICY_DEBUG") == "1":
             raise

@@ -4,6 +4,8 @@
   flowpolicy protocol experiment=mp1_metaworld tasks=all seeds=[0,1,2] out=runs/mp1
   flowpolicy protocol task=metaworld tasks=[hard,coffee-pull-v3] seeds=[0] trainer.eval_every=1200 out=runs/hard
 
+  experiment=…           mp1_metaworld, dp3_metaworld, flowpolicy_metaworld: as published; the same with _small, and
+                         regression_metaworld_small: at a size that trains on a CPU
   tasks=[ID,…]           ids, or easy, medium, hard, very_hard, all: Meta-World's 34; default: task.id
   seeds=[0,1,2]          of training; the seeds of a task share its demonstrations
   demonstrations=10      demonstration_seed=0   workers=1 (processes that collect)

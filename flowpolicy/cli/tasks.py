@@ -1,31 +1,61 @@
-"""The task that a checkpoint names, as words of a command line."""
+"""The environment that the command line names: `task=… task.id=…`, or the checkpoint's own."""
 
 import json
 import re
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from omegaconf import DictConfig
 
-def with_own_task(argv: list[str], recorded: dict[str, Any]) -> list[str]:
-    """The overrides, led by the checkpoint's own task unless they name one; the yaml is ours, not the checkpoint's.
+from flowpolicy.checkpoint import read_config
+from flowpolicy.cli import config
 
-    recorded: the checkpoint's config.json. Raises ValueError where it names no task: names must be plain words and
-    values hold no interpolation, since either could reach a `_target_` of the yaml.
-    """
-    if any(argument.startswith("task=") for argument in argv):
-        return argv
-    own = own_task(recorded)
-    scalars = {key: value for key, value in own.items() if key != "name" and not isinstance(value, dict | list)}
-    words = [str(own.get("name", "")), *scalars]
-    if not all(re.fullmatch(r"\w[\w-]*", word) for word in words) or any("$" in str(v) for v in scalars.values()):
-        raise ValueError(f"the checkpoint's config.json names no task, got {str(own)[:80]}; pass task=… task.id=…")
-    return [f"task={own['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in scalars.items()), *argv]
+if TYPE_CHECKING:
+    from flowpolicy.evaluation.evaluate import Task
 
 
 def own_task(recorded: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says about the task, empty where that is no record."""
+    """The task node of a checkpoint's config.json; {} without one."""
     return recorded["task"] if isinstance(recorded.get("task"), dict) else {}
 
 
-def without_task(argv: list[str]) -> list[str]:
-    """The overrides that are not about the task."""
-    return [argument for argument in argv if not argument.lstrip("+~").startswith("task")]
+def with_task(argv: Sequence[str], own: dict[str, Any]) -> list[str]:
+    """The overrides, led by the checkpoint's own task unless they name one; the yaml is ours, not the checkpoint's.
+
+    Names must be plain words and values hold no interpolation: either could reach a `_target_` of the yaml.
+    """
+    if any(argument.startswith("task=") for argument in argv):
+        return list(argv)
+    facts = {key: value for key, value in own.items() if key != "name" and not isinstance(value, dict | list)}
+    view = own["view"] if isinstance(own.get("view"), dict) else {}
+    seen = {f"view.{key}": value for key, value in view.items() if key != "_target_" and not isinstance(value, dict)}
+    names = [str(own.get("name", "")), *facts, *(name.removeprefix("view.") for name in seen)]
+    facts |= seen
+    if not all(re.fullmatch(r"\w[\w-]*", name) for name in names) or any("$" in str(v) for v in facts.values()):
+        raise ValueError(f"the checkpoint's config.json names no task, got {str(own)[:80]}; pass task=… task.id=…")
+    return [f"task={own['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in facts.items()), *argv]
+
+
+def without_task(argv: Sequence[str]) -> list[str]:
+    """The overrides that do not touch the task."""
+    return [argument for argument in argv if not re.match(r"[+~]*task(?:[.=]|$)", argument)]
+
+
+def make_task(cfg: DictConfig) -> "Task":
+    """Of a composed config. Raises ValueError for a task without a simulator."""
+    from flowpolicy.evaluation.evaluate import Task  # needs the extra `train`, which `bench` can do without
+
+    if cfg.task.env is None:
+        raise ValueError(f"task={cfg.task.name} has no simulator (task.env is null); pass another task=… task.id=…")
+    return Task(cfg.task.name, cfg.task.id, config.instantiate(cfg.task.env))
+
+
+def task_for(name: str, checkpoint: Path, words: Sequence[str]) -> "tuple[Task, dict[str, Any]]":
+    """The task that `words` name, else the checkpoint's own, and the settings of its environment.
+
+    name: of the yaml that the words override.
+    """
+    cfg = config.load(name, with_task(words, own_task(read_config(checkpoint))))
+    task, settings = make_task(cfg), config.plain(cfg)["task"]["env"]
+    return task, {key: value for key, value in settings.items() if not key.startswith("_")}

@@ -3,11 +3,16 @@
   flowpolicy train dataset.path=demos.zarr task=maniskill task.id=PickCube-v1 out=runs/pick
   flowpolicy train dataset.path=demos.zarr task=metaworld task.id=push-v3 policy/head=meanflow trainer.steps=8000
   flowpolicy train -m seed=0,1,2 dataset.path=toy.zarr task=toy 'out=runs/toy_${seed}'
+  flowpolicy train dataset.path=assembly.zarr task=metaworld task.id=assembly-v3 task.obs=point_cloud \
+      policy/encoder=point_cloud policy/head=mp1_small trainer.batch_size=64
 
   dataset.path=PATH          store from `flowpolicy data collect` (required)
   task=toy|maniskill|metaworld   task.id=...   task.obs=state
-  policy/head=dm1|meanflow|mp1|mp1_released|mp1_small|flow_matching|diffusion|dp3|consistency|regression
-  policy/net=mlp|unet1d|unet1d_mp1|unet1d_dp3   policy/encoder=state
+  policy/head=...            the first of a line is the method, the others published or smaller settings of it
+      meanflow|dm1|dm1_legacy|mp1|mp1_released|mp1_small|omp   imf_dual|uca   alpha_flow|ofp   shortcut
+      consistency   flow_matching   drift|dbp   diffusion|dp3   regression   mip|idp
+  policy/net=mlp|unet1d|unet1d_mp1|unet1d_dp3|joint_transformer|joint_transformer_small|joint_transformer_uca
+  policy/encoder=state|point_cloud|point_cloud_relative|resnet18|vit
   policy.horizon=16   policy.obs_horizon=1   policy.action_horizon=12   policy.action_representation=...
   trainer.steps   trainer.batch_size   trainer.lr   trainer.eval_every   trainer.checkpoint_every   ...
   dataset.val_episodes=0     keep the last so many from training; logs val/loss and val/action_mse
@@ -20,6 +25,11 @@
   wandb.enabled=true         offline without a key; metrics.jsonl is always written
   experiment=NAME            a named recipe
 Any number of a head or net can be set too: policy.head.p_equal=0.25 policy.net.width=1024
+What is seen goes with an encoder, and with the view that the demonstrations were collected with (task.view.points=...):
+  task.obs=state         policy/encoder=state
+  task.obs=point_cloud   policy/encoder=point_cloud|point_cloud_relative (each point also relative to the hand)
+  task.obs=rgb           policy/encoder=vit|resnet18 (vit is the light one; policy.encoder.image.weights=FILE starts
+                         resnet18 from torchvision's)
 """
 
 import hashlib

@@ -86,8 +86,8 @@ class SequenceDataset:
         starts = np.concatenate([[0], store.episode_ends])  # one more than there are episodes
         first, last = int(starts[episodes.start]), int(starts[episodes.stop])
         return SequenceDataset(
-            {key: _load_finite(store, key)[first:last] for key in keys},
-            _load_finite(store, "action")[first:last],
+            {key: _load_finite(store, key, first, last) for key in keys},
+            _load_finite(store, "action", first, last),
             store.episode_ends[episodes.start : episodes.stop] - first,
             horizon=horizon,
             obs_horizon=obs_horizon,
@@ -117,14 +117,15 @@ def _gather(value: Tensor, rows: Tensor) -> Tensor:
     return value.index_select(0, rows.view(-1)).view(*rows.shape, *value.shape[1:])
 
 
-def _load_finite(store: EpisodeStore, key: str) -> Tensor:
-    array = store.load(key)
+def _load_finite(store: EpisodeStore, key: str, first: int, last: int) -> Tensor:
+    """Steps first ... last - 1 of one key: float32, or uint8 as stored. The whole store is never held beside them."""
+    array = store.load(key, slice(first, last))
     if not np.issubdtype(array.dtype, np.floating):
         return torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
     array = np.ascontiguousarray(array, dtype=np.float32)
     finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
     if not finite.all():
-        row = int(np.argmin(finite))
+        row = first + int(np.argmin(finite))
         episode = int(np.searchsorted(store.episode_ends, row, side="right"))
         step = row - (int(store.episode_ends[episode - 1]) if episode else 0)
         raise ValueError(

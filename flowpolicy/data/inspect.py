@@ -6,6 +6,7 @@ from flowpolicy.data.store import EpisodeStore
 from flowpolicy.embodiment import Embodiment
 
 _COLUMNS = ("min", "q01", "q10", "q50", "q90", "q99", "max", "mean", "std")
+_MOST_VALUES = 10_000_000  # of one column in 64 bits at a time
 _QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 
 
@@ -33,7 +34,8 @@ def describe_store(store: EpisodeStore) -> str:
 def _embodiment_lines(embodiment: Embodiment | None) -> list[str]:
     if embodiment is None:
         return ["robot     unknown (no embodiment record)"]
-    return [f"robot     {embodiment.robot}   {embodiment.control_hz:g} Hz   action: {embodiment.action_kind}"]
+    lines = [f"robot     {embodiment.robot}   {embodiment.control_hz:g} Hz   action: {embodiment.action_kind}"]
+    return lines + [f"cloud     {key}: {spec.cloud.describe()}" for key, spec in embodiment.obs.items() if spec.cloud]
 
 
 def _names(embodiment: Embodiment | None, key: str) -> tuple[str, ...]:
@@ -44,17 +46,40 @@ def _names(embodiment: Embodiment | None, key: str) -> tuple[str, ...]:
 
 
 def _statistics(key: str, array: np.ndarray, names: tuple[str, ...]) -> list[str]:
-    """One row per entry of a vector key; images and clouds get one row per entry of their last axis."""
+    """One row per entry of a vector key; images and clouds get one row per entry of their last axis.
+
+    Bytes are counted, which takes no copy of them. More than ten million floats: those of every n-th, and the true
+    minimum and maximum.
+    """
     rows = array.reshape(-1, 1) if array.ndim == 1 else array.reshape(-1, array.shape[-1])
     width = max([16, *(len(name) + 1 for name in names)])
     lines = [f"{key:<{width}}" + "".join(f"{column:>11}" for column in _COLUMNS)]
     for dim in range(rows.shape[1]):
         label = names[dim] if len(names) == rows.shape[1] else f"[{dim}]"
-        column = rows[:, dim].astype(np.float64)
-        column = column[np.isfinite(column)]
-        if len(column):
-            values = [*np.quantile(column, _QUANTILES), column.mean(), column.std()]
-            lines.append(f"  {label:<{width - 2}}" + "".join(f"{value:>11.4g}" for value in values))
-        else:
-            lines.append(f"  {label:<{width - 2}} no finite value")
+        values = _byte_statistics(rows[:, dim]) if rows.dtype == np.uint8 else _float_statistics(rows[:, dim])
+        said = "".join(f"{value:>11.4g}" for value in values) if values else " no finite value"
+        lines.append(f"  {label:<{width - 2}}{said}")
     return lines
+
+
+def _float_statistics(column: np.ndarray) -> list[float]:
+    """Minimum, quantiles, maximum, mean and standard deviation of the finite values; empty when there are none."""
+    finite = column[np.isfinite(column)]
+    if not len(finite):
+        return []
+    part = finite[:: len(finite) // _MOST_VALUES + 1].astype(np.float64)
+    inner = np.quantile(part, _QUANTILES[1:-1])
+    return [float(finite.min()), *inner, float(finite.max()), float(part.mean()), float(part.std())]
+
+
+def _byte_statistics(column: np.ndarray) -> list[float]:
+    """The same, exact to a whole number (numpy interpolates between neighbours)."""
+    counts = np.zeros(256, np.int64)
+    for part in np.array_split(column, len(column) // _MOST_VALUES + 1):
+        counts += np.bincount(part, minlength=256)
+    total, value = counts.sum(), np.arange(256)
+    if not total:
+        return []
+    quantiles = np.searchsorted(np.cumsum(counts), np.array(_QUANTILES) * (total - 1), side="right")
+    mean = (counts * value).sum() / total
+    return [*quantiles.astype(float), float(mean), float(np.sqrt((counts * (value - mean) ** 2).sum() / total))]

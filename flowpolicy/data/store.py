@@ -199,13 +199,13 @@ class EpisodeStore:
         """Number of steps S of all episodes together."""
         return int(self.episode_ends[-1]) if self.num_episodes else 0
 
-    def load(self, key: str) -> np.ndarray:
-        """The whole array data/<key>, (S, ...), in its stored type.
+    def load(self, key: str, steps: slice = slice(None)) -> np.ndarray:
+        """The array data/<key>, (S, ...), or consecutive steps of it, in its stored type.
 
         Raises ValueError for an unknown key, and for a missing or damaged chunk, naming it.
         """
         self._require_key(key)
-        return self._read(f"data/{key}")
+        return self._read(f"data/{key}", steps)
 
     def rows(self, key: str, steps: Sequence[int]) -> np.ndarray:
         """The given steps of data/<key>, (len(steps), ...); decodes only the chunks they lie in. Raises as `load`."""
@@ -240,13 +240,14 @@ class EpisodeStore:
         if key not in self.keys:
             raise ValueError(f"{self.path}: no key {key!r}; available are {list(self.keys)}")
 
-    def _read(self, name: str, steps: Sequence[int] | None = None) -> np.ndarray:
+    def _read(self, name: str, steps: Sequence[int] | slice = slice(None)) -> np.ndarray:
         folder = self.path / name
         if problems := chunk_problems(folder):
             raise ValueError(f"{self.path}: {name}: {problems[0]}; copy or write the store again")
         try:
             array = zarr.open_array(folder, mode="r", zarr_format=2)
-            return np.asarray(array[...] if steps is None else array.oindex[np.asarray(steps, dtype=np.int64)])
+            part = array[steps] if isinstance(steps, slice) else array.oindex[np.asarray(steps, dtype=np.int64)]
+            return np.asarray(part)
         except _DECODE_ERRORS as error:
             problems = chunk_problems(folder, decode=True) or [str(error)]
             raise ValueError(f"{self.path}: {name}: {problems[0]}; copy or write the store again") from error

@@ -35,6 +35,15 @@ env.step(env.action_space.sample())
 env.close()
 """
 _MUJOCO_FRAME = """
+import ctypes, os
+def loads(name):
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
+names = {"egl": ["libEGL.so.1"], "osmesa": ["libOSMesa.so.8", "libOSMesa.so.6"]}[os.environ["MUJOCO_GL"]]
+if not any(map(loads, names)):
+    raise OSError(f"no library {names[0]}")
 import mujoco
 world = '<mujoco><worldbody><light pos="0 0 3"/><geom size="1" rgba="1 0 0 1"/></worldbody></mujoco>'
 model = mujoco.MjModel.from_xml_string(world)

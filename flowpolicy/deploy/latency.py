@@ -44,11 +44,17 @@ class LatencyReport:
         return asdict(self)
 
 
+_LEAST_TURNS = 20  # of warm-up and of measurement, however slow the policy
+
+
 def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1, warmup: int = 50,
-                    repeats: int = 500, prepared: PreparedPolicy | None = None) -> LatencyReport:  # fmt: skip
+                    repeats: int = 500, budget_s: float = 20.0,
+                    prepared: PreparedPolicy | None = None) -> LatencyReport:  # fmt: skip
     """Time `policy.predict` on one observation, its stages, and the bare net.
 
     obs: key -> (1, To, ...), robot units, on the policy's device.   warmup: calls thrown away first.
+    budget_s: warm-up and measurement each end after half of it, once they have had 20 turns: ten steps of a net of
+      250 M parameters would take a quarter of an hour otherwise.
     prepared: what the policy prepared for one observation and num_steps, to be measured beside it.
     The measurements take turns within each repeat, so that a slow moment of the machine hits all of them alike.
     Raises ValueError when obs is not a single observation or a count is below 1.
@@ -71,7 +77,7 @@ def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1,
         }
         if prepared is not None:
             calls["prepared"] = lambda: prepared.predict(obs, num_steps=num_steps, generator=generator)
-        spent = time_in_turns(calls, device=device, warmup=warmup, repeats=repeats)
+        spent = time_in_turns(calls, device, warmup=warmup, repeats=repeats, budget_s=budget_s)
     summary = {name: percentiles(values) for name, values in spent.items()}
     return LatencyReport(
         device=_device_name(device), threads=torch.get_num_threads(), num_steps=num_steps,
@@ -102,18 +108,29 @@ def _check(obs: Observation, *, num_steps: int, warmup: int, repeats: int) -> No
                          f"repeats={repeats}, warmup={warmup}")  # fmt: skip
 
 
-def time_in_turns(calls: Mapping[str, Callable[[], object]], *, device: torch.device, warmup: int,
-                  repeats: int) -> dict[str, list[float]]:  # fmt: skip
-    """Milliseconds of every call, name -> list of `repeats`; they take turns. On a GPU each ends synchronised."""
+def time_in_turns(calls: Mapping[str, Callable[[], object]], device: torch.device, *, warmup: int, repeats: int,
+                  budget_s: float = 20.0) -> dict[str, list[float]]:  # fmt: skip
+    """Milliseconds of every call, name -> list of at most `repeats`; on a GPU each ends with a synchronisation.
+
+    warmup, budget_s: as in `measure_latency`.
+    """
+    _take_turns(calls, device, repeats=warmup, budget_s=budget_s / 2)
+    return _take_turns(calls, device, repeats=repeats, budget_s=budget_s / 2)
+
+
+def _take_turns(calls: Mapping[str, Callable[[], object]], device: torch.device, *, repeats: int,
+                budget_s: float) -> dict[str, list[float]]:  # fmt: skip
     spent: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warmup + repeats):
+    began = time.perf_counter()
+    for turn in range(repeats):
+        if turn >= _LEAST_TURNS and time.perf_counter() - began > budget_s:
+            break
         for name, call in calls.items():
             _synchronize(device)
             start = time.perf_counter()
             call()
             _synchronize(device)
-            if turn >= warmup:
-                spent[name].append((time.perf_counter() - start) * 1e3)
+            spent[name].append((time.perf_counter() - start) * 1e3)
     return spent
 
 
@@ -128,9 +145,10 @@ def _device_name(device: torch.device) -> str:
 
 def example_observation(policy: FlowPolicy, device: torch.device | str = "cpu") -> Observation:
     """An all-zero observation of the policy's keys, key -> (1, To, ...): good enough to time dense networks with."""
-    obs = {}
-    for key in policy.obs_keys:
-        spec = policy.embodiment.obs[key]
-        dtype = torch.uint8 if is_image(spec) else torch.float32
-        obs[key] = torch.zeros(1, policy.obs_horizon, *spec.shape, dtype=dtype, device=device)
-    return obs
+    specs = {key: policy.embodiment.obs[key] for key in policy.obs_keys}
+    return {
+        key: torch.zeros(
+            1, policy.obs_horizon, *spec.shape, dtype=torch.uint8 if is_image(spec) else torch.float32, device=device
+        )
+        for key, spec in specs.items()
+    }

@@ -12,15 +12,23 @@ from flowpolicy.types import Observation
 
 @final
 class StateEncoder(Encoder):
-    """Concatenate the flattened keys; no parameters, because the nets start with a linear layer of their own.
+    """Concatenate the keys; no parameters, because the nets start with a linear layer of their own.
 
-    obs_shapes: key -> shape per time step, in the order in which they are concatenated.   obs_horizon: To.
+    obs_shapes: key -> (D,) per time step, in the order in which they are concatenated.   obs_horizon: To.
+    Raises ValueError for a cloud or an image: as a row of numbers neither would be learnt.
     """
 
     def __init__(self, *, obs_shapes: dict[str, tuple[int, ...]], obs_horizon: int) -> None:
         super().__init__()
         if not obs_shapes:
             raise ValueError("StateEncoder: no observation keys; give at least one of the dataset's keys")
+        for key, shape in obs_shapes.items():
+            if len(shape) > 1:
+                encoder = "point_cloud" if len(shape) == 2 else "resnet18 or vit"
+                raise ValueError(
+                    f"StateEncoder: wanted states (D,), got '{key}' {shape}; pass policy/encoder={encoder}, or leave "
+                    "it out of policy.obs_keys"
+                )
         self.keys = list(obs_shapes)
         self.feature_dim = obs_horizon * sum(math.prod(shape) for shape in obs_shapes.values())
 

@@ -6,7 +6,6 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from flowpolicy.deploy.bench import describe_processor
@@ -14,7 +13,7 @@ from flowpolicy.deploy.export import write_bundle
 from flowpolicy.deploy.latency import percentiles, time_in_turns
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.evaluation.observations import Observed
-from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.evaluation.statistics import mcnemar_exact, wilson_interval
 from flowpolicy.files import atomic_directory
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
@@ -143,10 +142,11 @@ def closed_loop(policy: FlowPolicy, bundle: OnnxPolicy, env: VectorEnv, seeds: S
         found[name] = {"success_once": sum(flags) / len(flags), "ci_low": low, "ci_high": high}
     pairs = list(zip(success["torch"], success["onnx"], strict=True))
     only_torch, only_onnx = pairs.count((True, False)), pairs.count((False, True))
-    differing = only_torch + only_onnx
-    found |= {"only_torch": only_torch, "only_onnx": only_onnx}
-    found["mcnemar_p"] = float(binomtest(only_torch, differing).pvalue) if differing else 1.0
-    return found
+    return found | {
+        "only_torch": only_torch,
+        "only_onnx": only_onnx,
+        "mcnemar_p": mcnemar_exact(only_torch, only_onnx),
+    }
 
 
 def format_certificate(certificate: Mapping[str, Any]) -> str:
@@ -179,5 +179,5 @@ def _latency(
         "onnx": lambda: bundle.predict(arrays, rng=rng),
     }
     with torch.inference_mode():
-        spent = time_in_turns(calls, device=torch.device("cpu"), warmup=warmup, repeats=repeats)
+        spent = time_in_turns(calls, torch.device("cpu"), warmup=warmup, repeats=repeats)
     return {name: percentiles(times) for name, times in spent.items()}

@@ -1,10 +1,9 @@
 """`evaluate`: seeded rollouts of one checkpoint on one task, one evaluation folder per number of steps."""
 
-import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +14,11 @@ from tqdm import tqdm
 from flowpolicy.checkpoint import load_policy, resolve_checkpoint
 from flowpolicy.deploy.latency import LatencyReport, measure_latency
 from flowpolicy.embodiment import require_match
-from flowpolicy.evaluation.chunks import load_demonstration, record_episode, write_chunks
+from flowpolicy.evaluation.chunks import Demonstration, load_demonstration, record_episode, write_chunks
+from flowpolicy.evaluation.rows import FACTS, append_rows, episode_row
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.rollout.episodes import EpisodeResult, run_episodes
+from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
 from flowpolicy.rollout.video import require_video
 from flowpolicy.tracking import versions, write_json
@@ -71,48 +71,64 @@ def evaluate(
         require_video()
     folder = resolve_checkpoint(checkpoint)
     policy = load_policy(folder, device=device, trusted_modules=trusted_modules)
-    _check_steps(policy, outs)
+    check_steps(policy, outs)
     demonstration = load_demonstration(demonstrations, policy) if demonstrations else None
     seeds = range(start_seed, start_seed + episodes)
     env = make_vector_env(partial(task.make_env, render=video > 0), min(envs, episodes))
     found = []
     try:
-        require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
+        require_match(policy.embodiment, env.embodiment, what="checkpoint and task", simulated=True)
         for num_steps, out in outs.items():
             facts = {"task": task.name, "task_id": task.id, "checkpoint": str(folder), "num_steps": num_steps}
             out = out.absolute()
-            results, seconds = _roll(policy, env, seeds, facts, out=out, video=video, progress=progress)
-            record = record_episode(policy, env, seed=start_seed, num_steps=num_steps)
-            latency = measure_latency(policy, record.seen[0], num_steps=num_steps)
-            write_json(out / "latency.json", latency.to_dict())
-            write_chunks(out / "chunks.json", policy, record, num_steps=num_steps, demonstration=demonstration)
-            summary = facts | summarize(results, latency, seconds=seconds)
-            summary |= {"start_seed": start_seed, "device": latency.device, "versions": versions()}
-            summary["policy_params"] = sum(parameter.numel() for parameter in policy.parameters())
-            write_json(out / "summary.json", summary)
+            rows, seconds = _roll(policy, env, seeds, facts, out=out, video=video, progress=progress)
+            speed = sum(row["episode_len"] for row in rows) / seconds
+            summary = describe(policy, env, rows, out=out, env_steps_per_s=speed, demonstration=demonstration)
             found.append(Evaluation(summary, out))
     finally:
         env.close()
     return found
 
 
-def summarize(results: Sequence[EpisodeResult], latency: LatencyReport, *, seconds: float) -> dict[str, Any]:
-    """The measured part of summary.json. seconds: wall time of all the rollouts, policy included.
+def describe(policy: FlowPolicy, env: VectorEnv, rows: Sequence[Mapping[str, Any]], *, out: Path,
+             env_steps_per_s: float | None = None, demonstration: Demonstration | None = None
+             ) -> dict[str, Any]:  # fmt: skip
+    """Write latency.json (batch 1, after warm-up), chunks.json and summary.json of the episodes `rows`.
+
+    rows: lines of results.jsonl, of one policy at one number of steps.   env: takes the first of these episodes again.
+    env_steps_per_s: None is the speed of that episode. Returns the summary.
+    """
+    num_steps, start_seed = rows[0]["num_steps"], rows[0]["seed"]
+    start = time.monotonic()
+    record = record_episode(policy, env, seed=start_seed, num_steps=num_steps)
+    speed = env_steps_per_s or record.episode_len / (time.monotonic() - start)
+    latency = measure_latency(policy, record.seen[0], num_steps=num_steps)
+    write_json(out / "latency.json", latency.to_dict())
+    write_chunks(out / "chunks.json", policy, record, num_steps=num_steps, demonstration=demonstration)
+    summary = {name: rows[0][name] for name in FACTS} | summarize(rows, latency, env_steps_per_s=speed)
+    summary |= {"start_seed": start_seed, "device": latency.device, "versions": versions()}
+    summary["policy_params"] = sum(parameter.numel() for parameter in policy.parameters())
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def summarize(rows: Sequence[Mapping[str, Any]], latency: LatencyReport, *, env_steps_per_s: float) -> dict[str, Any]:
+    """The measured part of summary.json. env_steps_per_s: of all the rollouts, policy included.
 
     success_outcomes: where the environment has words for ways to succeed ("left", "right"), how often each was taken.
     """
-    n, once = len(results), sum(result.success_once for result in results)
+    n, once = len(rows), sum(row["success_once"] for row in rows)
     low, high = wilson_interval(once, n)
-    ways = Counter(result.outcome for result in results if result.outcome and result.success_once)
+    ways = Counter(row["outcome"] for row in rows if row.get("outcome") and row["success_once"])
     return {
         "n": n,
         "success_once": once / n,
         "ci_low": low,
         "ci_high": high,
-        "success_at_end": sum(result.success_at_end for result in results) / n,
-        "return_mean": sum(result.return_ for result in results) / n,
+        "success_at_end": sum(row["success_at_end"] for row in rows) / n,
+        "return_mean": sum(row["return"] for row in rows) / n,
         "latency_ms": {name: latency.predict[name] for name in ("p50", "p95", "p99")},
-        "env_steps_per_s": sum(result.episode_len for result in results) / seconds,
+        "env_steps_per_s": env_steps_per_s,
     } | ({"success_outcomes": dict(sorted(ways.items()))} if ways else {})
 
 
@@ -145,11 +161,11 @@ def format_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _check_steps(policy: FlowPolicy, outs: Mapping[int, Path]) -> None:
+def check_steps(policy: FlowPolicy, num_steps: Collection[int]) -> None:
     """Fail before the first episode, not between two evaluations."""
     most = policy.head.max_steps
-    bad = [k for k in outs if not isinstance(k, int) or k < 1 or (most is not None and k > most)]
-    if bad or not outs:
+    bad = [k for k in num_steps if not isinstance(k, int) or k < 1 or (most is not None and k > most)]
+    if bad or not num_steps:
         limit = f"1 to {most}" if most is not None else "1 or more"
         raise ValueError(f"num_steps must be {limit} for {type(policy.head).__name__}, got {bad or 'none'}")
 
@@ -163,7 +179,7 @@ def _roll(
     out: Path,
     video: int,
     progress: bool,
-) -> tuple[list[EpisodeResult], float]:
+) -> tuple[list[dict[str, Any]], float]:
     """Run all seeds, adding each finished group to results.jsonl.part; renamed when the last one is in.
 
     What a killed evaluation had finished is still there to read; an error before the first group leaves no file.
@@ -172,7 +188,7 @@ def _roll(
     videos = out / "videos" if video else None
     for old in [*out.glob("videos/*.mp4"), *out.glob("results.jsonl.part")]:
         old.unlink()  # an earlier evaluation's recordings would pass for this one's
-    results: list[EpisodeResult] = []
+    rows: list[dict[str, Any]] = []
     start = time.monotonic()
     label = f"episodes, {facts['num_steps']} step{'' if facts['num_steps'] == 1 else 's'}"
     with tqdm(total=len(seeds), desc=label, unit="ep", disable=not progress) as bar:
@@ -185,28 +201,10 @@ def _roll(
                 video_dir=videos,
                 video_episodes=max(0, video - first),
             )
-            _append(out / "results.jsonl.part", [_row(facts, result) for result in done])
-            results += done
+            append_rows(out / "results.jsonl.part", [episode_row(facts, result) for result in done])
+            rows += [episode_row(facts, result) for result in done]
             bar.update(len(done))
-            bar.set_postfix_str(f"success {sum(r.success_once for r in results) / len(results):.2f}")
+            bar.set_postfix_str(f"success {sum(row['success_once'] for row in rows) / len(rows):.2f}")
     seconds = time.monotonic() - start
     os.replace(out / "results.jsonl.part", out / "results.jsonl")
-    return results, seconds
-
-
-def _row(facts: dict[str, Any], result: EpisodeResult) -> dict[str, Any]:
-    row = facts | {
-        "seed": result.seed,
-        "success_once": result.success_once,
-        "success_at_end": result.success_at_end,
-        "return": result.return_,
-        "episode_len": result.episode_len,
-        "failure": result.failure,
-    }
-    return row | ({"outcome": result.outcome} if result.outcome else {})
-
-
-def _append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return rows, seconds

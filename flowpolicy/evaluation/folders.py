@@ -57,7 +57,7 @@ def find_folders(paths: Sequence[Path]) -> tuple[list[EvaluationFolder], list[Ru
         looked = ", ".join(str(path) for path in paths)
         raise ValueError(f"nothing to report in {looked}: wanted a folder with summary.json (of `flowpolicy evaluate`)"
                          " or metrics.jsonl (of `flowpolicy train`) at or below it")  # fmt: skip
-    labels = _labels(sorted({*evaluations, *runs}))
+    labels = short_names(sorted({*evaluations, *runs}))
     found = [_read_evaluation(path, labels[path]) for path in evaluations]
     found.sort(key=lambda one: (str(one.summary.get("task_id")), one.label, one.summary.get("num_steps", 0)))
     if len({one.summary.get("task_id") for one in found}) > 1:
@@ -76,7 +76,7 @@ def _with_file(paths: Sequence[Path], name: str) -> list[Path]:
     return sorted(found)
 
 
-def _labels(paths: Sequence[Path]) -> dict[Path, str]:
+def short_names(paths: Sequence[Path]) -> dict[Path, str]:
     """A short name per folder: its path below what all share, without the words that every evaluation has in it."""
     words = {path: [p for p in path.parts if p != "evaluation" and not p.startswith("steps_")] for path in paths}
     shared = len(os.path.commonprefix(list(words.values())))
@@ -92,21 +92,22 @@ def _labels(paths: Sequence[Path]) -> dict[Path, str]:
 def _read_evaluation(path: Path, label: str) -> EvaluationFolder:
     videos = path / "videos"
     return EvaluationFolder(
-        label=label, path=path, summary=_json(path / "summary.json") or {},
-        episodes=read_lines(path / "results.jsonl"), latency=_json(path / "latency.json"),
-        chunks=_json(path / "chunks.json"),
+        label=label, path=path, summary=read_json(path / "summary.json") or {},
+        episodes=read_lines(path / "results.jsonl"), latency=read_json(path / "latency.json"),
+        chunks=read_json(path / "chunks.json"),
         videos=sorted(v for v in videos.iterdir() if v.suffix in (".mp4", ".png")) if videos.is_dir() else [],
     )  # fmt: skip
 
 
 def _read_run(path: Path, label: str) -> RunFolder:
     config = path / ".hydra" / "config.yaml"
-    return RunFolder(label=label, path=path, record=_json(path / "run.json"),
+    return RunFolder(label=label, path=path, record=read_json(path / "run.json"),
                      metrics=read_lines(path / "metrics.jsonl"),
                      config=config.read_text() if config.exists() else "")  # fmt: skip
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object that a file of ours holds; None without the file. Raises ValueError for another content."""
     if not path.exists():
         return None
     try:

@@ -42,7 +42,8 @@ th { color:var(--soft); font-weight:550; font-size:12.5px; } tr:last-child td { 
 .grid3 { display:grid; grid-template-columns:repeat(auto-fill,minmax(290px,1fr)); gap:14px 16px; margin-top:12px; }
 svg { display:block; max-width:100%; height:auto; overflow:visible; }
 svg text { fill:var(--soft); font-size:11px; font-variant-numeric:tabular-nums; } svg .title { fill:var(--ink);
-  font-size:12.5px; font-weight:600; } svg .label { fill:var(--ink); font-size:12.5px; }
+  font-size:12.5px; font-weight:600; } svg .label { fill:var(--ink); font-size:12.5px;
+  paint-order:stroke; stroke:var(--card); stroke-width:3px; stroke-linejoin:round; }
 svg .value { fill:var(--ink); font-size:11.5px; } svg .grid { stroke:var(--line); stroke-width:1; }
 svg .axis { stroke:var(--soft); stroke-width:1; }
 svg .mark { stroke:var(--ink); stroke-width:1; stroke-dasharray:3 3; opacity:.7; }
@@ -50,11 +51,14 @@ svg .mark { stroke:var(--ink); stroke-width:1; stroke-dasharray:3 3; opacity:.7;
 .s5 { --c:var(--s5); } .ink { --c:var(--ink); }
 svg .line { fill:none; stroke:var(--c); stroke-width:1.8; stroke-linejoin:round; }
 svg .faint { fill:none; stroke:var(--c); stroke-width:1; opacity:.4; }
-svg .line.ink { stroke-width:2.4; opacity:.75; } svg .dot { fill:var(--c); }
+svg .again { stroke-dasharray:6 4; } svg .line.ink { stroke-width:2.4; opacity:.75; } svg .dot { fill:var(--c); }
+svg .whisker { stroke:var(--c); stroke-width:2; opacity:.45; }
+svg .stairs { fill:none; stroke:var(--soft); stroke-width:1.4; stroke-dasharray:5 4; }
 svg .band { fill:var(--c); opacity:.28; } svg .bar { fill:var(--c); opacity:.75; }
 .key { display:flex; flex-wrap:wrap; gap:4px 18px; font-size:13px; color:var(--soft); margin-top:8px; }
 .key span::before { content:""; display:inline-block; width:14px; height:3px; border-radius:2px; background:var(--c);
-  margin-right:7px; vertical-align:middle; }
+  margin-right:7px; vertical-align:middle; } .key .again::before { background:linear-gradient(90deg,var(--c) 40%,
+  transparent 40% 60%,var(--c) 60%); }
 .pairs { display:grid; grid-template-columns:repeat(auto-fill,minmax(230px,1fr)); gap:2px 24px; margin:10px 0;
   font-size:13.5px; } .pairs div { display:flex; justify-content:space-between; border-bottom:1px solid var(--line);
   padding:4px 0; } .pairs span { color:var(--soft); }
@@ -62,6 +66,9 @@ svg .band { fill:var(--c); opacity:.28; } svg .bar { fill:var(--c); opacity:.75;
   border-radius:2px; background:var(--good); } .strip i.bad { background:var(--bad); }
 figure { margin:0; } figcaption { color:var(--soft); font-size:12.5px; margin-top:4px; }
 video,img { width:100%; border-radius:8px; background:#000; display:block; }
+.verdict { margin:10px 0; padding:2px 0 2px 14px; border-left:3px solid var(--line); }
+.verdict.won { border-color:var(--good); } .verdict.lost { border-color:var(--bad); }
+td.yes { color:var(--good); } td.no { color:var(--bad); }
 details { margin-top:12px; } summary { cursor:pointer; font-weight:550; }
 pre { background:var(--ground); border:1px solid var(--line); border-radius:8px; padding:12px 14px; overflow:auto;
   font:12px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace; max-height:420px; }
@@ -112,10 +119,11 @@ def pairs(values: Mapping[str, str]) -> str:
 
 
 def legend(names: Sequence[str]) -> str:
-    """Colour key of the series 0, 1, ... with these names; empty for a single one."""
+    """Colour key of the series 0, 1, ... with these names; empty for a single one. From the seventh on with dashes."""
     if len(names) < 2:
         return ""
-    spans = "".join(f"<span class='s{i % 6}'>{escape(n)}</span>" for i, n in enumerate(names))
+    spans = "".join(f"<span class='s{i % 6}{' again' if i >= 6 else ''}'>{escape(n)}</span>"
+                    for i, n in enumerate(names))  # fmt: skip
     return f"<div class='key'>{spans}</div>"
 
 

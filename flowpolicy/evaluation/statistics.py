@@ -1,6 +1,20 @@
-"""The statistic every success rate carries: an interval."""
+"""Intervals and exact tests for success counts; every number a comparison states comes from here."""
 
-from scipy.stats import binomtest
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy.special import bdtr, ndtri
+from scipy.stats import barnard_exact
+
+
+class PairedCounts(NamedTuple):
+    """Seeds that both arms ran: both succeeded, only one of them did, neither did."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -14,5 +28,80 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"wilson_interval: wanted 0 <= successes <= n and n >= 1, got successes={successes}, n={n}")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"wilson_interval: confidence must lie in (0, 1), got {confidence}; 0.95 is 95 %")
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    z2 = float(ndtri((1.0 + confidence) / 2)) ** 2
+    rate, scale = successes / n, 1.0 / (1.0 + z2 / n)
+    centre = (rate + z2 / (2 * n)) * scale
+    half = math.sqrt(z2 * (rate * (1.0 - rate) / n + z2 / (4 * n**2))) * scale
+    # at 0 and n successes the ends are 0 and 1, which rounding may miss by a hair
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def difference_interval(a: tuple[int, int], b: tuple[int, int], *, confidence: float = 0.95,
+                        correlation: float = 0.0) -> tuple[float, float]:  # fmt: skip
+    """Interval (low, high) of success probability of A minus that of B, from the Wilson interval of each.
+
+    a, b: (successes, n).   correlation: of the outcomes on the same seed (`phi`); 0 for episodes of their own.
+    Raises ValueError as `wilson_interval` does.
+    Source: Newcombe 1998, Statistics in Medicine 17: method 10 on page 873 (two samples) and on page 2635 (pairs).
+    """
+    (rate_a, low_a, high_a), (rate_b, low_b, high_b) = (
+        (successes / n, *wilson_interval(successes, n, confidence)) for successes, n in (a, b)
+    )
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2.0 * correlation * one * other + other**2))
+
+    difference = rate_a - rate_b
+    return difference - reach(rate_a - low_a, high_b - rate_b), difference + reach(high_a - rate_a, rate_b - low_b)
+
+
+def phi(counts: PairedCounts) -> float:
+    """Correlation of paired outcomes for `difference_interval`: phi, a positive one corrected for continuity.
+
+    0 where one arm always or never succeeds.
+    """
+    both, only_a, only_b, neither = counts
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    if not margins:
+        return 0.0
+    cross = both * neither - only_a * only_b
+    return (max(cross - sum(counts) / 2, 0.0) if cross > 0 else cross) / math.sqrt(margins)
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided p-value of equal success on common seeds: each seed that one arm alone solved is a fair coin.
+
+    only_a, only_b: seeds that A alone or B alone solved; the others say nothing about the difference. 1 without any.
+    Source: McNemar 1947, Psychometrika 12; exact binomial form.
+    """
+    if only_a < 0 or only_b < 0:
+        raise ValueError(f"mcnemar_exact: wanted counts of at least 0, got {only_a} and {only_b}")
+    return min(1.0, 2.0 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def barnard(a: tuple[int, int], b: tuple[int, int]) -> float:
+    """Two-sided p-value of equal success when the arms ran seeds of their own.
+
+    a, b: (successes, n). Exact, and more powerful than Fisher's, which pretends that the total was fixed.
+    Source: Barnard 1945, Nature 156; scipy.stats.barnard_exact, pooled statistic.
+    """
+    if any(not 0 <= successes <= n or n < 1 for successes, n in (a, b)):
+        raise ValueError(f"barnard: wanted 0 <= successes <= n and n >= 1, got {a} and {b}")
+    table = [[a[0], b[0]], [a[1] - a[0], b[1] - b[0]]]
+    if not all(map(sum, table)):
+        return 1.0  # all or none succeeded: nothing to tell apart, and scipy answers nan
+    return float(barnard_exact(table).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for testing all of them: each may be held against the same level, in the order given.
+
+    The chance that any true hypothesis is rejected stays below that level, however the tests depend on each other.
+    Source: Holm 1979, Scandinavian Journal of Statistics 6.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected

@@ -42,6 +42,19 @@ class Row:
     note: str = ""
 
 
+@final
+@dataclass(frozen=True)
+class Mark:
+    """One point of a scatter chart with the interval of its height; x positive, y, low and high in [0, 1]."""
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    colour: int = 0
+
+
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that lie within [low, high]."""
     if not high > low:
@@ -89,7 +102,7 @@ def line_chart(lines: Sequence[Line], *, title: str = "", x_label: str = "", log
     parts.append(_x_axis(frame, ticks(*x, 6 if width > 400 else 4), to_x, x_label))
     for line in sorted(lines, key=lambda line: (line.colour != INK, not line.faint)):  # ink below
         points = " ".join(f"{to_x(a):.1f},{to_y(b):.1f}" for a, b in zip(line.x, line.y, strict=True))
-        kind = "faint" if line.faint else "line"
+        kind = ("faint" if line.faint else "line") + (" again" if line.colour >= NUM_COLOURS else "")
         parts.append(f"<polyline class='{kind} {_colour(line.colour)}' points='{points}'>"
                      f"<title>{escape(line.name)}</title></polyline>")  # fmt: skip
         if line.dots:
@@ -119,6 +132,64 @@ def interval_chart(rows: Sequence[Row], *, width: int = 960) -> str:
                      f"<circle class='dot {colour}' cx='{to_x(row.value):.1f}' cy='{y}' r='5'/></g>")  # fmt: skip
         parts.append(_text(frame.right_edge + 14, y + 4, f"{said}  {row.note}", "start", "value"))
     return _svg(frame, parts, "success with 95 % interval")
+
+
+def scatter_chart(marks: Sequence[Mark], frontier: Sequence[Mark], *, title: str, x_label: str, width: int = 960,
+                  height: int = 380) -> str:  # fmt: skip
+    """Labelled points with intervals over a logarithmic x, heights as shares, and stairs along the `frontier`."""
+    frame = _Frame(width, height, left=52, right=24, top=16, bottom=40)
+    air = 1.6 if len({mark.x for mark in marks}) > 1 else 3.0
+    x = (min(mark.x for mark in marks) / air, max(mark.x for mark in marks) * air)
+    y = (max(0.0, 0.1 * math.floor(10 * min(mark.low for mark in marks) - 0.2)),
+         min(1.03, max(mark.high for mark in marks) + 0.15))  # fmt: skip
+    to_x, to_y = _scale(x, (frame.left, frame.right_edge), log=True), _scale(y, (frame.bottom_edge, frame.top))
+    parts = []
+    for tick in ticks(y[0], min(1.0, y[1]), 5):
+        at = to_y(tick)
+        parts.append(f"<line class='grid' x1='{frame.left}' x2='{frame.right_edge}' y1='{at:.1f}' y2='{at:.1f}'/>"
+                     + _text(frame.left - 7, at + 4, f"{tick:.0%}", "end"))  # fmt: skip
+    parts.append(_x_axis(frame, log_ticks(*x), to_x, x_label))
+    stairs = sorted(frontier, key=lambda mark: mark.x)
+    corners = [(to_x(b.x), to_y(a.y)) for a, b in zip(stairs, stairs[1:], strict=False)]
+    path = [point for i, mark in enumerate(stairs) for point in [(to_x(mark.x), to_y(mark.y)), *corners[i : i + 1]]]
+    path += [(frame.right_edge, path[-1][1])] if path else []
+    points = " ".join(f"{a:.1f},{b:.1f}" for a, b in path)
+    parts.append(f"<polyline class='stairs' points='{points}'/>")
+    placed: list[tuple[float, float, float, float]] = [
+        (to_x(mark.x) - 7, to_y(mark.high) - 2, to_x(mark.x) + 7, to_y(mark.low) + 2) for mark in marks
+    ]
+    placed += [(min(a, c), min(b, d) - 3, max(a, c), max(b, d) + 3) for (a, b), (c, d) in zip(path, path[1:])]
+    for mark in marks:
+        at, said = to_x(mark.x), f"{mark.label}: {mark.y:.3f} [{mark.low:.3f}, {mark.high:.3f}] at {number(mark.x)}"
+        parts.append(f"<g class='{_colour(mark.colour)}'><title>{escape(said)}</title><line class='whisker' "
+                     f"x1='{at:.1f}' x2='{at:.1f}' y1='{to_y(mark.low):.1f}' y2='{to_y(mark.high):.1f}'/>"
+                     f"<circle class='dot' cx='{at:.1f}' cy='{to_y(mark.y):.1f}' r='5'/></g>")  # fmt: skip
+        parts.append(_label(mark.label, at, to_y(mark.y), frame, placed))
+    return _svg(frame, parts, title)
+
+
+def _label(text: str, x: float, y: float, frame: "_Frame", placed: list[tuple[float, float, float, float]]) -> str:
+    """The text beside (x, y), where it covers least of what is `placed` (boxes left, top, right, bottom); adds its own.
+
+    Raised or lowered in steps, right of the point first, then left of it.
+    """
+    wide, best = 6.6 * len(text), (math.inf, 0.0, 0.0, "start")
+    for lift in (0.0, -15.0, 15.0, -30.0, 30.0, -45.0, 45.0):
+        for anchor, left in (("start", x + 11), ("end", x - 11 - wide)):
+            box = (left, y + lift - 7, left + wide, y + lift + 7)
+            outside = max(0.0, frame.left - box[0]) + max(0.0, box[2] - frame.right_edge)
+            outside += max(0.0, frame.top - 12 - box[1]) + max(0.0, box[3] - frame.bottom_edge)
+            cost = 30 * outside + abs(lift) / 10 + sum(_overlap(box, other) for other in placed)
+            if cost < best[0]:
+                best = (cost, left, y + lift, anchor)
+    _, left, height, anchor = best
+    placed.append((left, height - 7, left + wide, height + 7))
+    return _text(left + (wide if anchor == "end" else 0.0), height + 4, text, anchor, "label")
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Common area of two boxes (left, top, right, bottom)."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def histogram(values: Sequence[float], marks: dict[str, float], *, title: str = "", x_label: str = "", bins: int = 48,

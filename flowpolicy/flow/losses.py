@@ -31,6 +31,16 @@ def adaptive_weight(error: Tensor, *, power: float, eps: float) -> Tensor:
     return error / (error.detach() + eps).pow(power)
 
 
+def direction_loss(u: Tensor, velocity: Tensor, mask: Tensor) -> Tensor:
+    """-log((cos(u, velocity) + 1) / 2 + 1e-6) over the valid entries of each chunk; blind to the length of u.
+
+    u, velocity: (B, H, A).   mask: (B, H).   Returns (B,): 0 where they point the same way, 13.8 where opposite ways.
+    Source: OMP (arXiv 2512.19347), the direction alignment loss.
+    """
+    u, velocity = ((value * mask[..., None]).flatten(1) for value in (u, velocity))
+    return -torch.log((F.cosine_similarity(u, velocity, dim=1) + 1.0) / 2.0 + 1e-6)
+
+
 def dispersive_loss(
     features: Tensor, *, kind: DispersiveKind = "infonce_l2", temperature: float = 0.5, margin: float = 1.0
 ) -> Tensor:

@@ -11,23 +11,50 @@ from flowpolicy.flow.path import expand
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, H, A), t (B,), r (B,), cond (B, D)) -> average velocity over [r, t], (B, H, A)."""
 Objective = Literal["meanflow", "imf"]
+Derivative = Literal["jvp", "difference"]
 
 
-def time_derivative(velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor, tangent: Tensor) -> Tensor:
-    """Total derivative du/dt along dx_t/dt = tangent with r held fixed: one Jacobian-vector product, no graph.
+def time_derivative(
+    velocity: Velocity,
+    x_t: Tensor,
+    t: Tensor,
+    r: Tensor,
+    cond: Tensor,
+    tangent: Tensor,
+    *,
+    derivative: Derivative = "jvp",
+) -> Tensor:
+    """Total derivative du/dt along dx_t/dt = tangent with r held fixed, no graph.
 
     x_t, tangent: (B, H, A).   t, r: (B,).   cond: (B, D).   Returns (B, H, A), detached.
+    derivative: "jvp" is one Jacobian-vector product; "difference" two plain evaluations, see `time_difference`, for
+      nets that a Jacobian product cannot go through (fused attention, sharded weights).
     Runs in the dtype of its inputs with autocast off: bf16 keeps 8 significant bits, so for t - r < 0.004 the
     correction (t - r) du/dt would round away against u.
     Source: Geng et al. 2025, equation 8: du/dt = v d_x u + d_t u.
     """
     with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
-        derivative = torch.func.jvp(
+        if derivative == "difference":
+            return time_difference(velocity, x_t, t, r, cond, tangent)
+        return torch.func.jvp(
             lambda x, t_, r_: velocity(x, t_, r_, cond),
             (x_t, t, r),
             (tangent, torch.ones_like(t), torch.zeros_like(r)),
         )[1]
-    return derivative
+
+
+def time_difference(
+    velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor, tangent: Tensor, *, step: float = 5e-3
+) -> Tensor:
+    """`time_derivative` as (u(x + e v, t + e) - u(x - e v, t - e)) / 2e; two evaluations, x and t moving together.
+
+    e is `step`, in units of flow time, but neither end leaves [r, 1]: next to those the quotient is one-sided, exact
+    to the first order of `step` instead of the second.
+    Sources: OMP (arXiv 2512.19347), the differential derivation equation; 5e-3 is from MeanFlowNFT (arXiv 2607.15273).
+    """
+    ahead, behind = (1.0 - t).clamp(0.0, step), (t - r).clamp(0.0, step)
+    ends = [velocity(x_t + expand(shift, x_t) * tangent, t + shift, r, cond) for shift in (ahead, -behind)]
+    return (ends[0] - ends[1]) / expand((ahead + behind).clamp_min(1e-9), x_t)
 
 
 def meanflow_correction(
@@ -40,6 +67,7 @@ def meanflow_correction(
     *,
     num_equal: int,
     objective: Objective = "meanflow",
+    derivative: Derivative = "jvp",
 ) -> Tensor:
     """(t - r) du/dt, detached, (B, H, A); exactly zero in the first `num_equal` rows, where r = t.
 
@@ -47,7 +75,8 @@ def meanflow_correction(
     the direction of the derivative: `meanflow` follows the sampled path velocity (Geng et al. 2025, equation 11),
     `imf` the predicted instantaneous velocity u(x_t, t, t), which depends on x_t alone and so has less variance
     (Geng et al. 2025, "Improved Mean Flows", boundary form).
-    path_velocity: (B, H, A) = noise - action.   Raises ValueError for an unknown objective.
+    path_velocity: (B, H, A) = noise - action.   derivative: see `time_derivative`.
+    Raises ValueError for an unknown objective.
     All of it with autocast off, for the reason that `time_derivative` gives.
     """
     if objective not in ("meanflow", "imf"):
@@ -62,6 +91,6 @@ def meanflow_correction(
     else:
         with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
             tangent = velocity(x_t, t, t, cond)
-    derivative = time_derivative(velocity, x_t, t, r, cond, tangent)
-    correction[num_equal:] = expand(t - r, x_t) * derivative
+    slope = time_derivative(velocity, x_t, t, r, cond, tangent, derivative=derivative)
+    correction[num_equal:] = expand(t - r, x_t) * slope
     return correction

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.flow.path import velocity_from_action
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
 
@@ -16,10 +17,14 @@ class Head(nn.Module, ABC):
     """A velocity and a loss over one net.
 
     max_steps: most network evaluations that make sense, None where any number does (1 for heads without an ODE).
+    has_velocity: whether velocity(x_t, t, t) is the instantaneous one of the straight path between action and noise.
+    has_flow_map: whether velocity(x_t, t, r) is trained as the average over [r, t] for every r, also to r = 0.
     """
 
     net: VelocityNet
     max_steps: int | None = None
+    has_velocity: bool = False
+    has_flow_map: bool = False
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
@@ -43,3 +48,8 @@ def check_parameterization(parameterization: str) -> None:
     """Raise ValueError unless the net predicts "u" (a velocity) or "x" (the action)."""
     if parameterization not in ("u", "x"):
         raise ValueError(f"parameterization must be 'u' (velocity) or 'x' (action), got {parameterization!r}")
+
+
+def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, parameterization: Parameterization, *, t_min: float) -> Tensor:
+    """The net's output as a velocity, (B, H, A): itself for "u"; for "x", the action, (x_t - x) / max(t, t_min)."""
+    return output if parameterization == "u" else velocity_from_action(x_t, output, t, t_min=t_min)

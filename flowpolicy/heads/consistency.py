@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from flowpolicy.flow.losses import masked_mean_square
-from flowpolicy.flow.path import expand, interpolate, velocity_from_action
-from flowpolicy.heads.base import Head, Parameterization, check_parameterization
+from flowpolicy.flow.path import expand, interpolate
+from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
 
@@ -52,7 +52,8 @@ class ConsistencyHead(Head):
             )
         if target not in get_args(Target):
             raise ValueError(f"target must be one of {', '.join(get_args(Target))}, got {target!r}")
-        self.net, self.parameterization, self.t_min = net, parameterization, t_min
+        self.net, self.t_min = net, t_min
+        self.parameterization: Parameterization = parameterization
         self.segments, self.delta, self.eps, self.velocity_weight = segments, delta, eps, velocity_weight
         self.target, self.teacher_decay = target, teacher_decay
         self.teacher = copy.deepcopy(net).requires_grad_(False) if target == "ema" else None
@@ -92,8 +93,7 @@ class ConsistencyHead(Head):
                 teacher.lerp_(student, 1.0 - self.teacher_decay)
 
     def _velocity(self, net: VelocityNet, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        output = net(x_t, t, t, cond)
-        return output if self.parameterization == "u" else velocity_from_action(x_t, output, t, t_min=self.t_min)
+        return to_velocity(net(x_t, t, t, cond), x_t, t, self.parameterization, t_min=self.t_min)
 
     def _target_velocity(self, x_r: Tensor, r: Tensor, cond: Tensor) -> Tensor:
         if self.target == "gradient":

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from flowpolicy.flow.losses import adaptive_weight, masked_mean_square
-from flowpolicy.flow.path import interpolate, velocity_from_action
+from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.times import logit_normal
-from flowpolicy.heads.base import Head, Parameterization, check_parameterization
+from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
 
@@ -21,6 +21,8 @@ class FlowMatchingHead(Head):
     loss_power 0 is the plain squared error of the paper.
     Source: Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023 (rectified flow).
     """
+
+    has_velocity = True
 
     def __init__(
         self,
@@ -35,15 +37,15 @@ class FlowMatchingHead(Head):
     ) -> None:
         super().__init__()
         check_parameterization(parameterization)
-        self.net, self.parameterization, self.t_min = net, parameterization, t_min
+        self.net, self.t_min = net, t_min
+        self.parameterization: Parameterization = parameterization
         self.time_mean, self.time_std = time_mean, time_std
         self.loss_power, self.loss_eps = loss_power, loss_eps
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
         """See `Head`; r is ignored."""
         del r
-        output = self.net(x_t, t, t, cond)
-        return output if self.parameterization == "u" else velocity_from_action(x_t, output, t, t_min=self.t_min)
+        return to_velocity(self.net(x_t, t, t, cond), x_t, t, self.parameterization, t_min=self.t_min)
 
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_velocity, the unweighted squared error."""

@@ -2,17 +2,19 @@
 
 import warnings
 from collections.abc import Callable
-from typing import final
+from typing import final, get_args
 
 import torch
 from torch import Tensor
 
 from flowpolicy.flow.losses import adaptive_weight, masked_mean_square
-from flowpolicy.flow.meanflow import Objective, meanflow_correction
-from flowpolicy.flow.path import interpolate, velocity_from_action
+from flowpolicy.flow.meanflow import Derivative, Objective, meanflow_correction
+from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.times import num_equal_times, sample_time_pairs
-from flowpolicy.heads.base import Head, Parameterization, check_parameterization
+from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
+from flowpolicy.heads.direction import DirectionAlignment
 from flowpolicy.heads.dispersive import DispersiveRegularizer
+from flowpolicy.heads.dispersive_legacy import LegacyDispersive
 from flowpolicy.heads.guidance import Guidance
 from flowpolicy.nets.base import Features, VelocityNet
 from flowpolicy.types import LossOutput
@@ -20,7 +22,7 @@ from flowpolicy.types import LossOutput
 
 @final
 class MeanFlowHead(Head):
-    """u(x_t, t, r) trained on the MeanFlow identity; DM1 adds a dispersive regulariser, MP1 that and guidance.
+    """u(x_t, t, r) trained on the MeanFlow identity; DM1 adds dispersion, MP1 that and guidance, OMP a direction loss.
 
     objective: "meanflow" (Geng et al. 2025) or "imf" (boundary form of "Improved Mean Flows").
     parameterization: what the net predicts: "u" the velocity, "x" the action, u = (x_t - x) / max(t, t_min).
@@ -30,9 +32,14 @@ class MeanFlowHead(Head):
       extrapolation: on PickCube-v1 the defaults cut its validation error from 0.156 to 0.113 and its spread over noise
       draws from 0.058 to 0.016 in the same 2,000 training steps.
     loss_power, loss_eps: adaptive weight; 0.5 and 1e-3 in MP1, power 0 in DM1.
-    dispersive: None, or which features to spread.   guidance: None, or `Guidance` with all but its cond_dim filled in.
-    Sources: Geng et al. 2025 (MeanFlow); Sheng et al. 2025 (MP1); Zou et al. 2025 (DM1).
+    derivative: how du/dt is found, "jvp" or "difference", see `flow.meanflow.time_derivative`.
+    dispersive: None, or which features to spread.   direction: None, or how strongly u follows the sampled direction.
+    guidance: None, or `Guidance` with all but its cond_dim filled in.
+    Sources: Geng et al. 2025 (MeanFlow); Sheng et al. 2025 (MP1); Zou et al. 2025 (DM1); OMP (arXiv 2512.19347).
     """
+
+    has_velocity = True
+    has_flow_map = True
 
     def __init__(
         self,
@@ -47,23 +54,29 @@ class MeanFlowHead(Head):
         loss_power: float = 0.5,
         loss_eps: float = 1e-3,
         t_min: float = 0.05,
-        dispersive: DispersiveRegularizer | None = None,
+        derivative: Derivative = "jvp",
+        dispersive: DispersiveRegularizer | LegacyDispersive | None = None,
+        direction: DirectionAlignment | None = None,
         guidance: Callable[..., Guidance] | None = None,
     ) -> None:
         super().__init__()
         check_parameterization(parameterization)
         if objective not in ("meanflow", "imf"):
             raise ValueError(f"objective must be 'meanflow' or 'imf', got {objective!r}")
+        if derivative not in get_args(Derivative):
+            raise ValueError(f"derivative must be 'jvp' or 'difference', got {derivative!r}")
         if p_equal == 0.0 and objective == "meanflow":
             warnings.warn("p_equal=0 gives MeanFlow no instantaneous velocity to learn from (MP1: 2 %)", stacklevel=2)
         num_equal_times(1, p_equal)  # both fail here, not at the first batch
         if not 0.0 <= p_start <= 1.0:
             raise ValueError(f"p_start is the share of pairs with t = 1 and must lie in [0, 1], got {p_start}")
-        self.net, self.parameterization = net, parameterization
+        self.net = net
+        self.parameterization: Parameterization = parameterization
         self.objective: Objective = objective
         self.p_equal, self.p_start, self.time_mean, self.time_std = p_equal, p_start, time_mean, time_std
         self.loss_power, self.loss_eps, self.t_min = loss_power, loss_eps, t_min
-        self.dispersive = dispersive
+        self.derivative: Derivative = derivative
+        self.dispersive, self.direction = dispersive, direction
         self.guidance = None if guidance is None else guidance(cond_dim=net.cond_dim)
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
@@ -71,7 +84,7 @@ class MeanFlowHead(Head):
         return self._to_velocity(self.net(x_t, t, r, cond), x_t, t)
 
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
-        """See `Head`. Metrics: loss_meanflow (unweighted), loss_velocity (its r = t part), loss_dispersive."""
+        """See `Head`. Metrics: loss_meanflow (unweighted), loss_velocity (its r = t part), those of the parts."""
         batch = action.shape[0]
         noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
         t, r = sample_time_pairs(
@@ -84,15 +97,16 @@ class MeanFlowHead(Head):
         )
         num_equal = num_equal_times(batch, self.p_equal)
         x_t, path_velocity = interpolate(action, noise, t)
-        net_cond = cond
+        net_cond, wanted = cond, path_velocity
         if self.guidance is not None:
-            net_cond, path_velocity = self.guidance(self.velocity, x_t, t, cond, path_velocity, generator)
+            net_cond, wanted = self.guidance(self.velocity, x_t, t, cond, path_velocity, generator)
 
         u, features = self._velocity_and_features(x_t, t, r, net_cond)
         correction = meanflow_correction(
-            self.velocity, x_t, t, r, net_cond, path_velocity, num_equal=num_equal, objective=self.objective
-        )
-        error = masked_mean_square(u.float() + correction - path_velocity, mask)  # (B,)
+            self.velocity, x_t, t, r, net_cond, wanted, num_equal=num_equal, objective=self.objective,
+            derivative=self.derivative,
+        )  # fmt: skip
+        error = masked_mean_square(u.to(action.dtype) + correction - wanted, mask)  # (B,)
         loss = adaptive_weight(error, power=self.loss_power, eps=self.loss_eps).mean()
         metrics = {"loss_meanflow": error.mean().detach()}
         if num_equal:
@@ -101,10 +115,19 @@ class MeanFlowHead(Head):
             spread = self.dispersive(features, cond)
             loss = loss + self.dispersive.weight * spread
             metrics["loss_dispersive"] = spread.detach()
+        if self.direction is not None:
+            aligned = self.direction(u.to(action.dtype), path_velocity, mask)
+            loss = loss + aligned
+            metrics["loss_direction"] = aligned.detach()
         return LossOutput(loss, metrics)
 
+    def after_step(self, progress: float) -> None:
+        """See `Head`; the direction loss may fade."""
+        if self.direction is not None:
+            self.direction.after_step(progress)
+
     def _to_velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return output if self.parameterization == "u" else velocity_from_action(x_t, output, t, t_min=self.t_min)
+        return to_velocity(output, x_t, t, self.parameterization, t_min=self.t_min)
 
     def _velocity_and_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
         output, features = self.net.forward_with_features(x_t, t, r, cond)

@@ -75,7 +75,7 @@ def run_episodes(
     An action that is not finite ends its episode as a failure: a simulator must not see it.
     Raises ValueError when policy and environment disagree on the embodiment, or there is nothing to film with.
     """
-    require_match(policy.embodiment, env.embodiment, what="policy and environment")
+    require_match(policy.embodiment, env.embodiment, what="policy and environment", simulated=True)
     filmed = video_episodes if video_dir is not None else 0
     if filmed:
         require_video()

@@ -59,7 +59,7 @@ def make_vector_env(
         envs = AsyncVectorEnv(fns, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED)
     else:
         envs = SyncVectorEnv(fns, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-    return VectorEnv(envs, autoreset=autoreset, name=_describe(make_env))
+    return VectorEnv(envs, autoreset=autoreset, name=describe(make_env))
 
 
 @final
@@ -104,7 +104,7 @@ class VectorEnv:
             )
         actions = action.detach().cpu().numpy().astype(np.float32)
         raw, reward, _, _, info = self._guard(lambda: self._envs.step(actions))
-        final_obs = _tensors(raw)
+        final_obs = tensors(raw)
         done = info["terminated"] | info["truncated"]
         obs = final_obs
         if self._autoreset and done.any():
@@ -132,29 +132,39 @@ class VectorEnv:
             self._guard(self._envs.close)
 
     def _reset(self, seeds: list[int], mask: np.ndarray) -> Observation:
-        return _tensors(self._guard(lambda: self._envs.reset(seed=seeds, options={"reset_mask": mask}))[0])
+        return tensors(self._guard(lambda: self._envs.reset(seed=seeds, options={"reset_mask": mask}))[0])
 
     def _next_seed(self, index: int) -> int:
         self._episode[index] += 1
-        sequence = np.random.SeedSequence([self._root_seed[index], self._episode[index]])
-        return int(sequence.generate_state(1)[0] >> 1)  # 31 bits: what every simulator accepts
+        return episode_seed(self._root_seed[index], self._episode[index])
 
     def _guard(self, call: Callable[[], Any]) -> Any:
-        """Run `call`; a process that died (a simulator's crash reaches us as a closed pipe) becomes a clear error."""
-        try:
-            return call()
-        except (EOFError, ConnectionError) as error:
-            processes = self._envs.processes
-            for process in processes:
-                process.join(timeout=0.5)  # the dead one needs a moment to have an exit code
-            dead = [f"{i} (exit code {p.exitcode})" for i, p in enumerate(processes) if not p.is_alive()]
-            for process in processes:
-                process.terminate()
-            self._envs.closed = True
-            raise RuntimeError(
-                f"the simulator process {', '.join(dead)} of {self._name} died (a crash inside the simulator, or out "
-                "of memory); try envs=1, which runs it in this process and shows its own message"
-            ) from error
+        return guarded(self._envs, self._name, call)
+
+
+def episode_seed(root: int, episode: int) -> int:
+    """Seed of the episode number `episode` of an environment that was reset with `root`: below 2^31, which every
+    simulator accepts, and from 1,000,000 on, far from the seeds of collection, evaluation and reports."""
+    state = int(np.random.SeedSequence([root, episode]).generate_state(1)[0])
+    return 1_000_000 + state % (2**31 - 1_000_000)
+
+
+def guarded(envs: Any, name: str, call: Callable[[], Any]) -> Any:
+    """Run `call`; a process that died (a simulator's crash reaches us as a closed pipe) becomes a clear error."""
+    try:
+        return call()
+    except (EOFError, ConnectionError) as error:
+        processes = envs.processes
+        for process in processes:
+            process.join(timeout=0.5)  # the dead one needs a moment to have an exit code
+        dead = [f"{i} (exit code {p.exitcode})" for i, p in enumerate(processes) if not p.is_alive()]
+        for process in processes:
+            process.terminate()
+        envs.closed = True
+        raise RuntimeError(
+            f"the simulator process {', '.join(dead)} of {name} died (a crash inside the simulator, or out of memory); "
+            "try envs=1, which runs it in this process and shows its own message"
+        ) from error
 
 
 @final
@@ -209,7 +219,7 @@ class _LastingEnv:
         self._env.close()
 
 
-def _tensors(obs: dict[str, np.ndarray]) -> Observation:
+def tensors(obs: dict[str, np.ndarray]) -> Observation:
     """Copies: gymnasium writes the next step into the same memory. Pictures stay uint8, all else becomes float32."""
     return {
         key: torch.from_numpy(np.array(value, np.uint8 if value.dtype == np.uint8 else np.float32))
@@ -217,8 +227,8 @@ def _tensors(obs: dict[str, np.ndarray]) -> Observation:
     }
 
 
-def _describe(make_env: Callable[[], Any]) -> str:
+def describe(make_env: Callable[[], Any]) -> str:
     """A name for error messages: the task id where the constructor is a partial of one."""
     if isinstance(make_env, partial):
-        return str(make_env.keywords.get("id", (*make_env.args, _describe(make_env.func))[0]))
+        return str(make_env.keywords.get("id", (*make_env.args, describe(make_env.func))[0]))
     return f"{make_env.__module__}.{make_env.__qualname__}"

@@ -15,7 +15,7 @@ class ExponentialMovingAverage(Generic[M]):
 
     decay after n updates: min(max_decay, 1 - (1 + n)^-power); power 0.75 forgets the first weights within a few
     hundred steps (Chi et al. 2023, Diffusion Policy). The shadow is `self.module`, in evaluation mode;
-    buffers (normalisers) are copied once, at construction.
+    buffers (normalisers, a head's share of training done) are copied, not averaged.
     """
 
     def __init__(self, module: M, *, power: float = 0.75, max_decay: float = 0.9999) -> None:
@@ -23,6 +23,7 @@ class ExponentialMovingAverage(Generic[M]):
         self.power, self.max_decay, self.updates = power, max_decay, 0
         self._shadow: list[Tensor] = list(self.module.parameters())
         self._source: list[Tensor] = list(module.parameters())
+        self._buffers = list(zip(self.module.buffers(), module.buffers(), strict=True))
 
     @property
     def decay(self) -> float:
@@ -33,4 +34,6 @@ class ExponentialMovingAverage(Generic[M]):
     def update(self) -> None:
         """Move the shadow towards the source."""
         torch._foreach_lerp_(self._shadow, self._source, 1.0 - self.decay)
+        for shadow, source in self._buffers:
+            shadow.copy_(source)
         self.updates += 1

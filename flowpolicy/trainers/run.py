@@ -44,7 +44,7 @@ class SimulatorCheck:
         """Try the simulator before hours of training. Raises what it raises; ValueError for another embodiment."""
         env = make_vector_env(self.make_env, 1)
         try:
-            require_match(policy.embodiment, env.embodiment, what="dataset and task")
+            require_match(policy.embodiment, env.embodiment, what="dataset and task", simulated=True)
         finally:
             env.close()
 

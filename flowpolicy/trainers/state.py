@@ -1,6 +1,7 @@
 """Training state on disk: everything that `resume` needs to go on as if nothing had happened."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -38,17 +39,33 @@ class Checkpoints:
         The policy/ folder holds the averaged weights, state/ the raw ones, the optimiser and the counters.
         score: success rate of the in-training evaluation at this step, None where there was none.
         """
+        state = {"model": policy.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+        counters = {"ema_updates": ema.updates}
+        return self.write(step, policy=ema.module, weights="ema", state=state, counters=counters, score=score)
+
+    def write(
+        self,
+        step: int,
+        *,
+        policy: FlowPolicy,
+        weights: str,
+        state: Mapping[str, Mapping[str, torch.Tensor]],
+        counters: Mapping[str, int],
+        score: float | None,
+    ) -> Path:
+        """The same for any trainer: `policy` to policy/, each entry of `state` to state/<name>.safetensors.
+
+        weights: what config.json calls the policy's.   counters: whole numbers for state/step.json.
+        """
         remove_leftovers(self.folder / "last", name=".+")  # of any checkpoint: the folder has no other writer
         target = self.folder / f"{step:06d}"
         with atomic_directory(target, replace=True) as folder:
-            facts = {**self.facts, "step": step, "weights": "ema"}
-            save_policy(ema.module, folder / "policy", config=self.config, facts=facts)
-            state = folder / "state"
-            state.mkdir()
-            write_tensors(policy.state_dict(), state / "model.safetensors")
-            write_tensors(_optimizer_tensors(optimizer), state / "optimizer.safetensors")
-            counters = {"step": step, "ema_updates": ema.updates, "score": score}
-            write_atomic(state / "step.json", json.dumps(counters) + "\n")
+            facts = {**self.facts, "step": step, "weights": weights}
+            save_policy(policy, folder / "policy", config=self.config, facts=facts)
+            (folder / "state").mkdir()
+            for name, tensors in state.items():
+                write_tensors(dict(tensors), folder / "state" / f"{name}.safetensors")
+            write_atomic(folder / "state" / "step.json", json.dumps({"step": step, **counters, "score": score}) + "\n")
         atomic_symlink(self.folder / "last", target.name)
         self.index(step)
         return target
@@ -64,7 +81,7 @@ class Checkpoints:
         load_weights(policy, last / "state" / "model.safetensors")
         load_weights(ema.module, last / "policy" / "model.safetensors")
         ema.updates = counters["ema_updates"]
-        _restore_optimizer(optimizer, load_tensors((last / "state" / "optimizer.safetensors").read_bytes()))
+        restore_optimizer(optimizer, load_tensors((last / "state" / "optimizer.safetensors").read_bytes()))
         return counters["step"]
 
     def index(self, last_step: int) -> None:
@@ -91,7 +108,7 @@ class Checkpoints:
             remove_folder(folders[step])
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Flat names "<parameter index>.<entry>" for the per-parameter state."""
     state = optimizer.state_dict()["state"]
     return {
@@ -99,8 +116,8 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tens
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Inverse of `_optimizer_tensors`; the groups' options come from the run's config."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Inverse of `optimizer_tensors`; the groups' options come from the run's config."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, entry = name.split(".", 1)

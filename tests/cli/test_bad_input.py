@@ -68,11 +68,11 @@ def complaint(capsys: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
     ("words", "said"),
     [
         (["trainer.step=3"], "there is no key trainer.step; did you mean trainer.steps?"),
-        (["policy.head.kind=3"], "there is no key policy.head.kind; there are dispersive, guidance, loss_eps"),
+        (["policy.head.kind=3"], "there is no key policy.head.kind; there are derivative, direction, dispersive"),
         (["trainr.steps=3"], "there is no key trainr; did you mean trainer?"),
         (["policy/haed=dm1"], "there is no key policy/haed; did you mean policy/head?"),
         (["policy/head=meanflw"], "there is no policy/head=meanflw; did you mean meanflow?"),
-        (["policy/head=transformer"], "there are consistency, diffusion, dm1,"),
+        (["policy/head=transformer"], "there are alpha_flow, consistency,"),
         (["task=tyo"], "there is no task=tyo; did you mean toy?"),
         (["experiment=none"], "there is no experiment=none; there are"),
         (["policy.head=meanflow"], "policy.head must be a group (policy/head=NAME or policy.head.KEY=VALUE)"),
@@ -133,7 +133,7 @@ def test_train_needs_a_dataset(here: Path, capsys: pytest.CaptureFixture):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["trian"], "flowpolicy: unknown verb 'trian'; verbs are data, train, evaluate"),
+        (["trian"], "flowpolicy: unknown verb 'trian'; verbs are data, train, finetune"),
         (["data"], "wanted one of collect, inspect, validate, view, got 'nothing'"),
         (["data", "colect"], "wanted one of collect, inspect, validate, view, got 'colect'"),
         (["data", "collect", "task=toy"], "pass out=PATH"),

@@ -42,6 +42,16 @@ def test_a_missing_driver_is_missing_but_a_crashing_one_is_broken():
     assert probe("import os; os.abort()", driver=True).status == "broken"
 
 
+@pytest.mark.parametrize("name", ["EGL (MuJoCo)", "OSMesa (MuJoCo)"])
+def test_a_renderer_without_its_library_is_missing_and_the_library_named(name: str):
+    pytest.importorskip("mujoco", reason="needs the extra metaworld")
+    (one,) = [one for one in PROBES if one.name == name]
+    gone = one.code.replace(".so", "-gone.so")
+    finding = run_probe(Probe(name, one.needs, gone, one.install, one.fix, env=one.env, driver=one.driver))
+    assert finding.status == "missing" and "OSError: no library lib" in finding.detail
+    assert finding.fix.startswith("apt-get install -y lib")
+
+
 def test_what_hangs_is_broken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(diagnostics, "TIMEOUT_S", 0.5)
     assert "no answer within 0.5 s" in probe("import time; time.sleep(60)").detail
@@ -110,3 +120,9 @@ def test_info_imports_no_extra():
 
 def test_the_machine_has_at_least_one_processor():
     assert int(describe_machine()["cpus"]) >= 1
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m flowpolicy info | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode in (0, 141) and done.stderr == "" and done.stdout.count("\n") == 1

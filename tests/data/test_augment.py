@@ -14,7 +14,9 @@ import flowpolicy
 from flowpolicy.data.augment import Augmentation, augment, disturb_cloud, disturb_image
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.embodiment import CloudSpec, KeySpec
-from flowpolicy.encoders.state import StateEncoder
+from flowpolicy.encoders.multimodal import MultiModalEncoder
+from flowpolicy.encoders.pointnet import PointNet
+from flowpolicy.encoders.resnet import ResNet18
 from flowpolicy.heads.regression import RegressionHead
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.normalizer import LinearNormalizer
@@ -234,7 +236,7 @@ def cloud_trainer(folder: Path) -> ImitationTrainer:
     obs = {"agent_pos": EMBODIMENT.obs["agent_pos"], "point_cloud": KeySpec(spec.shape, "m", cloud=spec)}
     policy = build_policy(
         embodiment=replace(EMBODIMENT, obs=obs),
-        encoder=StateEncoder,
+        encoder=partial(MultiModalEncoder, point=PointNet, image=ResNet18),
         net=partial(ResidualMLP, width=32),
         head=RegressionHead,
         horizon=8,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowpolicy.checkpoint import create_policy
+from flowpolicy.cli import config
 from flowpolicy.deploy import latency
 from flowpolicy.deploy.latency import example_observation, measure_latency, percentiles
 from flowpolicy.embodiment import Embodiment, KeySpec
@@ -69,6 +70,21 @@ def test_a_prepared_policy_is_measured_beside_it(policy: FlowPolicy):
         measure_latency(policy, example_observation(policy), num_steps=2, repeats=1, prepared=prepared)
 
 
+def test_a_slow_policy_is_measured_twenty_times_at_least_and_no_longer_than_the_budget(policy, monkeypatch):
+    clock = [0.0]
+
+    def a_tenth_of_a_second(module, arguments, output) -> None:
+        clock[0] += 0.1
+
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+    hook = policy.head.net.register_forward_hook(a_tenth_of_a_second)
+    turn = 3 * 0.1  # the net runs in predict, in floor and in head
+    assert len(measure_latency(policy, example_observation(policy), warmup=0, budget_s=1.0).samples_ms) == 20
+    patient = measure_latency(policy, example_observation(policy), warmup=0, budget_s=2 * 40 * turn)
+    hook.remove()
+    assert len(patient.samples_ms) in (40, 41, 42)
+
+
 def test_measuring_leaves_the_global_random_state_alone(policy: FlowPolicy):
     before = torch.get_rng_state()
     measure_latency(policy, example_observation(policy), warmup=0, repeats=2)
@@ -94,3 +110,11 @@ def test_percentiles_of_one_to_a_hundred():
 def test_percentiles_of_nothing_are_refused():
     with pytest.raises(ValueError, match="at least one"):
         percentiles([])
+
+
+def test_the_example_is_what_a_policy_that_sees_takes():
+    obs = {"agent_pos": KeySpec((4,)), "point_cloud": KeySpec((16, 3)), "image": KeySpec((40, 40, 3), dtype="uint8")}
+    embodiment = Embodiment("arm", obs, KeySpec((3,)), "eef_delta", 20.0, (-1.0,) * 3, (1.0,) * 3)
+    facts = config.plain(config.load("train", ["policy/encoder=vit", "policy.net.width=16", "dataset.path=none"]))
+    seeing = create_policy({**facts["policy"], "obs_keys": None}, embodiment).eval()
+    assert measure_latency(seeing, example_observation(seeing), warmup=0, repeats=1).predict["p50"] > 0

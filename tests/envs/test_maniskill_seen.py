@@ -1,5 +1,8 @@
 """ManiSkill's clouds and pictures: true world coordinates, fixed by the seed, the goal told and not shown."""
 
+import multiprocessing
+import os
+import sys
 from contextlib import closing
 from functools import partial
 
@@ -9,10 +12,13 @@ import torch
 
 pytest.importorskip("mani_skill", reason="needs the extra maniskill")
 
+from flowpolicy.embodiment import CloudSpec  # noqa: E402
 from flowpolicy.rollout.vector_env import make_vector_env  # noqa: E402
 from flowpolicy_envs import rendering_maniskill as rendering  # noqa: E402
 from flowpolicy_envs.experts.maniskill import make_expert  # noqa: E402
 from flowpolicy_envs.maniskill import View, make_env  # noqa: E402
+
+STATE = ["tcp_pos", "agent_pos", "goal_pos", "tcp_to_goal"]  # the tool first: points enter relative to it
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +34,11 @@ def env(expert):
 
 def test_the_policy_sees_joints_goal_and_cloud(env):
     obs, _ = env.reset(seed=0)
-    assert list(obs) == list(env.embodiment.obs) == ["agent_pos", "goal_pos", "point_cloud"]
+    assert list(obs) == list(env.embodiment.obs) == [*STATE, "point_cloud"]
     assert env.observation_space.contains(obs) and env.embodiment.obs["point_cloud"].cloud == View(color=True).cloud
     np.testing.assert_allclose(obs["goal_pos"], env.base.goal_site.pose.p[0], atol=1e-6)
+    np.testing.assert_allclose(obs["tcp_pos"], env.base.agent.tcp.pose.p[0], atol=1e-6)
+    np.testing.assert_allclose(obs["tcp_pos"] + obs["tcp_to_goal"], obs["goal_pos"], atol=1e-6)
 
 
 def test_the_cubes_points_lie_on_the_cube_and_are_red(env):
@@ -50,7 +58,15 @@ def test_the_goal_is_told_and_not_shown(env):
         assert not green.any()
 
 
-def test_a_seed_fixes_the_frame(env):
+def test_a_seed_fixes_the_picture(vulkan):
+    with closing(make_env("PickCube-v1", obs="rgb", view=View(image_size=32))) as env:
+        frames = [env.reset(seed=seed)[0]["image_base_camera"] for seed in (1, 2, 1)]
+        assert env.observation_space["image_base_camera"].contains(frames[0])
+    np.testing.assert_array_equal(frames[0], frames[2])
+    assert not np.array_equal(frames[0], frames[1]) and frames[0].std() > 20
+
+
+def test_a_seed_fixes_the_cloud(env):
     clouds = [env.reset(seed=seed)[0]["point_cloud"] for seed in (1, 2, 1)]
     np.testing.assert_array_equal(clouds[0], clouds[2])
     assert not np.array_equal(clouds[0], clouds[1])
@@ -59,19 +75,21 @@ def test_a_seed_fixes_the_frame(env):
 def test_the_planner_records_a_cloud_at_every_control_step(expert):
     episode = expert.episode(3)
     clouds = episode.obs["point_cloud"]
-    assert (
-        episode.success
-        and clouds.shape == (len(episode.action), 512, 6)
-        and set(episode.obs)
-        == {
-            "agent_pos",
-            "goal_pos",
-            "point_cloud",
-        }
-    )
+    assert episode.success and clouds.shape == (len(episode.action), 512, 6)
+    assert set(episode.obs) == {*STATE, "point_cloud"}
     moved = np.abs(np.diff(episode.obs["agent_pos"], axis=0)).max(axis=1) > 0.02
     changed = np.array([not np.array_equal(a, b) for a, b in zip(clouds, clouds[1:])])
     assert changed[moved].all(), "a frame was recorded twice"
+
+
+def test_an_episode_in_which_nothing_is_in_sight_any_more_is_a_failure_and_no_error(env, monkeypatch):
+    env.reset(seed=0)
+    still = np.append(env.base.agent.robot.get_qpos()[0, :7].cpu().numpy(), 1.0)
+    assert "outcome" not in env.step(still)[4]
+    far = CloudSpec(crop_low=(5.0, 5.0, 5.0), crop_high=(6.0, 6.0, 6.0), color=True)
+    monkeypatch.setattr(env, "_cloud", far)  # as if the table had been swept
+    obs, _, terminated, _, info = env.step(still)
+    assert terminated and info == {"success": False, "outcome": "nothing in sight"} and "point_cloud" in obs
 
 
 def test_without_a_device_the_error_says_what_to_install(monkeypatch):
@@ -111,7 +129,35 @@ def test_bad_views_are_refused():
         View(crop_low=(0.5, 0.3, 0.0))
 
 
+def _what_a_drawing_worker_loads():
+    import flowpolicy.rollout.vector_env  # noqa: F401  what every worker of a vector environment loads
+
+    with closing(make_env("PickCube-v1", obs="rgb", view=View(image_size=32))) as env:
+        env.reset(seed=0)
+    return os.environ["LP_NUM_THREADS"], {"sapien", "triton", "torch._dynamo"} & set(sys.modules)
+
+
 @pytest.mark.slow
+@pytest.mark.ci
+def test_a_drawing_worker_never_loads_a_second_compiler_and_draws_with_one_thread(vulkan):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_what_a_drawing_worker_loads) == ("1", {"sapien"})
+
+
+@pytest.mark.parametrize("way", ["device", "no_device"])
+def test_triton_comes_before_a_device_and_before_a_first_material(monkeypatch, way):
+    import sapien
+
+    opened = []
+    monkeypatch.setattr(rendering, "before_first_context", lambda: opened.append("triton"))
+    monkeypatch.setattr(rendering, "_find_device", lambda: opened.append("device") or sapien.Device("cpu"))
+    monkeypatch.setattr(sapien.render, "RenderMaterial", lambda: opened.append("material"))
+    with getattr(rendering, way)():
+        assert opened == ["triton", "device" if way == "device" else "material"]
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 def test_workers_draw_their_own_frames(vulkan):
     make = partial(make_env, "PickCube-v1", obs="rgb", view=View(image_size=32))
     with closing(make_vector_env(make, 2)) as there, closing(make()) as here:

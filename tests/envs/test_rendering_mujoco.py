@@ -79,6 +79,12 @@ def test_rays_and_opengl_see_the_same_depth(opengl):
     assert by_ray[~both].min() > 0.5 and np.all(np.maximum(by_ray, by_opengl)[~both] >= 50)
 
 
+def test_rays_refuse_a_site_that_they_cannot_see():
+    world = WORLD.format(ball=0.1, color="1 0 0").replace('name="goal" type="sphere"', 'name="goal" type="box"')
+    with pytest.raises(RuntimeError, match="spheres, not 'goal'; draw it with OpenGL"):
+        rendering.open_renderer(mujoco.MjModel.from_xml_string(world), "ray", max_height=8, max_width=8, samples=0)
+
+
 def test_pictures_are_upright_and_coloured(opengl):
     model, data = scene()
     with opened(model, samples=4) as renderer:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from flowpolicy.cli.main import main
+from flowpolicy.data.inspect import describe_store
 from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
-from flowpolicy.embodiment import Embodiment, KeySpec
+from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
 from flowpolicy.evaluation.contact_sheet import encode_png, write_contact_sheet
 
 STEPS, POINTS = 12, 40
@@ -71,14 +72,48 @@ def test_page_holds_the_clouds_and_frames_of_the_store(tmp_path: Path, columns: 
     first = re.search(r"src='data:image/png;base64,([^']+)'", text)
     assert first and np.array_equal(_decode(base64.b64decode(first[1])), store.load("image_front")[0])
     assert text.count("data-rgb=") == (18 if columns == 6 else 0)
-    assert json.loads(re.findall(r"data-box='([^']+)'", text)[0])
+    box = json.loads(re.findall(r"data-box='([^']+)'", text)[0])
+    np.testing.assert_allclose(np.array(box[:3]) * size, np.ptp(moments, axis=(0, 1)), atol=1e-4)
+    lines = low[:2] + np.array(box[3:5]) * size  # of the floor: at whole multiples of 10 cm, the first inside the box
+    np.testing.assert_allclose(lines * 10, np.ceil(low[:2] * 10), atol=1e-3)
+    assert box[5] * size == pytest.approx(0.1, abs=1e-4)
 
 
 def test_page_names_outcomes_and_loads_nothing(tmp_path: Path) -> None:
     text = write_contact_sheet(_store(tmp_path / "a.zarr"), tmp_path / "a.html").read_text()
-    assert "episode 1 · 12 steps · 1.2 s · seed 8 · failure" in text and "2 of 3" in text and ">dx<" in text
+    assert re.search(r"episode 1 · 12 steps · 1.2 s · seed 8 · <span style='color:var\(--bad\)'>failure<", text)
+    assert text.count(">success</span></h3>") == 2 and "2 of 3" in text
+    strip = re.findall(r"<i( class=bad)? title='episode (\d): (\w+)'", text)
+    assert strip == [("", "0", "success"), (" class=bad", "1", "failure"), ("", "2", "success")]
     assert "<b>toy" not in text and "&lt;b&gt;toy" in text
     assert not re.search(r"(src|href)=(?!'data:)", text) and "http" not in text
+
+
+def test_actions_are_drawn_from_their_lowest_to_their_highest_value_and_told_apart(tmp_path: Path) -> None:
+    names = tuple(f"joint{i}" for i in range(8))
+    embodiment = Embodiment("arm", {"agent_pos": KeySpec((1,))}, KeySpec((8,), names=names), "joint_position", 10.0,
+                            (-9.0,) * 8, (9.0,) * 8)  # fmt: skip
+    action = np.linspace(-1, 1, 20)[:, None] * np.arange(8) * 0.1 + 2  # joint 0 stands still
+    with EpisodeWriter(tmp_path / "a.zarr", embodiment, {}) as writer:
+        writer.add(Episode({"agent_pos": np.zeros((20, 1))}, action, np.zeros(20), True, 0))
+    text = write_contact_sheet(EpisodeStore.open(tmp_path / "a.zarr"), tmp_path / "a.html").read_text()
+    drawn = re.findall(r"<polyline class='([^']+)' points='([^']+)'><title>(\w+)", text)
+    assert [name for _, _, name in drawn] == list(names)
+    assert ["again" in kind for kind, _, _ in drawn] == [False] * 6 + [True] * 2  # six colours, then dashes
+    heights = [[float(point.split(",")[1]) for point in points.split()] for _, points, _ in drawn]
+    assert heights[1] == heights[7] and heights[1][0] > heights[1][-1] and len(set(heights[0])) == 1
+    assert "joint7 1.3 … 2.7" in text and "joint0 2 … 2" in text
+
+
+def test_the_page_says_how_the_clouds_were_made(tmp_path: Path) -> None:
+    cloud = CloudSpec(points=5, crop_low=(-1, -1, 0), crop_high=(1, 1, 0.5), voxel_m=0.01)
+    keys = {"point_cloud": KeySpec(cloud.shape, "m", cloud=cloud)}
+    embodiment = Embodiment("arm", keys, KeySpec((1,)), "velocity", 10.0, (-1,), (1,))
+    with EpisodeWriter(tmp_path / "a.zarr", embodiment, {}) as writer:
+        writer.add(Episode({"point_cloud": np.zeros((3, 5, 3))}, np.zeros((3, 1)), np.zeros(3), True, 0))
+    store = EpisodeStore.open(tmp_path / "a.zarr")
+    said = "point_cloud: 5 points in world, x -1 ... 1, y -1 ... 1, z 0 ... 0.5 m, grid of 0.01 m"
+    assert said in write_contact_sheet(store, tmp_path / "a.html").read_text() and said in describe_store(store)
 
 
 def test_caps_are_kept_and_said(tmp_path: Path) -> None:

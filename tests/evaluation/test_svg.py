@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowpolicy.evaluation.curves import running_mean
-from flowpolicy.evaluation.svg import LINE_POINTS, Line, Row, histogram, interval_chart, line_chart, log_ticks, ticks
+from flowpolicy.evaluation.svg import (
+    LINE_POINTS,
+    Line,
+    Mark,
+    Row,
+    histogram,
+    interval_chart,
+    line_chart,
+    log_ticks,
+    scatter_chart,
+    ticks,
+)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
@@ -92,3 +103,45 @@ def test_the_running_mean_keeps_a_straight_line_straight():
     line = [0.5 * i for i in range(200)]
     assert running_mean(line) == pytest.approx(line)
     assert running_mean([1.0, 5.0, 0.0], share=1.0) == pytest.approx([1.0, 2.0, 0.0])
+
+
+# ---- scatter
+
+
+def boxes(svg: str) -> list[tuple[float, float, float, float]]:
+    """About the space that each label takes: left, top, right, bottom."""
+    found = re.findall(r"<text class='label' x='([\d.]+)' y='([\d.]+)' text-anchor='(\w+)'>([^<]*)", svg)
+    spans = [(float(x), float(y), 6.6 * len(text), anchor) for x, y, anchor, text in found]
+    return [
+        (x - wide * (anchor == "end"), y - 9, x + wide * (anchor == "start"), y + 3) for x, y, wide, anchor in spans
+    ]
+
+
+def test_the_stairs_go_along_the_frontier_and_to_the_edge():
+    a, b, c = (Mark(name, x, y, y - 0.1, min(1.0, y + 0.05)) for name, x, y in
+               [("a", 1.0, 0.5), ("b", 10.0, 0.9), ("c", 100.0, 0.7)])  # fmt: skip
+    svg = scatter_chart([a, b, c], [a, b], title="t", x_label="ms")
+    ElementTree.fromstring(svg)
+    stairs = points(svg)
+    assert len(stairs) == 4  # a, below b at the height of a, b, and on to the right
+    assert stairs[0][1] == stairs[1][1] > stairs[2][1] == stairs[3][1]
+    assert stairs[1][0] == stairs[2][0] and stairs[3][0] > stairs[2][0] > stairs[0][0]
+    circles = [tuple(map(float, found)) for found in re.findall(r"cx='([\d.]+)' cy='([\d.]+)'", svg)]
+    assert circles[0] == stairs[0] and circles[1] == stairs[2]
+    assert circles[1][0] - circles[0][0] == pytest.approx(circles[2][0] - circles[1][0], abs=0.2)  # decades are equal
+
+
+def test_labels_of_crowded_points_do_not_cover_each_other_or_leave_the_picture():
+    marks = [Mark(f"policy number {i}", 1.0 + 0.01 * i, 0.9 - 0.01 * i, 0.8, 1.0, i) for i in range(5)]
+    found = boxes(scatter_chart(marks, marks[:1], title="t", x_label="ms"))
+    assert len(found) == 5
+    for i, one in enumerate(found):
+        assert one[0] >= 0 and one[2] <= 960 and one[1] >= 0
+        for other in found[i + 1 :]:
+            assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_one_point_alone_and_a_name_with_markup_are_drawn():
+    mark = Mark("<b>&", 2.0, 1.0, 0.9, 1.0)
+    root = ElementTree.fromstring(scatter_chart([mark], [mark], title="t", x_label="ms"))
+    assert any(element.text == "<b>&" for element in root.iter())

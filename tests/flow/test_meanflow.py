@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowpolicy.flow.meanflow import meanflow_correction, time_derivative
+from flowpolicy.flow.meanflow import meanflow_correction, time_derivative, time_difference
 from flowpolicy.flow.path import expand, interpolate
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import sample_time_pairs, time_grid
@@ -138,3 +138,44 @@ def test_equal_steps_of_an_instantaneous_velocity_are_euler() -> None:
     for steps in (1, 2, 4, 10):
         result = sample_ode(lambda x, t, r, c: x, noise, COND, time_grid(steps).double())
         assert float(result) == pytest.approx((1 - 1 / steps) ** steps)
+
+
+def test_difference_quotient_is_of_second_order_inside_and_one_sided_at_the_ends() -> None:
+    torch.manual_seed(0)
+    net = ResidualMLP(action_dim=2, horizon=4, cond_dim=1, width=32).double()
+    x_t, velocity, _, _ = _batch(torch.zeros(8, 4, 2).double())
+    t, r, cond = torch.full((8,), 0.6).double(), torch.full((8,), 0.2).double(), COND[:8]
+    exact = time_derivative(net, x_t, t, r, cond, velocity)
+    with torch.no_grad():
+        errors = [
+            float((time_difference(net, x_t, t, r, cond, velocity, step=step) - exact).norm() / exact.norm())
+            for step in (1e-2, 5e-3, 2.5e-3)
+        ]
+    assert all(3.8 < before / after < 4.2 for before, after in zip(errors, errors[1:])) and errors[1] < 1e-3, errors
+
+    asked = []
+
+    def spy(x: Tensor, time: Tensor, end: Tensor, cond: Tensor) -> Tensor:
+        asked.append(time)
+        return net(x, time, end, cond)
+
+    t, r = torch.tensor([1.0, 0.203, 0.5, 0.998]).double(), torch.tensor([0.3, 0.2, 0.2, 0.997]).double()
+    with torch.no_grad():
+        found = time_difference(spy, x_t[:4], t, r, cond[:4], velocity[:4])
+    assert all(bool((time <= 1).all() and (time >= r).all()) for time in asked)
+    torch.testing.assert_close(asked[0] - asked[1], torch.tensor([0.005, 0.008, 0.01, 0.003]).double())
+    near = time_derivative(net, x_t[:4], t, r, cond[:4], velocity[:4])
+    assert float((found - near).norm() / near.norm()) < 1e-2
+
+
+def test_correction_can_take_the_quotient_and_has_nothing_to_divide_by_where_times_agree() -> None:
+    torch.manual_seed(0)
+    net = ResidualMLP(action_dim=2, horizon=4, cond_dim=1, width=32).double()
+    x_t, velocity, t, r = _batch(torch.zeros(64, 4, 2).double(), 0.25)
+    exact, near = (
+        meanflow_correction(net, x_t, t, r, COND, velocity, num_equal=16, derivative=kind)
+        for kind in ("jvp", "difference")
+    )
+    assert not torch.equal(exact, near) and float((exact - near).norm() / exact.norm()) < 1e-2
+    same = time_derivative(net, x_t, t, t, COND, velocity, derivative="difference")
+    assert bool(same.isfinite().all())

@@ -1,4 +1,4 @@
-"""The contract every head meets, and what is special to each."""
+"""The contract for options that no yaml file sets (those are in test_contract.py), and what is special to a head."""
 
 import inspect
 import warnings
@@ -12,14 +12,20 @@ from flowpolicy.flow.losses import DISPERSIVE_KINDS
 from flowpolicy.flow.path import expand
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import num_equal_times, time_grid
+from flowpolicy.heads.alpha_flow import AlphaFlowHead
 from flowpolicy.heads.base import Head
 from flowpolicy.heads.consistency import ConsistencyHead
 from flowpolicy.heads.diffusion import DiffusionHead
+from flowpolicy.heads.direction import DirectionAlignment
 from flowpolicy.heads.dispersive import DispersiveRegularizer
+from flowpolicy.heads.drift import DriftHead
 from flowpolicy.heads.flow_matching import FlowMatchingHead
 from flowpolicy.heads.guidance import Guidance
+from flowpolicy.heads.imf_dual import DualMeanFlowHead
+from flowpolicy.heads.iterative_regression import IterativeRegressionHead
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.heads.regression import RegressionHead
+from flowpolicy.heads.shortcut import ShortcutHead
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.seeding import stream
@@ -32,6 +38,11 @@ HEADS = {
     "guided": partial(MeanFlowHead, guidance=partial(Guidance, cond_dropout=0.3)),
     "guided_interval_imf": partial(MeanFlowHead, objective="imf", guidance=partial(Guidance, kappa=0.5, t_end=0.7)),
     "guided_as_released": partial(MeanFlowHead, guidance=partial(Guidance, kappa=-1.0, cond_dropout=0.0)),
+    "omp_by_differences": partial(MeanFlowHead, direction=DirectionAlignment(decay=True), derivative="difference"),
+    "imf_dual_u": partial(DualMeanFlowHead, parameterization="u"),
+    "shortcut_u": partial(ShortcutHead, parameterization="u"),
+    "alpha_flow_u": partial(AlphaFlowHead, parameterization="u"),
+    "drift_after_squared_error": partial(DriftHead, mse_until=0.5),
     "flow_matching_x": FlowMatchingHead,
     "flow_matching_u": partial(FlowMatchingHead, parameterization="u"),
     "diffusion_sample": DiffusionHead,
@@ -195,7 +206,21 @@ def test_meanflow_without_equal_times_warns() -> None:
 
 @pytest.mark.parametrize(
     "build",
-    [MeanFlowHead, FlowMatchingHead, DiffusionHead, ConsistencyHead, RegressionHead, DispersiveRegularizer, Guidance],
+    [
+        MeanFlowHead,
+        FlowMatchingHead,
+        DiffusionHead,
+        ConsistencyHead,
+        RegressionHead,
+        DispersiveRegularizer,
+        Guidance,
+        AlphaFlowHead,
+        DriftHead,
+        DualMeanFlowHead,
+        IterativeRegressionHead,
+        ShortcutHead,
+        DirectionAlignment,
+    ],
 )
 def test_no_constructor_swallows_unknown_words(build: type) -> None:
     kinds = {parameter.kind for parameter in inspect.signature(build).parameters.values()}

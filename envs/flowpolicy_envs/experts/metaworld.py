@@ -89,9 +89,13 @@ class ScriptedExpert:
                 clipped = np.clip(script(self._env.raw_obs.copy()), -1.0, 1.0).astype(np.float32)
                 seen.append(obs)
                 action.append(clipped)
-                obs, step_reward, success, _, _ = self._env.step(clipped)
+                obs, step_reward, _, _, info = self._env.step(clipped)
+                if "outcome" in info:
+                    raise ValueError(
+                        f"seed {seed}, step {len(action)}: {info['outcome']}; widen task.view.crop_low and crop_high"
+                    )
                 reward.append(step_reward)
-                if success and success_at is None:
+                if info["success"] and success_at is None:
                     success_at = len(action)
         stacked = {key: np.stack([o[key] for o in seen]) for key in seen[0]}
         return Episode(stacked, np.stack(action), np.asarray(reward, np.float32), success_at is not None, seed)

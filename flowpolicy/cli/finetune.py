@@ -1,0 +1,73 @@
+"""flowpolicy finetune: reinforcement learning with PPO. A policy that half works in, a better one out.
+
+  flowpolicy finetune checkpoint=runs/push out=runs/push_rl
+  flowpolicy finetune checkpoint=runs/push experiment=rl_metaworld sampler=renoise out=runs/push_rl
+  flowpolicy finetune checkpoint=runs/reach experiment=rl_toy loop.iterations=30 out=runs/reach_rl
+
+  checkpoint=DIR     run folder or checkpoint folder of `flowpolicy train` (required); its task is the default
+  task=… task.id=…   another task with the same embodiment; single keys too: task.max_episode_steps=100
+  sampler=flow_noise|renoise|flow_sde|langevin   how it explores; any number of it: sampler.std_max=0.3
+  reward.env=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per control step
+  envs=32   workers=2        simulators, and the processes that they share
+  loop.iterations  loop.decisions  loop.eval_every  loop.checkpoint_every   ppo.actor_lr  ppo.clip_high  ppo.bc_weight …
+  actor.rows=auto|executed|all   actor.log_prob_reduction=sum|mean   actor.freeze_encoder=false
+  eval.episodes=50  eval.start_seed=50000      noise-free evaluations, which choose `best`
+  preflight.episodes=50  preflight.min_success=0.03   before: ratio, gradients, success with noise; 0 episodes: none
+  receipt.episodes=100  receipt.start_seed=100000     after: before and after on unseen seeds, receipt.html; 0: none
+  out=DIR (default runs/<task>/<id>_rl/<time>)   seed=0   device=auto   threads=1   wandb.enabled=false
+  resume=true    go on from the newest checkpoint of out=DIR, bit for bit where workers=1
+  debug=true     every stage in seconds
+  trusted=[]     your own packages whose encoders, nets or heads the checkpoint names: it may run their code
+The policy that comes out has no noise and no critic: `flowpolicy evaluate` and `deploy` take it like any other.
+"""
+
+import hashlib
+import json
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from flowpolicy.checkpoint import read_config
+from flowpolicy.cli import config
+from flowpolicy.cli.tasks import own_task, with_task, without_task
+from flowpolicy.files import claim_folder
+from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
+from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
+
+
+def main(argv: list[str]) -> int:
+    """Fine-tune, print where everything lies."""
+    about = config.plain(config.load("finetune", without_task(argv)))
+    cfg = config.load("finetune", with_task(argv, own_task(read_config(about["checkpoint"]))))
+    facts = config.plain(cfg)
+    settings = FinetuneSettings.from_dict(facts)
+    settings = shortened(settings) if cfg.debug else settings
+    torch.set_num_threads(cfg.threads)
+    device = config.pick_device(cfg.device)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    default = Path("runs", cfg.task.name, f"{cfg.task.id}_rl", stamp)
+    out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
+
+    def start() -> Tracker:
+        trackers: list[Tracker] = []
+        run_id = wandb_run(out) if cfg.resume else None
+        if cfg.wandb.enabled:  # first: it may be missing
+            trackers.append(wandb := WandbTracker(out, project=cfg.wandb.project, config=facts, run_id=run_id))
+            run_id = wandb.run_id
+        config.save(cfg, argv, out)
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        write_run_record(
+            out, argv=["finetune", *argv], config_hash=digest, seeds={"seed": cfg.seed}, device=str(device),
+            dataset_hash=None, wandb_run_id=run_id,
+        )  # fmt: skip
+        return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
+
+    last = finetune(
+        cfg.checkpoint, config.instantiate(cfg.task.env), config.instantiate(cfg.sampler), out=out, settings=settings,
+        facts={"task": facts["task"], "finetune": {"checkpoint": str(cfg.checkpoint), "sampler": facts["sampler"]}},
+        start=start, seed=cfg.seed, device=device, trusted_modules=facts["trusted"], resume=cfg.resume,
+    )  # fmt: skip
+    print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {last}\nrun         {out}")
+    print(f"next        flowpolicy evaluate checkpoint={out} num_steps={read_config(last)['num_steps']}")
+    return 0

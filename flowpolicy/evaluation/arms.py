@@ -1,0 +1,230 @@
+"""An arm of a comparison: one policy at one number of steps, and the episodes it has run."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from flowpolicy.checkpoint import load_policy
+from flowpolicy.embodiment import require_match
+from flowpolicy.evaluation.evaluate import Task, check_steps, describe
+from flowpolicy.evaluation.folders import read_json, read_lines, short_names
+from flowpolicy.evaluation.rows import FACTS, episode_row, weights_digest
+from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
+
+_EYES = ("obs", "view")  # of an environment's settings: what the policy sees, which may differ from arm to arm
+
+
+@final
+@dataclass(frozen=True)
+class Arm:
+    """A policy to roll out, or episodes recorded earlier.
+
+    name: for people, one of its own per arm.   folder: where its results.jsonl lies, or will.
+    checkpoint, task: None for recorded episodes, to which none is added.
+    conditions: JSON-ready settings of its environment, apart from the seed.
+    """
+
+    name: str
+    num_steps: int
+    folder: Path
+    checkpoint: Path | None = None
+    task: Task | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """What each of its lines in results.jsonl says beside the seed's outcome."""
+        assert self.task is not None
+        values = (self.task.name, self.task.id, str(self.checkpoint), self.num_steps)
+        return dict(zip(FACTS, values, strict=True))
+
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """Seed -> line, of every finished episode. Raises ValueError for a line of another policy."""
+        rows = {row["seed"]: row for row in read_lines(self.folder / "results.jsonl")}
+        for row in rows.values() if self.task is not None else ():
+            if self.facts() != {key: row[key] for key in FACTS}:
+                raise ValueError(f"{self.folder / 'results.jsonl'} has episodes of {row['checkpoint']} at "
+                                 f"num_steps={row['num_steps']} on {row['task_id']}; choose another out=")  # fmt: skip
+        return rows
+
+
+@final
+@dataclass(frozen=True)
+class ArmResult:
+    """The episodes of an arm that count, in seed order, and what is known about its speed.
+
+    summary: as in summary.json; {} where there is none.
+    """
+
+    name: str
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations per chunk."""
+        return self.rows[0]["num_steps"]
+
+    @property
+    def n(self) -> int:
+        """Episodes."""
+        return len(self.rows)
+
+    @property
+    def successes(self) -> int:
+        """Episodes with success at any time."""
+        return sum(row["success_once"] for row in self.rows)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's, 95 %."""
+        return wilson_interval(self.successes, self.n)
+
+    @property
+    def latency_ms(self) -> dict[str, float] | None:
+        """p50, p95, p99 of one prediction, where it was measured."""
+        return self.summary.get("latency_ms")
+
+    @property
+    def failures(self) -> str:
+        """ "3 timeout, 1 collision"."""
+        reasons = Counter(row["failure"] for row in self.rows if row["failure"])
+        return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "–"
+
+    def outcomes(self) -> dict[int, bool]:
+        """Seed -> success."""
+        return {row["seed"]: bool(row["success_once"]) for row in self.rows}
+
+
+def arm_names(places: Sequence[Path], num_steps: Sequence[int], *, labels: Sequence[str] = (),
+              task_ids: Sequence[str] = ()) -> list[str]:  # fmt: skip
+    """A name per arm: as little of its path as tells it apart, and its number of steps unless all have the same.
+
+    places: the folder that was named for each arm.   labels: instead of paths, one per place in order of appearance.
+    task_ids: per arm; folders of that name say nothing that the task does not.
+    """
+    folders = list(dict.fromkeys(place.absolute() for place in places))
+    if labels and len(labels) != len(folders):
+        raise ValueError(f"names: wanted one for each of the {len(folders)} folders, got {', '.join(labels)}")
+    short = dict(zip(folders, labels, strict=True)) if labels else short_names(folders)
+    names = []
+    for i, (place, steps) in enumerate(zip(places, num_steps, strict=True)):
+        parts = short[place.absolute()].split("/")
+        own = [part for part in parts if part not in task_ids[i : i + 1]] or parts
+        counted = f" · {steps} step{'' if steps == 1 else 's'}" if len(set(num_steps)) > 1 else ""
+        names.append("/".join(own) + counted)
+    return names
+
+
+def recorded_arm(name: str, folder: Path) -> Arm:
+    """The arm of an evaluation folder. Raises ValueError when its results.jsonl is empty or of several policies."""
+    policies = {tuple(row.get(key) for key in FACTS) for row in read_lines(folder / "results.jsonl")}
+    if len(policies) != 1:
+        found = f"{len(policies)} of them" if policies else "no episode"
+        raise ValueError(f"{folder / 'results.jsonl'}: wanted episodes of one policy on one task, got {found}; "
+                         "pass a folder of `flowpolicy evaluate`")  # fmt: skip
+    return Arm(name, int(policies.pop()[FACTS.index("num_steps")] or 0), folder)
+
+
+def require_comparable(arms: Sequence[Arm]) -> None:
+    """Raise ValueError unless there are two arms or more, with names of their own, all on the same task."""
+    if len(arms) < 2:
+        raise ValueError(f"wanted at least two arms, got {len(arms)}; pass DIR DIR, or DIR num_steps=[1,4]")
+    if twice := [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is there twice; name every policy and num_steps once, or tell folders of one "
+                         "name apart by names=[…]")  # fmt: skip
+    seen = {arm.name: _task_of(arm) for arm in arms}
+    first = arms[0].name
+    for name, task in seen.items():
+        if task != seen[first]:
+            raise ValueError(f"{first} is on {seen[first]}, {name} on {task}; pass task=… task.id=… for all")
+    settings = {a.name: {k: v for k, v in a.conditions.items() if k not in _EYES} for a in arms if a.task is not None}
+    for name, own in settings.items():
+        other = next(iter(settings.values()))
+        if own != other:
+            key = next(key for key in {**own, **other} if own.get(key) != other.get(key))
+            raise ValueError(f"{next(iter(settings))} is evaluated with {key}={other.get(key)}, {name} with "
+                             f"{key}={own.get(key)}; pass task.{key}=… for all")  # fmt: skip
+
+
+def asked_of(arm: Arm) -> dict[str, Any]:
+    """What decides the outcomes of an arm that is rolled out; a rerun must ask for the same."""
+    assert arm.checkpoint is not None
+    return arm.facts() | {"settings": dict(arm.conditions), "weights": weights_digest(arm.checkpoint)[:16]}
+
+
+def _task_of(arm: Arm) -> str:
+    if arm.task is not None:
+        return f"{arm.task.name} {arm.task.id}"
+    row = next(iter(arm.rows().values()))
+    return f"{row['task']} {row['task_id']}"
+
+
+@final
+class Rollouts:
+    """Policies and simulators of arms, made when they are first needed; close it after use.
+
+    envs: parallel simulators per kind of environment; the results do not depend on it.
+    """
+
+    def __init__(self, *, envs: int, device: torch.device | str, trusted_modules: Sequence[str] = ()) -> None:
+        self._num_envs, self._device, self._trusted = envs, device, trusted_modules
+        self._policies: dict[str, FlowPolicy] = {}
+        self._envs: dict[str, VectorEnv] = {}
+
+    def open(self, arms: Sequence[Arm]) -> None:
+        """Load and check everything, so that nothing fails between two episodes; what is open stays as it is.
+
+        Raises ValueError when a policy and its environment disagree, or a head does not take that many steps.
+        """
+        for arm in arms:
+            policy = self.policy(arm)
+            check_steps(policy, [arm.num_steps])
+            assert arm.task is not None
+            if (key := _simulator(arm)) not in self._envs:
+                self._envs[key] = make_vector_env(arm.task.make_env, self._num_envs)
+            require_match(policy.embodiment, self._envs[key].embodiment, what=f"{arm.name} and task")
+
+    def policy(self, arm: Arm) -> FlowPolicy:
+        """The arm's, loaded once."""
+        assert arm.checkpoint is not None
+        if (key := str(arm.checkpoint)) not in self._policies:
+            self._policies[key] = load_policy(arm.checkpoint, device=self._device, trusted_modules=self._trusted)
+        return self._policies[key]
+
+    def roll(self, arm: Arm, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """Run these episodes; their lines for results.jsonl."""
+        self.open([arm])
+        facts, env = arm.facts(), self._envs[_simulator(arm)]
+        return [episode_row(facts, one) for one in run_episodes(self.policy(arm), env, seeds, num_steps=arm.num_steps)]
+
+    def describe(self, arm: Arm, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The summary of the episodes that count, measured where summary.json does not hold it already."""
+        found = read_json(arm.folder / "summary.json") or {}
+        if arm.task is None or (found.get("n"), found.get("start_seed")) == (len(rows), rows[0]["seed"]):
+            return found
+        self.open([arm])
+        return describe(self.policy(arm), self._envs[_simulator(arm)], rows, out=arm.folder)
+
+    def keep(self, arm: Arm | None) -> None:
+        """Give up all policies and simulators but those of `arm`."""
+        for key in [key for key in self._envs if arm is None or key != _simulator(arm)]:
+            self._envs.pop(key).close()
+        self._policies = {k: policy for k, policy in self._policies.items() if arm and k == str(arm.checkpoint)}
+
+    def close(self) -> None:
+        """End the simulators."""
+        self.keep(None)
+
+
+def _simulator(arm: Arm) -> str:
+    """The same text for arms that can take turns in one simulator."""
+    assert arm.task is not None
+    return json.dumps([arm.task.name, arm.task.id, dict(arm.conditions)], sort_keys=True)

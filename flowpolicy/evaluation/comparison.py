@@ -1,0 +1,88 @@
+"""What a comparison found: the arms, every pair's verdict, the gate; as data and as text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from flowpolicy.evaluation.arms import ArmResult
+from flowpolicy.evaluation.pairs import Gate, Pair, Requirement, compare_pairs, explain, judge
+from flowpolicy.tracking import versions
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """What was found, as in compare.json.
+
+    looks: numbers of episodes at which a test for one look was made in this folder; empty when sequential.
+    """
+
+    task: str
+    task_id: str
+    arms: list[ArmResult]
+    pairs: list[Pair]
+    alpha: float
+    sequential: bool
+    looks: list[int]
+    gate: Gate | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready containers."""
+        arms = []
+        for arm in self.arms:
+            low, high = arm.interval
+            arms.append({
+                "name": arm.name, "checkpoint": arm.rows[0]["checkpoint"], "num_steps": arm.num_steps, "n": arm.n,
+                "success_once": arm.successes / arm.n, "ci_low": low, "ci_high": high, "latency_ms": arm.latency_ms,
+                "policy_params": arm.summary.get("policy_params"),
+            })  # fmt: skip
+        pairs = [
+            {"a": pair.name_a, "b": pair.name_b, "successes": [pair.a[0], pair.b[0]], "n": [pair.a[1], pair.b[1]],
+             "counts": pair.counts and pair.counts._asdict(), "difference": pair.difference, "ci_low": pair.low,
+             "ci_high": pair.high, "test": pair.test, "p": pair.p, "p_holm": pair.p_holm, "winner": pair.winner or None,
+             "further_episodes": pair.further, "sentence": pair.sentence}
+            for pair in self.pairs
+        ]  # fmt: skip
+        facts = {"task": self.task, "task_id": self.task_id, "alpha": self.alpha, "sequential": self.sequential}
+        return facts | {
+            "looks": self.looks, "arms": arms, "pairs": pairs, "gate": self.gate and self.gate._asdict(),
+            "versions": versions(),
+        }  # fmt: skip
+
+
+def conclude(results: Sequence[ArmResult], *, alpha: float = 0.05, sequential: bool = False,
+             require: Requirement | None = None, margin: float = 0.05, looks: Sequence[int] = ()
+             ) -> Comparison:  # fmt: skip
+    """Test the pairs of the episodes there are, and hold the first arm to `require`.
+
+    looks: numbers of episodes tested so far in this folder, these included.
+    """
+    outcomes = {result.name: result.outcomes() for result in results}
+    tested = compare_pairs(outcomes, alpha=alpha, sequential=sequential) if len(results) > 1 else []
+    pairs = explain(tested, alpha=alpha)
+    gate = judge(pairs, results[0].name, require, margin=margin) if require else None
+    first = results[0].rows[0]
+    return Comparison(first["task"], first["task_id"], list(results), pairs, alpha, sequential, list(looks), gate)
+
+
+def peeking(comparison: Comparison) -> str:
+    """A warning where a test for one look was made several times; else empty."""
+    if len(comparison.looks) < 2:
+        return ""
+    numbers = ", ".join(map(str, comparison.looks[:-1]))
+    return (f"This folder was tested before, at {numbers} episodes, by a test for one look: differences are called "
+            f"in more than {comparison.alpha:.0%} of equal pairs. sequential=true may look at any time.")  # fmt: skip
+
+
+def format_comparison(comparison: Comparison) -> str:
+    """Arms with intervals and latency, a sentence per pair, the gate; for a terminal."""
+    width = max([3, *(len(arm.name) for arm in comparison.arms)])
+    lines = [f"{'arm':<{width}}  steps     n  success  95 % interval   p50 ms"]
+    for arm in comparison.arms:
+        (low, high), latency = arm.interval, arm.latency_ms
+        p50 = f"{latency['p50']:.3f}" if latency else "–"
+        lines.append(f"{arm.name:<{width}}{arm.num_steps:7d}{arm.n:6d}{arm.successes / arm.n:9.3f}  "
+                     f"{low:.3f} - {high:.3f}{p50:>9}")  # fmt: skip
+    lines += [pair.sentence for pair in comparison.pairs]
+    lines += [warning] if (warning := peeking(comparison)) else []
+    return "\n".join([*lines, *([comparison.gate.reason] if comparison.gate else [])])

@@ -1,0 +1,65 @@
+"""The page of a sweep: one table of everything, then each task's comparison; and the table as text."""
+
+from collections.abc import Sequence
+
+from flowpolicy.evaluation.arms import ArmResult
+from flowpolicy.evaluation.compare_page import comparison_sections, origin_section, page_footer
+from flowpolicy.evaluation.comparison import Comparison
+from flowpolicy.evaluation.page import Section, page, table
+
+
+def sweep_page(comparisons: Sequence[Comparison], *, title: str = "") -> str:
+    """The whole document: comparisons, one per task."""
+    episodes = sum(arm.n for one in comparisons for arm in one.arms)
+    arms, several = list(_by_name(comparisons)), len(comparisons) > 1
+    sections = [_overview(comparisons)]
+    for one in comparisons:
+        sections += comparison_sections(one, task=one.task_id if several else "")
+    return page(
+        title or "Sweep: " + ", ".join(f"{one.task} {one.task_id}" for one in comparisons),
+        subtitle=f"{len(arms)} arm{'s' * (len(arms) > 1)} · {len(comparisons)} task{'s' * several} · "
+        f"{episodes} episodes",
+        head="", sections=[*sections, origin_section(comparisons)], footer=page_footer(),
+    )  # fmt: skip
+
+
+def format_sweep(comparisons: Sequence[Comparison]) -> str:
+    """The table of the page, for a terminal."""
+    header, rows = _cells(comparisons)
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in [header, *rows])  # fmt: skip
+
+
+def _overview(comparisons: Sequence[Comparison]) -> Section:
+    header, rows = _cells(comparisons)
+    lead = "Success with its 95 % Wilson interval. The mean is over the tasks of an arm that has run all of them."
+    return Section("All of it", table(header, rows, text_columns=len(header)), lead)
+
+
+def _cells(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: arm, steps, p50, a column per task, the mean where there are several tasks."""
+    rows = []
+    for name, found in _by_name(comparisons).items():
+        some = next(arm for arm in found if arm is not None)
+        latency = [arm.latency_ms["p50"] for arm in found if arm is not None and arm.latency_ms]
+        row = [name, str(some.num_steps), f"{max(latency):.2f}" if latency else "–", *map(_cell, found)]
+        if len(comparisons) > 1:
+            rates = [arm.successes / arm.n for arm in found if arm is not None]
+            row.append(f"{sum(rates) / len(rates):.3f}" if len(rates) == len(found) else "–")
+        rows.append(row)
+    mean = ["mean"] if len(comparisons) > 1 else []
+    return ["arm", "steps", "p50 ms", *(one.task_id for one in comparisons), *mean], rows
+
+
+def _cell(arm: ArmResult | None) -> str:
+    if arm is None:
+        return "–"
+    low, high = arm.interval
+    return f"{arm.successes / arm.n:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _by_name(comparisons: Sequence[Comparison]) -> dict[str, list[ArmResult | None]]:
+    """Arm's name -> its result per task, None where it has not run one."""
+    names = dict.fromkeys(arm.name for one in comparisons for arm in one.arms)
+    return {name: [next((arm for arm in one.arms if arm.name == name), None) for one in comparisons] for name in names}

@@ -1,0 +1,37 @@
+"""OMP's addition to MeanFlow: the average velocity shall point the way that the sampled path does."""
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.flow.losses import direction_loss
+
+
+@final
+class DirectionAlignment(nn.Module):
+    """weight * mean of `direction_loss`(u, noise - action).
+
+    The velocity of one sampled path is where the average velocity points on average only for r = t; for r < t the term
+    is biased wherever the flow bends, and it minimises a mean direction, not the direction of a mean.
+    weight: 0.1 (the paper's is not known).   decay: True lets the weight fall linearly to 0 over training.
+    Source: OMP (arXiv 2512.19347, ICML 2026): 82.3 instead of 78.9 on Adroit and Meta-World.
+    """
+
+    progress: Tensor
+
+    def __init__(self, *, weight: float = 0.1, decay: bool = False) -> None:
+        super().__init__()
+        if weight < 0.0:
+            raise ValueError(f"direction: weight must be at least 0, got {weight}")
+        self.weight, self.decay = weight, decay
+        self.register_buffer("progress", torch.zeros(()))
+
+    def forward(self, u: Tensor, path_velocity: Tensor, mask: Tensor) -> Tensor:
+        """The weighted term, a scalar.   u, path_velocity: (B, H, A).   mask: (B, H)."""
+        weight = self.weight * (1.0 - self.progress) if self.decay else self.weight
+        return weight * direction_loss(u, path_velocity, mask).mean()
+
+    def after_step(self, progress: float) -> None:
+        """Note the share of training done."""
+        self.progress.fill_(progress)

@@ -1,0 +1,86 @@
+"""Shortcut head: a long jump must equal two jumps of half its length; the shortest ones are flow matching."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+from flowpolicy.flow.losses import masked_mean_square
+from flowpolicy.flow.path import expand, interpolate
+from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
+from flowpolicy.nets.base import VelocityNet
+from flowpolicy.types import LossOutput
+
+
+@final
+class ShortcutHead(Head):
+    """u(x_t, t, t - d) for jumps d = 1, 1/2, 1/4, ...; sample with num_steps a power of 2.
+
+    On a share of the rows u over [t - d, t] is regressed on the mean of the two half jumps' u, a constant, with t on
+    the grid of multiples of d, where sampling asks; on the others u(x_t, t, t) on noise - action.
+    halvings: d is 2^-m with m uniform in 0 ... halvings - 1; 7 gives the paper's 128 shortest jumps. The halves of the
+      shortest d have d / 2 = 0 for their length: below it the field counts as straight, and nothing else trains it.
+    consistency_share: 0.25 in the paper.   The times of the other rows are uniform on [0, 1].
+    parameterization: "u" or "x", as in `MeanFlowHead`.
+    Source: Frans et al. 2025, "One Step Diffusion via Shortcut Models", algorithm 1, where t = 1 - ours and the half
+    jumps come from averaged weights; here they come from the weights themselves.
+    """
+
+    has_velocity = True
+
+    def __init__(
+        self,
+        net: VelocityNet,
+        *,
+        parameterization: Parameterization = "x",
+        consistency_share: float = 0.25,
+        halvings: int = 7,
+        t_min: float = 0.05,
+    ) -> None:
+        super().__init__()
+        check_parameterization(parameterization)
+        if not 0.0 < consistency_share < 1.0 or halvings < 1:
+            raise ValueError(
+                f"wanted consistency_share in (0, 1) and halvings >= 1, got {consistency_share=}, {halvings=}"
+            )
+        self.net, self.t_min = net, t_min
+        self.parameterization: Parameterization = parameterization
+        self.consistency_share, self.halvings = consistency_share, halvings
+
+    def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
+        """See `Head`."""
+        return to_velocity(self.net(x_t, t, r, cond), x_t, t, self.parameterization, t_min=self.t_min)
+
+    def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
+        """See `Head`. Metrics: loss_velocity and loss_consistency, the two kinds of rows."""
+        batch = action.shape[0]
+        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        num_jumps = max(1, min(batch - 1, round(batch * self.consistency_share)))  # the rows in front
+        t, length = self._times(batch, num_jumps, generator)
+        x_t, target = interpolate(action, noise, t)
+        target = target.clone()
+        target[:num_jumps] = self._two_halves(x_t[:num_jumps], t[:num_jumps], length[:num_jumps], cond[:num_jumps])
+        u = self.velocity(x_t, t, t - length, cond)
+        error = masked_mean_square(u.to(action.dtype) - target, mask)
+        metrics = {"loss_velocity": error[num_jumps:].mean(), "loss_consistency": error[:num_jumps].mean()}
+        return LossOutput(error.mean(), {name: value.detach() for name, value in metrics.items()})
+
+    def _times(self, batch: int, num_jumps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(B,) flow times and jump lengths; the jumps first, then rows of length 0."""
+        device = generator.device
+        halving = torch.randint(self.halvings, (num_jumps,), generator=generator, device=device)
+        length = 0.5**halving
+        uniform = torch.rand(batch, generator=generator, device=device)
+        grid = (uniform[:num_jumps] / length).floor() + 1.0  # 1 ... 1 / length
+        t = torch.cat([grid * length, uniform[num_jumps:]])
+        return t, torch.cat([length, torch.zeros(batch - num_jumps, device=device)])
+
+    @torch.no_grad()
+    def _two_halves(self, x_t: Tensor, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
+        """Mean velocity of the two half jumps, (B, H, A); float32, so that they can differ by little."""
+        with torch.autocast(x_t.device.type, enabled=False):
+            half = length / 2.0
+            asked = torch.where(length > 0.5 ** (self.halvings - 1), half, 0.0)
+            first = self.velocity(x_t, t, t - asked, cond)
+            x_mid, mid = x_t - expand(half, x_t) * first, t - half
+            return (first + self.velocity(x_mid, mid, mid - asked, cond)) / 2.0

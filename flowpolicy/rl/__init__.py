@@ -1,0 +1,1 @@
+"""Reinforcement learning of flow policies: one decision is one chunk."""

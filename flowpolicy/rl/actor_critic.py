@@ -1,0 +1,158 @@
+"""Actor and critic: a policy whose chunks are sampled with a known density, and a value for what it sees."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from flowpolicy.nets.value import ValueMLP
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.samplers.base import (
+    Chain,
+    StochasticSampler,
+    chain_log_prob,
+    require_choice,
+    require_support,
+    sample_chain,
+)
+from flowpolicy.types import Observation
+
+Rows = Literal["auto", "executed", "all"]
+Reduction = Literal["sum", "mean"]
+_FEATURES = "features"
+
+
+class Decision(NamedTuple):
+    """What N environments are told, and what is stored of it.
+
+    chunk: (N, Ta, A), robot units.   stored: what `features` takes back.   log_prob, value: (N,).
+    saturated: share of executed entries beyond the demonstrated range.
+    """
+
+    chunk: Tensor
+    stored: Observation
+    chain: Chain
+    log_prob: Tensor
+    value: Tensor
+    saturated: Tensor
+
+
+class Score(NamedTuple):
+    """Of stored decisions under the present weights. log_prob: (B,).   entropy, std: scalars, means over the entries
+    that count; the std is detached."""
+
+    log_prob: Tensor
+    entropy: Tensor
+    std: Tensor
+
+
+@final
+class ActorCritic(nn.Module):
+    """The policy, the sampler that explores around it, the critic, and a frozen copy of the policy as it came.
+
+    The whole stays in evaluation mode: dropout or batch statistics would make every ratio noise.
+    rows: which rows of a chunk count in a density. "executed": those that run; exact for the last flow step, where
+      rows are independent. "all": every one; earlier steps' rows reach the executed ones through the net. "auto": each
+      where it is right.
+    log_prob_reduction: "sum" is the density. "mean" divides its logarithm by the number N of entries, so that a clip
+      at e acts like one at e N on the true ratio (DBPO, ReinFlow).
+    freeze_encoder: train the head alone; the rollout then stores features, not observations.
+    """
+
+    def __init__(
+        self,
+        policy: FlowPolicy,
+        sampler: StochasticSampler | Callable[..., StochasticSampler],
+        *,
+        critic_width: int = 256,
+        critic_depth: int = 3,
+        rows: Rows = "auto",
+        log_prob_reduction: Reduction = "sum",
+        freeze_encoder: bool = False,
+    ) -> None:
+        super().__init__()
+        require_choice("rows", rows, Rows)
+        require_choice("log_prob_reduction", log_prob_reduction, Reduction)
+        shape = {"action_dim": policy.embodiment.action_dim, "horizon": policy.horizon}
+        cond_dim = policy.encoder.feature_dim
+        self.policy = policy.requires_grad_(True)
+        if not isinstance(sampler, StochasticSampler):
+            sampler = sampler(**shape, cond_dim=cond_dim)
+        require_support(sampler, policy.head)
+        self.sampler = sampler
+        self.critic = ValueMLP(cond_dim, width=critic_width, depth=critic_depth)
+        self.reference = copy.deepcopy(policy).requires_grad_(False)
+        self.rows, self.log_prob_reduction = rows, log_prob_reduction
+        self.frozen = freeze_encoder or not any(True for _ in policy.encoder.parameters())
+        if self.frozen:
+            policy.encoder.requires_grad_(False)
+        for normalizer in (policy.obs_normalizer, policy.action_normalizer):
+            normalizer.requires_grad_(False)
+        self.to(policy.action_low.device).eval()
+
+    def actor_parameters(self) -> Iterator[nn.Parameter]:
+        """What the actor's optimiser moves: the policy's trainable parts and the sampler's."""
+        for module in (self.policy, self.sampler):
+            yield from (parameter for parameter in module.parameters() if parameter.requires_grad)
+
+    @torch.no_grad()
+    def act(self, obs: Observation, generator: torch.Generator) -> Decision:
+        """Sample a chunk for each of N observations, key -> (N, To, ...)."""
+        obs = {key: obs[key].to(self.policy.action_low.device) for key in self.policy.obs_keys}
+        cond = self.policy.encode(obs)
+        shape = (len(cond), self.policy.horizon, self.policy.embodiment.action_dim)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+        chain = sample_chain(self.sampler, self.policy.head.velocity, noise, cond, generator)
+        low, high = self.policy.chunk_low, self.policy.chunk_high
+        action = chain.action.clamp(low, high)  # part of the environment: the density is of the unclamped chunk
+        beyond = (chain.action != action)[:, self._executed()]
+        stored = {_FEATURES: cond} if self.frozen else obs
+        log_prob = self._reduce(chain.log_prob, chain.step)
+        chunk = self.policy.decode(action, obs)
+        return Decision(chunk, stored, chain, log_prob, self.critic(cond), beyond.float().mean())
+
+    @torch.no_grad()
+    def value(self, obs: Observation) -> Tensor:
+        """Value of raw observations, (N,)."""
+        obs = {key: obs[key].to(self.policy.action_low.device) for key in self.policy.obs_keys}
+        return self.critic(self.policy.encode(obs))
+
+    def features(self, stored: Observation) -> Tensor:
+        """Condition (B, D) of stored decisions, with the encoder's gradients where it is trained."""
+        return stored[_FEATURES] if self.frozen else self.policy.encode(stored)
+
+    def reference_features(self, stored: Observation) -> Tensor:
+        """The same as the reference sees it."""
+        return stored[_FEATURES] if self.frozen else self.reference.encode(stored)
+
+    def score(self, cond: Tensor, chain: Chain) -> Score:
+        """Score stored transitions, with gradients."""
+        scored = chain_log_prob(self.sampler, self.policy.head.velocity, chain, cond)
+        counted = self._counted(chain.step).expand(scored.log_prob.shape)
+        log_prob = self._reduce(scored.log_prob, chain.step)
+        return Score(log_prob, scored.entropy[counted].mean(), scored.std[counted].mean().detach())
+
+    def _reduce(self, log_prob: Tensor, step: Tensor) -> Tensor:
+        """(B, S, H, A) -> (B,)."""
+        counted = self._counted(step)
+        total = (log_prob * counted).sum((1, 2, 3))
+        if self.log_prob_reduction == "sum":
+            return total
+        return total / (counted.sum((1, 2, 3)) * log_prob.shape[-1])
+
+    def _counted(self, step: Tensor) -> Tensor:
+        """(B, S, H, 1) bool, which entries of the transitions `step` (B, S) count in the density."""
+        executed = torch.zeros(self.policy.horizon, dtype=torch.bool, device=step.device)
+        executed[self._executed()] = True
+        if self.rows == "auto":
+            interior = (step < self.sampler.num_steps - 1)[:, :, None]
+            return (interior | executed)[..., None]
+        return (executed if self.rows == "executed" else executed | True).expand(*step.shape, -1)[..., None]
+
+    def _executed(self) -> slice:
+        """Rows that reach the robot; with step-wise differences also those that they are summed from."""
+        start = self.policy.obs_horizon - 1
+        first = 0 if self.policy.representation.kind == "delta" else start
+        return slice(first, start + self.policy.action_horizon)

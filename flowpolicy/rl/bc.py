@@ -1,0 +1,49 @@
+"""Staying near the imitated policy: squared distances between the present policy and its frozen copy."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowpolicy.flow.path import interpolate
+from flowpolicy.flow.sample import sample_ode
+from flowpolicy.flow.times import time_grid
+from flowpolicy.policy import FlowPolicy
+
+Kind = Literal["paired", "velocity"]
+
+
+def bc_loss(
+    policy: FlowPolicy,
+    reference: FlowPolicy,
+    cond: Tensor,
+    reference_cond: Tensor,
+    *,
+    kind: Kind,
+    num_steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean over batch, rows and action entries of a squared difference at the same noise; a scalar.
+
+    "paired": of the chunks of `num_steps` noise-free steps; it bounds the squared Wasserstein-2 distance of the two
+      policies' actions from above.
+    "velocity": of the average velocities at random (r, t) on the paths to the reference's one-step chunks; it keeps
+      the inner maps and the diagonal in shape, which renoise and Langevin use.
+    cond, reference_cond: (B, D), as the two policies see the same observations.
+    Sources: Zhang et al. 2025 (ReinFlow, with one fixed noise); DBPO's anchor; π_RL.
+    """
+    shape = (len(cond), policy.horizon, policy.embodiment.action_dim)
+    noise = torch.randn(shape, generator=generator, device=generator.device)
+    head, frozen = policy.head, reference.head
+    if kind == "paired":
+        times = time_grid(num_steps)
+        with torch.no_grad():
+            wanted = sample_ode(frozen.velocity, noise, reference_cond, times)
+        return (sample_ode(head.velocity, noise, cond, times) - wanted).square().mean()
+    pair = torch.rand(2, len(cond), generator=generator, device=generator.device)
+    t, r = pair.amax(dim=0), pair.amin(dim=0)
+    with torch.no_grad():
+        action = sample_ode(frozen.velocity, noise, reference_cond, time_grid(1))
+        x_t, _ = interpolate(action, noise, t)
+        wanted = frozen.velocity(x_t, t, r, reference_cond)
+    return (head.velocity(x_t, t, r, cond) - wanted).square().mean()

@@ -1,0 +1,50 @@
+"""Rewards divided by the spread of the discounted return, so that one critic learning rate fits every task."""
+
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+@final
+class RewardScaler:
+    """Running: reward / std of the discounted sum since each episode's start; clipped, the mean is left alone.
+
+    gamma: that of training.   Source: Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients".
+    """
+
+    def __init__(self, num_envs: int, *, gamma: float, clip: float = 10.0) -> None:
+        self.gamma, self.clip = gamma, clip
+        self._return = torch.zeros(num_envs, dtype=torch.float64)
+        self._count, self._mean, self._square = 0.0, 0.0, 0.0  # Welford's, over all returns seen
+
+    def __call__(self, reward: Tensor, done: Tensor) -> Tensor:
+        """reward: (T, N).   done: (T, N), where an episode ends with that reward.   Returns (T, N) scaled."""
+        for step, ended in zip(reward.double().cpu(), done.cpu(), strict=True):
+            self._return = self.gamma * self._return + step
+            count = self._count + len(step)
+            shift = float(self._return.mean()) - self._mean
+            spread = float((self._return - self._return.mean()).square().sum())
+            self._square += spread + shift**2 * self._count * len(step) / count
+            self._mean += shift * len(step) / count
+            self._count = count
+            self._return = torch.where(ended, 0.0, self._return)
+        return (reward / self.std).clamp(-self.clip, self.clip)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns seen; 1 before there are any that differ."""
+        variance = self._square / self._count if self._count else 0.0
+        return variance**0.5 if variance > 1e-12 else 1.0
+
+    def restart(self) -> None:
+        """All environments begin new episodes."""
+        self._return.zero_()
+
+    def state(self) -> Tensor:
+        """(3,) float64: what a checkpoint keeps (the episodes begin anew when it is loaded)."""
+        return torch.tensor([self._count, self._mean, self._square], dtype=torch.float64)
+
+    def load(self, state: Tensor) -> None:
+        """Inverse of `state`."""
+        self._count, self._mean, self._square = state.tolist()

@@ -1,0 +1,70 @@
+"""What one iteration of fine-tuning has seen: T decisions of N environments."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowpolicy.samplers.base import Chain
+from flowpolicy.types import Observation
+
+
+class Minibatch(NamedTuple):
+    """B decisions, as in `Rollout`, with what `gae` makes of them."""
+
+    obs: Observation
+    chain: Chain
+    log_prob: Tensor
+    value: Tensor
+    advantage: Tensor
+    returns: Tensor
+
+
+class Rollout(NamedTuple):
+    """T decisions of N environments. All (T, N, ...).
+
+    obs: what the actor stores: observations, or condition features where the encoder is frozen.
+    chain: stochastic transitions.   log_prob, value: under the weights that drew them.
+    next_value: of the true successor.   reward: (T, N, Ta) per control step.   steps: control steps executed.
+    terminated, truncated, success: how each decision ended.   valid: False where nothing was decided.
+    """
+
+    obs: Observation
+    chain: Chain
+    log_prob: Tensor
+    value: Tensor
+    next_value: Tensor
+    reward: Tensor
+    steps: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    success: Tensor
+    valid: Tensor
+
+    @property
+    def done(self) -> Tensor:
+        return self.terminated | self.truncated
+
+
+def minibatches(
+    rollout: Rollout, advantage: Tensor, returns: Tensor, *, count: int, generator: torch.Generator
+) -> Iterator[Minibatch]:
+    """The valid decisions in `count` random parts of nearly the same size, each once.
+
+    advantage, returns: (T, N).   generator: on the CPU. Raises ValueError when there are fewer decisions than parts.
+    """
+    index = rollout.valid.flatten().nonzero().squeeze(1)
+    if len(index) < count:
+        raise ValueError(f"{len(index)} decisions do not fill {count} minibatches; lower ppo.minibatches")
+    order = index[torch.randperm(len(index), generator=generator).to(index.device)]
+
+    def pick(value: Tensor, rows: Tensor) -> Tensor:
+        return value.flatten(0, 1)[rows]
+
+    for rows in order.tensor_split(count):
+        yield Minibatch(
+            {key: pick(value, rows) for key, value in rollout.obs.items()},
+            Chain(*(pick(value, rows) for value in rollout.chain)),
+            *(pick(value, rows) for value in (rollout.log_prob, rollout.value, advantage, returns)),
+        )

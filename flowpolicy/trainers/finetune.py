@@ -1,0 +1,206 @@
+"""One fine-tuning run from a checkpoint to a better one: preflight, training, receipt."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint, save_policy
+from flowpolicy.embodiment import require_match
+from flowpolicy.files import atomic_directory
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
+from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
+from flowpolicy.samplers.base import StochasticSampler
+from flowpolicy.seeding import derive
+from flowpolicy.tracking import Tracker, write_json
+from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
+from flowpolicy.trainers.preflight import Preflight, run_preflight
+from flowpolicy.trainers.receipt import write_receipt
+from flowpolicy.trainers.run import SimulatorCheck
+from flowpolicy.trainers.state import Checkpoints
+
+
+@final
+@dataclass(frozen=True)
+class ActorSettings:
+    """See `ActorCritic`."""
+
+    critic_width: int = 256
+    critic_depth: int = 3
+    rows: Rows = "auto"
+    log_prob_reduction: Reduction = "sum"
+    freeze_encoder: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """All numbers of a run.
+
+    envs: simulators, in `workers` processes (1: this one).   eval_episodes, eval_seed: of the noise-free evaluations.
+    preflight_episodes, min_success: see `run_preflight`; 0 episodes skips it.
+    receipt_episodes, receipt_seed: see `write_receipt`; 0 episodes skips it.
+    """
+
+    envs: int = 32
+    workers: int = 2
+    reward: Reward = field(default_factory=Reward)
+    actor: ActorSettings = field(default_factory=ActorSettings)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    loop: LoopSettings = field(default_factory=LoopSettings)
+    eval_episodes: int = 50
+    eval_seed: int = 50_000
+    preflight_episodes: int = 50
+    min_success: float = 0.03
+    receipt_episodes: int = 100
+    receipt_seed: int = 100_000
+
+    @staticmethod
+    def from_dict(facts: dict[str, Any]) -> "FinetuneSettings":
+        """From the resolved config of `flowpolicy finetune`."""
+        evaluation, preflight, receipt = facts["eval"], facts["preflight"], facts["receipt"]
+        return FinetuneSettings(
+            envs=facts["envs"], workers=facts["workers"], reward=Reward(**facts["reward"]),
+            actor=ActorSettings(**facts["actor"]), ppo=PPOSettings(**facts["ppo"]), loop=LoopSettings(**facts["loop"]),
+            eval_episodes=evaluation["episodes"], eval_seed=evaluation["start_seed"],
+            preflight_episodes=preflight["episodes"], min_success=preflight["min_success"],
+            receipt_episodes=receipt["episodes"], receipt_seed=receipt["start_seed"],
+        )  # fmt: skip
+
+
+def finetune(
+    checkpoint: Path | str,
+    make_env: Callable[[], Any],
+    sampler: StochasticSampler | Callable[..., StochasticSampler],
+    *,
+    out: Path,
+    settings: FinetuneSettings,
+    facts: dict[str, Any],
+    start: Callable[[], Tracker],
+    seed: int,
+    device: torch.device | str = "cpu",
+    trusted_modules: Sequence[str] = (),
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> Path:
+    """Fine-tune and return the folder of the last checkpoint.
+
+    checkpoint: what to start from; copied to out/base, from which a resumed run reads it.
+    facts: JSON-ready, written into each checkpoint; a resumed run must have the same but for the length of the loop.
+    start: called once when all input has been found good; returns where the numbers go.
+    Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for another embodiment, a head
+    that the sampler cannot use, what `run_preflight` finds, or a run that differs from the one to be resumed.
+    """
+    base, newest = out / "base", out / "checkpoints" / "last"
+    begun = newest.exists()
+    if begun and not resume:
+        raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
+    source = base if begun else resolve_checkpoint(checkpoint)
+    policy, recorded = load_policy(source, device=device, trusted_modules=trusted_modules), read_config(source)
+    origin = {key: value for key, value in recorded.items() if key not in ("schema_version", "policy", "step")}
+    numbers = json.loads(json.dumps(asdict(settings)))  # as a checkpoint gives it back
+    facts = origin | facts | {"finetune": {**facts.get("finetune", {}), **numbers, "seed": seed}}
+    if begun:
+        _require_same(read_config(newest), facts)
+    env = make_chunk_env(
+        make_env, settings.envs, action_horizon=policy.action_horizon, obs_horizon=policy.obs_horizon,
+        workers=settings.workers, reward=settings.reward,
+    )  # fmt: skip
+    try:
+        require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
+        trainer = _trainer(policy, env, make_env, sampler, settings, seed=seed, progress=progress)
+        num_steps = trainer.actor_critic.sampler.deploy_steps
+        facts["num_steps"] = num_steps
+        keep = settings.loop.keep_best
+        trainer.checkpoints = Checkpoints(newest.parent, config=recorded["policy"], facts=facts, keep_best=keep)
+        step = trainer.resume() if resume else 0
+        found = _preflight(trainer, settings, say=say) if not step and settings.preflight_episodes else None
+        trainer.tracker = start()
+        if found is not None:
+            write_json(out / "preflight.json", found._asdict())
+        if not begun:
+            with atomic_directory(base, replace=True) as folder:
+                save_policy(policy, folder / "policy", config=recorded["policy"], facts=origin)
+        _run(trainer, step)
+    finally:
+        env.close()
+    if settings.receipt_episodes:
+        _receipt(out, make_env, settings, num_steps=num_steps, trusted_modules=trusted_modules, say=say)
+    return newest.resolve()
+
+
+def _run(trainer: PPOTrainer, step: int) -> None:
+    """Train on from iteration `step`; what was logged after it is dropped, at 0 also the first evaluation."""
+    try:
+        trainer.tracker.truncate_after(step or -1)
+        trainer.run()
+    finally:
+        trainer.tracker.close()
+
+
+def _trainer(policy: FlowPolicy, env: ChunkEnv, make_env: Callable[[], Any],
+             sampler: StochasticSampler | Callable[..., StochasticSampler], settings: FinetuneSettings, *, seed: int,
+             progress: bool) -> PPOTrainer:  # fmt: skip
+    """Everything but where its numbers and checkpoints go."""
+    with torch.random.fork_rng():  # layers initialise themselves from the global generator
+        torch.manual_seed(derive(seed, "critic"))
+        actor_critic = ActorCritic(policy, sampler, **asdict(settings.actor))
+    num_steps = actor_critic.sampler.deploy_steps
+    check = SimulatorCheck(make_env, settings.eval_episodes, settings.eval_seed, num_steps, settings.workers)
+    return PPOTrainer(
+        actor_critic, env, ppo=settings.ppo, loop=settings.loop, sparse=settings.reward.sparse, seed=seed,
+        evaluate=check if settings.loop.eval_every else None, progress=progress,
+    )  # fmt: skip
+
+
+def _receipt(out: Path, make_env: Callable[[], Any], settings: FinetuneSettings, *, num_steps: int,
+             trusted_modules: Sequence[str], say: Callable[[str], None]) -> None:  # fmt: skip
+    receipt = write_receipt(
+        out, make_env, before=out / "base", after=(out / "checkpoints" / "last").resolve(), num_steps=num_steps,
+        episodes=settings.receipt_episodes, start_seed=settings.receipt_seed, envs=settings.workers,
+        trusted_modules=trusted_modules,
+    )  # fmt: skip
+    before, after = (receipt[name]["success_once"] for name in ("before", "after"))
+    say(f"receipt     {before:.3f} -> {after:.3f} on {settings.receipt_episodes} unseen seeds: "
+        f"{receipt['verdict']} (p = {receipt['p_value']:.2g}); {out / 'receipt.html'}")  # fmt: skip
+
+
+def _preflight(trainer: PPOTrainer, settings: FinetuneSettings, *, say: Callable[[str], None]) -> Preflight:
+    found = run_preflight(
+        trainer.actor_critic, trainer.env, ppo=settings.ppo, loop=settings.loop, sparse=settings.reward.sparse,
+        seed=trainer.seed, episodes=settings.preflight_episodes, min_success=settings.min_success,
+    )  # fmt: skip
+    say(f"preflight   first ratio 1 +- {found.ratio_error:.1g}, success with noise {found.noisy_success:.2f} "
+        f"[{found.ci_low:.2f}, {found.ci_high:.2f}] at std {found.std:.3f}, {found.env_fps:.0f} steps/s, about "
+        f"{found.hours:.2f} h")  # fmt: skip
+    return found
+
+
+def _require_same(recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ValueError unless a resumed run has the numbers that it began with."""
+
+    def compared(facts: dict[str, Any]) -> dict[str, Any]:
+        numbers = {key: value for key, value in facts["finetune"].items() if not key.startswith("receipt")}
+        return numbers | {"loop": {**numbers["loop"], "iterations": 0}, "workers": 0, "task": facts.get("task")}
+
+    before, now = compared(recorded), compared(wanted)
+    if different := [key for key in now if before.get(key) != now[key]]:
+        raise ValueError(
+            f"resume: {', '.join(different)} differ from what this run began with; use its .hydra/overrides.yaml, or "
+            "choose another out= for a new run"
+        )
+
+
+def shortened(settings: FinetuneSettings) -> FinetuneSettings:
+    """For debug=true: every stage in seconds."""
+    return replace(
+        settings, envs=4, workers=1, eval_episodes=2, preflight_episodes=4, min_success=0.0, receipt_episodes=4,
+        loop=replace(settings.loop, iterations=4, decisions=4, eval_every=2, checkpoint_every=2),
+        ppo=replace(settings.ppo, warmup=1, minibatches=2, epochs=2),
+    )  # fmt: skip

@@ -1,0 +1,213 @@
+"""Fine-tuning: collect, update, evaluate without noise, checkpoint; resumed bit for bit."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from safetensors.torch import load as load_tensors
+from tqdm import tqdm
+
+from flowpolicy.checkpoint import load_weights
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.rl.actor_critic import ActorCritic
+from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect
+from flowpolicy.rl.ppo import PPO, Actor, PPOSettings, has_signal
+from flowpolicy.rl.reward_scaler import RewardScaler
+from flowpolicy.rollout.chunk_env import ChunkEnv
+from flowpolicy.seeding import derive
+from flowpolicy.tracking import CompositeTracker, Tracker
+from flowpolicy.trainers.state import Checkpoints, optimizer_tensors, restore_optimizer
+from flowpolicy.types import Observation
+
+Evaluate = Callable[[FlowPolicy, int], dict[str, float]]
+"""(policy without noise, iteration) -> metrics, "eval/success_once" among them."""
+
+
+@final
+@dataclass(frozen=True)
+class LoopSettings:
+    """Numbers of the fine-tuning loop.
+
+    iterations: of collection and update.   decisions: chunks per environment and iteration.
+    eval_every: iterations between noise-free evaluations, the first before any update; 0 is never.
+    checkpoint_every: iterations between checkpoints. All episodes begin anew after each, which is what makes a resumed
+      run equal to an unbroken one; between checkpoints they run on across iterations.
+    keep_best: checkpoints that survive besides the last.
+    """
+
+    iterations: int = 100
+    decisions: int = 64
+    eval_every: int = 10
+    checkpoint_every: int = 10
+    keep_best: int = 2
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number out of its range."""
+        least = {"iterations": 1, "decisions": 1, "eval_every": 0, "checkpoint_every": 1, "keep_best": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"loop.{name} must be at least {bound}, got {getattr(self, name)}")
+
+
+@final
+class PPOTrainer:
+    """One loop for every sampler, head and simulator.
+
+    All randomness of iteration n is a function of (seed, n), and checkpoints fall between episodes, so that nothing of
+    a generator or a simulator needs to be stored.
+    sparse: whether only success is rewarded, for the guard of `PPOSettings`.
+    checkpoints, tracker: where state and numbers go; None is nowhere. Both may be set until `resume` and `run`.
+    """
+
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        env: ChunkEnv,
+        *,
+        ppo: PPOSettings,
+        loop: LoopSettings,
+        sparse: bool,
+        seed: int,
+        checkpoints: Checkpoints | None = None,
+        tracker: Tracker | None = None,
+        evaluate: Evaluate | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.actor_critic, self.env, self.loop, self.sparse = actor_critic, env, loop, sparse
+        self.ppo = PPO(actor_critic, ppo)
+        self.checkpoints, self.tracker, self.seed = checkpoints, tracker or CompositeTracker([]), seed
+        self.evaluate, self.progress = evaluate, progress
+        self.scaler = RewardScaler(env.num_envs, gamma=ppo.gamma)
+        self.counter = EpisodeCounter(env.num_envs)
+        self.iteration = self.env_steps = 0
+        self._noise = torch.Generator(device=actor_critic.policy.action_low.device)
+        self._order = torch.Generator()
+        self._obs: Observation | None = None
+        self._success = float("nan")  # of the latest evaluation
+
+    def resume(self) -> int:
+        """Go on from the newest checkpoint; returns its iteration, 0 where there is none."""
+        if self.checkpoints is None or not (last := self.checkpoints.folder / "last").exists():
+            return 0
+        counters = json.loads((last / "state" / "step.json").read_text())
+        if counters["step"] > self.loop.iterations:
+            raise ValueError(
+                f"the run is at iteration {counters['step']}, beyond loop.iterations={self.loop.iterations}"
+            )
+        model = self.actor_critic
+        load_weights(model.policy, last / "policy" / "model.safetensors")
+        for name, module in (("critic", model.critic), ("sampler", model.sampler)):
+            load_weights(module, last / "state" / f"{name}.safetensors")
+        for name, optimizer in (("actor", self.ppo.actor_optimizer), ("critic", self.ppo.critic_optimizer)):
+            restore_optimizer(optimizer, load_tensors((last / "state" / f"{name}_optimizer.safetensors").read_bytes()))
+        self.scaler.load(load_tensors((last / "state" / "scaler.safetensors").read_bytes())["state"])
+        self.iteration, self.env_steps = counters["step"], counters["env_steps"]
+        return self.iteration
+
+    def run(self) -> FlowPolicy:
+        """Fine-tune to `loop.iterations`; returns the policy, without noise net and critic."""
+        loop = self.loop
+        if self.iteration and self.checkpoints is not None:
+            self.checkpoints.index(self.iteration)  # what a kill between checkpoint and index left undone
+        elif not self.iteration and loop.eval_every:
+            self._evaluate()
+        bar = tqdm(total=loop.iterations, initial=self.iteration, desc="finetune", unit="it", disable=not self.progress)
+        with bar:
+            while self.iteration < loop.iterations:
+                metrics = self._iterate()
+                self.iteration += 1
+                self.tracker.log(self.iteration, metrics)
+                bar.update()
+                bar.set_postfix_str(self._said(metrics))
+                score = self._evaluate() if self._due(loop.eval_every) else None
+                if self._due(loop.checkpoint_every) or score is not None:
+                    self._save(score)
+        return self.actor_critic.policy
+
+    def _iterate(self) -> dict[str, float]:
+        """One collection and one update."""
+        settings, progress = self.ppo.settings, self.iteration / self.loop.iterations
+        self.actor_critic.sampler.set_progress(progress)
+        bc_weight = self.ppo.set_progress(progress)
+        self._noise.manual_seed(derive(self.seed, f"rl_noise/{self.iteration}"))
+        self._order.manual_seed(derive(self.seed, f"rl_order/{self.iteration}"))
+        if self._obs is None or self.iteration % self.loop.checkpoint_every == 0:
+            self._obs = self._restart()
+        start = time.perf_counter()
+        collected = collect(
+            self.actor_critic, self.env, self._obs, decisions=self.loop.decisions, generator=self._noise
+        )  # fmt: skip
+        self._obs, rollout, collect_s = collected.obs, collected.rollout, time.perf_counter() - start
+        episodes = self.counter.count(rollout)
+        actor: Actor = "train" if self.iteration >= settings.warmup else "hold"
+        if settings.guard and not has_signal(rollout, settings, sparse=self.sparse, successes=episodes.succeeded):
+            actor = "anchor" if actor == "train" and bc_weight > 0.0 else "hold"
+        reward = self.ppo.chunk_rewards(rollout)
+        if settings.scale_rewards:
+            reward = self.scaler(reward, rollout.done)
+        start = time.perf_counter()
+        found = self.ppo.update(
+            rollout, reward, actor=actor, bc_weight=bc_weight, order=self._order, noise=self._noise
+        )  # fmt: skip
+        steps = int(rollout.steps.sum())
+        self.env_steps += steps
+        times = {"time/env_fps": steps / collect_s, "time/collect_s": collect_s}
+        times["time/update_s"] = time.perf_counter() - start
+        return found | _environment(collected, episodes, self.env_steps) | times | {
+            "rl/actor_trained": float(actor == "train"), "rl/bc_weight": bc_weight,
+            "rl/lr": self.ppo.actor_optimizer.param_groups[0]["lr"],
+        }  # fmt: skip
+
+    def _restart(self) -> Observation:
+        """New episodes everywhere, fixed by (seed, iteration)."""
+        self.scaler.restart()
+        self.counter.restart()
+        return self.env.reset([derive(self.seed, f"rl_env/{self.iteration}/{i}") for i in range(self.env.num_envs)])
+
+    def _evaluate(self) -> float | None:
+        if self.evaluate is None:
+            return None
+        found = self.evaluate(self.actor_critic.policy, self.iteration)
+        self.tracker.log(self.iteration, found)
+        self._success = found["eval/success_once"]
+        return self._success
+
+    def _save(self, score: float | None) -> None:
+        if self.checkpoints is None:
+            return
+        model = self.actor_critic
+        state = {
+            "critic": model.critic.state_dict(),
+            "sampler": model.sampler.state_dict(),
+            "actor_optimizer": optimizer_tensors(self.ppo.actor_optimizer),
+            "critic_optimizer": optimizer_tensors(self.ppo.critic_optimizer),
+            "scaler": {"state": self.scaler.state()},
+        }
+        self.checkpoints.write(
+            self.iteration, policy=model.policy, weights="last", state=state, counters={"env_steps": self.env_steps},
+            score=score,
+        )  # fmt: skip
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.iteration % every == 0 or self.iteration == self.loop.iterations)
+
+    def _said(self, metrics: dict[str, float]) -> str:
+        """The progress line."""
+        names = {"success": "env/success_once", "return": "env/return", "KL": "rl/approx_kl",
+                 "clipped": "rl/clip_fraction", "std": "rl/std", "explained": "rl/explained_variance"}  # fmt: skip
+        words = [f"{word} {metrics[name]:.3g}" for word, name in names.items() if name in metrics]
+        words.append(f"{metrics['time/env_fps']:.0f} steps/s")
+        return ", ".join([f"eval {self._success:.2f}", *words])
+
+
+def _environment(collected: Collected, episodes: Episodes, env_steps: int) -> dict[str, float]:
+    """Metrics of the episodes that ended, with exploration noise; none where none ended."""
+    found = {"env/steps": float(env_steps), "env/episodes": float(episodes.finished),
+             "rl/saturated": collected.saturated}  # fmt: skip
+    if episodes.finished:
+        found |= {"env/success_once": episodes.succeeded / episodes.finished, "env/return": episodes.return_mean,
+                  "env/episode_len": episodes.length_mean}  # fmt: skip
+    return found

@@ -1,0 +1,116 @@
+"""Before fine-tuning: what would make it fail is found in seconds, and said with what to do."""
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.rl.actor_critic import ActorCritic
+from flowpolicy.rl.collect import EpisodeCounter, collect
+from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.rl.rollout_buffer import Rollout, minibatches
+from flowpolicy.rollout.chunk_env import ChunkEnv
+from flowpolicy.seeding import derive, stream
+from flowpolicy.trainers.ppo import LoopSettings
+
+MAX_RATIO_ERROR = 1e-3  # float32 rounding stays below 1e-4; a wrong time grid or dropout is above 0.1
+_DECISIONS = 16  # per environment and collection
+_MAX_COLLECTIONS = 64
+
+
+class Preflight(NamedTuple):
+    """What was found.
+
+    ratio_error: largest |ratio - 1| before any update.   noisy_success with interval: of `episodes` episodes with
+    exploration noise, as training begins.   std: mean noise, normalised units.   env_fps: control steps per second,
+    inference included.   hours: estimate for the whole run without its evaluations.
+    """
+
+    ratio_error: float
+    noisy_success: float
+    ci_low: float
+    ci_high: float
+    episodes: int
+    std: float
+    env_fps: float
+    hours: float
+
+
+def run_preflight(
+    actor_critic: ActorCritic,
+    env: ChunkEnv,
+    *,
+    ppo: PPOSettings,
+    loop: LoopSettings,
+    sparse: bool,
+    seed: int,
+    episodes: int = 50,
+    min_success: float = 0.03,
+) -> Preflight:
+    """Collect until `episodes` have ended and check what was collected; no weight changes.
+
+    Raises ValueError when the first ratio is not 1, a part gets no gradient, or (sparse reward) fewer than the share
+    `min_success` of the episodes succeed: there would be nothing to learn from (ReinFlow's Square from 3 % fails, from
+    10 % it reaches 21 %, from 25 % 61 to 77 %).
+    """
+    generator = stream(seed, "preflight", actor_critic.policy.action_low.device)
+    obs = env.reset([derive(seed, f"preflight_env/{i}") for i in range(env.num_envs)])
+    counter, finished, succeeded, steps = EpisodeCounter(env.num_envs), 0, 0, 0
+    start, collections = time.perf_counter(), 0
+    rollout: Rollout | None = None
+    while finished < episodes and collections < _MAX_COLLECTIONS:
+        collected = collect(actor_critic, env, obs, decisions=_DECISIONS, generator=generator)
+        rollout, obs, collections = rollout or collected.rollout, collected.obs, collections + 1
+        found = counter.count(collected.rollout)
+        finished, succeeded = finished + found.finished, succeeded + found.succeeded
+        steps += int(collected.rollout.steps.sum())
+    collect_s = (time.perf_counter() - start) / (collections * _DECISIONS)
+    assert rollout is not None
+    ratio_error, std, gradient_s = _check_gradients(actor_critic, rollout, generator)
+    if ratio_error > MAX_RATIO_ERROR:
+        raise ValueError(
+            f"preflight: the first ratio differs from 1 by {ratio_error:.2g}, so rollout and update disagree on the "
+            "density; does the encoder or net draw random numbers, or keep batch statistics?"
+        )
+    success = succeeded / max(finished, 1)
+    low, high = wilson_interval(succeeded, max(finished, 1))
+    if sparse and success < min_success:
+        raise ValueError(
+            f"preflight: {succeeded} of {finished} episodes succeed with exploration noise (std {std:.3f}), wanted "
+            f"{min_success:.0%}: a sparse reward gives nothing to learn from. Train the policy on more demonstrations, "
+            "lower sampler.std_max, reward what the task measures (reward.env=1 ppo.scale_rewards=true), or set "
+            "preflight.min_success=0 to try all the same"
+        )
+    passes = ppo.epochs * loop.decisions / _DECISIONS
+    hours = loop.iterations * (loop.decisions * collect_s + passes * gradient_s) / 3600.0
+    fps = steps / (collect_s * collections * _DECISIONS)
+    return Preflight(ratio_error, success, low, high, finished, std, fps, hours)
+
+
+def _check_gradients(
+    actor_critic: ActorCritic, rollout: Rollout, generator: torch.Generator
+) -> tuple[float, float, float]:
+    """Largest |ratio - 1|, mean std and seconds for one pass over the rollout with gradients, which reach all parts."""
+    start = time.perf_counter()
+    shuffle = torch.Generator().manual_seed(0)
+    error, std = 0.0, 0.0
+    for batch in minibatches(rollout, rollout.value, rollout.value, count=2, generator=shuffle):
+        cond = actor_critic.features(batch.obs)
+        score = actor_critic.score(cond, batch.chain)
+        ratio = (score.log_prob - batch.log_prob).exp()
+        error, std = max(error, float((ratio.detach() - 1.0).abs().max())), float(score.std)
+        random = torch.randn(ratio.shape, generator=generator, device=ratio.device)
+        ((ratio * random).mean() + actor_critic.critic(cond.detach()).square().mean()).backward()
+    seconds = time.perf_counter() - start
+    parts: dict[str, nn.Module] = {"the policy's head": actor_critic.policy.head, "the critic": actor_critic.critic,
+                                   "the sampler": actor_critic.sampler}  # fmt: skip
+    if not actor_critic.frozen:
+        parts["the encoder"] = actor_critic.policy.encoder
+    for name, module in parts.items():
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if parameters and not any(p.grad is not None and bool(p.grad.any()) for p in parameters):
+            raise ValueError(f"preflight: no gradient reaches {name}; it would never learn")
+    actor_critic.zero_grad(set_to_none=True)
+    return error, std, seconds

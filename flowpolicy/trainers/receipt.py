@@ -1,0 +1,101 @@
+"""After fine-tuning: the same unseen seeds before and after, an exact paired test, and one page that shows them."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import binomtest
+
+from flowpolicy.checkpoint import load_policy
+from flowpolicy.evaluation.page import Section, facts, page, pairs, table
+from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.evaluation.svg import Line, Row, interval_chart, line_chart, number
+from flowpolicy.files import write_atomic
+from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.vector_env import make_vector_env
+from flowpolicy.tracking import write_json
+
+_CURVES = ("env/success_once", "env/return", "rl/approx_kl", "rl/clip_fraction", "rl/std", "rl/explained_variance",
+           "rl/value_loss", "rl/grad_norm_actor", "time/env_fps")  # fmt: skip
+
+
+def write_receipt(
+    run: Path,
+    make_env: Callable[[], Any],
+    *,
+    before: Path,
+    after: Path,
+    num_steps: int,
+    episodes: int = 100,
+    start_seed: int = 100_000,
+    envs: int = 1,
+    trusted_modules: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Evaluate two checkpoints without noise on the same seeds; write run/receipt.json and run/receipt.html.
+
+    after: the last checkpoint, not the best, so that nothing has been selected.   num_steps: network evaluations per
+    chunk, of both. Returns what receipt.json holds.
+    """
+    outcomes = {}
+    env = make_vector_env(make_env, min(envs, episodes))
+    try:
+        for name, folder in (("before", before), ("after", after)):
+            policy = load_policy(folder, trusted_modules=trusted_modules)
+            results = run_episodes(policy, env, range(start_seed, start_seed + episodes), num_steps=num_steps)
+            outcomes[name] = [result.success_once for result in results]
+    finally:
+        env.close()
+    found: dict[str, Any] = {"episodes": episodes, "start_seed": start_seed, "num_steps": num_steps}
+    found |= {"weights": "last", "checkpoint": str(after), **paired_test(outcomes["before"], outcomes["after"])}
+    write_json(run / "receipt.json", found)
+    write_atomic(run / "receipt.html", _page(run, found))
+    return found
+
+
+def paired_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    """Successes, intervals, and McNemar's exact two-sided p-value on the seeds that changed.
+
+    verdict: "better", "worse" or "no difference" at 5 %.   Source: McNemar 1947.
+    """
+    gained = sum(b > a for a, b in zip(before, after, strict=True))
+    lost = sum(a > b for a, b in zip(before, after, strict=True))
+    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    found: dict[str, Any] = {"gained": gained, "lost": lost, "p_value": p}
+    for name, one in (("before", before), ("after", after)):
+        low, high = wilson_interval(sum(one), len(one))
+        found[name] = {"success_once": sum(one) / len(one), "ci_low": low, "ci_high": high}
+    found["verdict"] = "no difference" if p >= 0.05 else "better" if gained > lost else "worse"
+    return found
+
+
+def _page(run: Path, found: dict[str, Any]) -> str:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    preflight = json.loads((run / "preflight.json").read_text()) if (run / "preflight.json").is_file() else {}
+    before, after = found["before"], found["after"]
+    changed = f"{found['gained']} gained, {found['lost']} lost"
+    cards = [
+        (title, f"{one['success_once']:.3f}", f"95 % interval {one['ci_low']:.3f} to {one['ci_high']:.3f}")
+        for title, one in (("Before", before), ("After", after))
+    ]
+    cards.append(("Paired test", found["verdict"], f"p = {found['p_value']:.2g}, {changed}"))
+    seen = f"seeds from {found['start_seed']}, {found['num_steps']} network evaluation(s)"
+    cards.append(("Episodes", str(found["episodes"]), seen))
+    rows = [Row(name, found[name]["success_once"], found[name]["ci_low"], found[name]["ci_high"], colour)
+            for colour, name in enumerate(("before", "after"))]  # fmt: skip
+    curve = line_chart(_lines(lines, "eval/success_once"), title="success without noise", x_label="iteration",
+                       width=1000, height=260, y_range=(0.0, 1.0))  # fmt: skip
+    small = "".join(f"<div>{line_chart(_lines(lines, name), title=name, width=330, height=180)}</div>"
+                    for name in _CURVES if any(name in line for line in lines))  # fmt: skip
+    sections = [
+        Section("Success on unseen seeds", interval_chart(rows), "The last checkpoint: nothing was selected."),
+        Section("Learning", curve + f"<div class='grid3'>{small}</div>", "Evaluated on other seeds than those above."),
+        Section("Before the start", pairs({name: number(value) for name, value in preflight.items()})),
+        Section("Checkpoints", table(["which", "folder"], [["after", found["checkpoint"]]], text_columns=2)),
+    ]
+    return page("Fine-tuning", subtitle=run.name, head=facts(cards), sections=sections, footer="flowpolicy finetune")
+
+
+def _lines(lines: Sequence[dict[str, Any]], name: str) -> list[Line]:
+    points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    return [Line(name, [x for x, _ in points], [y for _, y in points], dots=len(points) < 30)] if points else []

@@ -1,0 +1,155 @@
+"""`flowpolicy finetune` end to end on the reach task, in seconds."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowpolicy.checkpoint import load_policy, read_config
+from flowpolicy.cli import config
+from flowpolicy.cli.main import main
+from flowpolicy.data.collect import collect_episodes
+from flowpolicy.samplers.base import StochasticSampler
+from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy_envs.experts.reach import make_expert
+
+TINY = ("envs=4", "workers=1", "loop.iterations=4", "loop.decisions=4", "loop.eval_every=2", "loop.checkpoint_every=2",
+        "ppo.warmup=1", "ppo.minibatches=2", "ppo.guard=false", "eval.episodes=2", "preflight.episodes=4",
+        "preflight.min_success=0", "receipt.episodes=4")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `train` with next to no training."""
+    folder = tmp_path_factory.mktemp("reach")
+    collect_episodes(partial(make_expert), folder / "reach.zarr", episodes=6, attrs={"task": "reach"})
+    words = [f"dataset.path={folder / 'reach.zarr'}", f"out={folder / 'run'}", "trainer.steps=2", "policy.horizon=4"]
+    assert main(["train", "task=reach", "policy/head=meanflow", "policy.net.width=16", *words]) == 0
+    return folder / "run"
+
+
+def finetune(base: Path, out: Path, *words: str) -> int:
+    return main(["finetune", f"checkpoint={base}", f"out={out}", *TINY, *words])
+
+
+def metrics(out: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: v for key, v in line.items() if not key.startswith("time")} for line in lines]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{file.name}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def test_a_run_leaves_a_policy_without_noise_net_its_numbers_and_a_receipt(base, tmp_path, capsys):
+    out = tmp_path / "rl"
+    assert finetune(base, out) == 0
+    said = capsys.readouterr().out
+    assert "preflight   first ratio 1" in said and "receipt " in said
+    names = {path.name for path in out.iterdir()}
+    assert {".hydra", "run.json", "metrics.jsonl", "checkpoints", "base", "preflight.json", "receipt.json",
+            "receipt.html"} <= names  # fmt: skip
+    policy_files = {path.name for path in (out / "checkpoints/last/policy").iterdir()}
+    assert policy_files == {"config.json", "embodiment.json", "model.safetensors"}
+    before, after = load_policy(base).state_dict(), load_policy(out).state_dict()
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    record = read_config(out / "checkpoints/last")
+    assert record["task"]["id"] == "reach" and record["num_steps"] == 1 and record["weights"] == "last"
+    lines = metrics(out)
+    assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4]
+    wanted = {"rl/approx_kl", "rl/clip_fraction", "rl/explained_variance", "rl/value_loss", "rl/std", "rl/entropy",
+              "env/steps"}  # fmt: skip
+    assert wanted <= set(lines[4])
+    assert "rl/approx_kl" not in lines[1], "the first iteration trains the critic alone"
+    receipt = json.loads((out / "receipt.json").read_text())
+    assert receipt["episodes"] == 4 and receipt["verdict"] in ("better", "worse", "no difference")
+    assert main(["evaluate", f"checkpoint={out}", "episodes=2", "envs=1"]) == 0
+
+
+def test_a_run_cut_short_goes_on_bit_for_bit(base, tmp_path):
+    """Stopped after iteration 3, between checkpoints; what was logged after the checkpoint is logged again."""
+    import flowpolicy.trainers.ppo as module
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert finetune(base, whole) == 0
+    iterate, calls = module.PPOTrainer._iterate, []
+
+    def killed(self):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return iterate(self)
+
+    module.PPOTrainer._iterate = killed
+    try:
+        assert finetune(base, cut) == 130
+    finally:
+        module.PPOTrainer._iterate = iterate
+    assert max(line["step"] for line in metrics(cut)) == 3
+    assert finetune(base, cut, "resume=true") == 0
+    assert metrics(cut) == metrics(whole)
+    one, two = tensors(whole / "checkpoints/000004"), tensors(cut / "checkpoints/000004")
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_without_learning_rates_the_receipt_says_no_difference(base, tmp_path):
+    out = tmp_path / "rl"
+    assert finetune(base, out, "ppo.actor_lr=0", "ppo.critic_lr=0") == 0
+    receipt = json.loads((out / "receipt.json").read_text())
+    assert receipt["verdict"] == "no difference" and receipt["p_value"] == 1.0
+    assert receipt["before"] == receipt["after"] and receipt["gained"] == receipt["lost"] == 0
+    before, after = load_policy(base).state_dict(), load_policy(out).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_cannot_work_is_said_in_one_line(base, tmp_path, capsys):
+    def error(*words: str) -> str:
+        assert main(["finetune", f"checkpoint={base}", f"out={tmp_path / 'x'}", *TINY, *words]) == 2
+        assert not (tmp_path / "x").exists()
+        return capsys.readouterr().err
+
+    assert "nothing to learn from" in error("preflight.min_success=0.9")
+    assert "checkpoint and task" in error("task=toy")
+    assert "ppo.gamma" in error("ppo.gamma=2")
+    assert "multiple of workers" in error("workers=3")
+    assert "did you mean" in error("ppo.actor_l=1")
+    assert main(["finetune", f"out={tmp_path / 'x'}"]) == 2
+    assert "checkpoint=... is required" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_and_other_numbers_on_resume_are_refused(base, tmp_path, capsys):
+    out = tmp_path / "rl"
+    assert finetune(base, out, "receipt.episodes=0", "preflight.episodes=0", "loop.eval_every=0") == 0
+    assert finetune(base, out) == 2
+    assert "resume=true" in capsys.readouterr().err
+    words = ("receipt.episodes=0", "preflight.episodes=0", "loop.eval_every=0", "resume=true")
+    assert finetune(base, out, *words, "ppo.gamma=0.5") == 2
+    assert "ppo differ" in capsys.readouterr().err
+
+
+def test_a_policy_of_regression_meets_only_the_samplers_that_it_can(base, tmp_path, capsys):
+    store = base.parent / "reach.zarr"
+    words = ["trainer.steps=1", "policy.horizon=4", "policy.net.width=16", f"out={tmp_path / 'regression'}"]
+    assert main(["train", "task=reach", "policy/head=regression", f"dataset.path={store}", *words]) == 0
+    assert finetune(tmp_path / "regression", tmp_path / "no", "sampler=renoise") == 2
+    assert "flow map" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["rl_toy", "rl_metaworld", "rl_maniskill", "pi_rl_maniskill"])
+def test_every_recipe_composes(name):
+    for sampler in (None, "renoise", "flow_sde", "langevin"):
+        words = ["checkpoint=x", f"experiment={name}", *([f"sampler={sampler}"] if sampler else [])]
+        cfg = config.load("finetune", words)
+        settings = FinetuneSettings.from_dict(config.plain(cfg))
+        assert settings.envs % settings.workers == 0
+        made = config.instantiate(cfg.sampler)
+        made = made if isinstance(made, StochasticSampler) else made(action_dim=2, horizon=4, cond_dim=3)
+        assert made.num_steps == {"pi_rl_maniskill": 4}.get(name, 1) if sampler is None else made.num_steps >= 2
+    if name == "pi_rl_maniskill":
+        assert (settings.envs, settings.ppo.actor_lr, settings.ppo.minibatches) == (320, 7.91e-6, 1)

@@ -1,0 +1,138 @@
+"""Fine-tuning on the reach task: what must learn does, what must not does not, the same seed gives the same bits."""
+
+import copy
+from contextlib import closing
+from functools import partial
+
+import gymnasium
+import pytest
+import torch
+
+from flowpolicy.rl import ppo as ppo_module
+from flowpolicy.rl.actor_critic import ActorCritic
+from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.samplers.flow_noise import FlowNoise
+from flowpolicy.samplers.flow_sde import FlowSDE
+from flowpolicy.samplers.renoise import Renoise
+from flowpolicy_envs.reach import make_env
+from tests.rl.toy import fine_tune, imitated, reach_env, success
+
+WIDE = partial(FlowNoise, std_min=0.3, std_max=0.3)
+NUMBERS = {"actor_lr": 1e-4, "critic_lr": 1e-3, "minibatches": 4, "value_clip": 0.0, "target_kl": 0.0}
+
+
+def train(sampler, *, head="meanflow", bc_steps=300, iterations=60, seed=0, env=None, **changes):
+    """Returns (success before, after) without noise at the sampler's deployed steps, and the model."""
+    policy = imitated(head, steps=bc_steps)
+    torch.manual_seed(seed)
+    model = ActorCritic(policy, sampler)
+    steps = model.sampler.deploy_steps
+    before = success(policy, num_steps=steps)
+    seen = []
+    with closing(env or reach_env()) as envs:
+        settings = PPOSettings(**{**NUMBERS, **changes})
+        fine_tune(model, envs, settings, iterations=iterations, seed=seed, see=lambda i, found: seen.append(found))
+    return before, success(policy, num_steps=steps), model, seen
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_flow_noise_makes_a_half_good_policy_whole_in_ten_iterations():
+    """Measured 0.588 -> 0.999, 0.999, 0.999 (three seeds) after 10 of the 60 iterations that it may take."""
+    before, after, _, _ = train(WIDE, iterations=10)
+    assert 0.45 <= before <= 0.70 and after >= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_renoise_makes_a_half_good_policy_whole(seed):
+    """Measured 0.588 -> 0.994, 0.983, 0.987."""
+    before, after, _, _ = train(Renoise(time=0.3), seed=seed)
+    assert 0.45 <= before <= 0.70 and after >= 0.97
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_flow_sde_makes_a_half_good_policy_whole(seed):
+    """Measured 0.611 -> 1.000 three times, with a net that predicts the velocity. With "x", where a step of the net
+    moves the action itself, 60 iterations reached 0.940, 0.963 and 0.982, and twice the learning rate diverged."""
+    before, after, _, _ = train(FlowSDE(num_steps=4), head="flow_matching", bc_steps=80, iterations=40, seed=seed)
+    assert 0.45 <= before <= 0.70 and after >= 0.97
+
+
+@pytest.mark.slow
+def test_little_noise_learns_slower():
+    """Guards against optimising something else than what the noise explores: measured 0.894, where 0.3 has 0.999."""
+    assert train(partial(FlowNoise, std_min=0.05, std_max=0.12), iterations=10)[1] <= 0.95
+
+
+class Barren(gymnasium.Env):
+    """The reach task without success or reward."""
+
+    def __init__(self):
+        self.env = make_env()
+        self.embodiment = self.env.embodiment
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+
+    def reset(self, *, seed=None, options=None):
+        return self.env.reset(seed=seed)
+
+    def step(self, action):
+        obs, _, _, truncated, info = self.env.step(action)
+        return obs, 0.0, False, truncated, info | {"success": False}
+
+
+def test_without_any_reward_the_guard_leaves_the_actor_alone_and_without_the_guard_nothing_breaks():
+    for guard in (True, False):
+        before = {name: value.clone() for name, value in imitated(steps=5).state_dict().items()}
+        _, _, model, _ = train(
+            Renoise(), bc_steps=5, iterations=4, env=reach_env(8, make=Barren), guard=guard, warmup=1
+        )
+        after = model.policy.state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items()) == guard
+        assert all(torch.isfinite(value).all() for value in after.values())
+
+
+@pytest.mark.slow
+def test_shuffled_advantages_do_not_learn(monkeypatch):
+    original, generator = ppo_module.gae, torch.Generator().manual_seed(0)
+
+    def shuffled(*arguments, **options):
+        advantage, returns = original(*arguments, **options)
+        order = torch.randperm(advantage.numel(), generator=generator)
+        return advantage.flatten()[order].view_as(advantage), returns
+
+    monkeypatch.setattr(ppo_module, "gae", shuffled)
+    before, after, _, _ = train(WIDE, iterations=13)
+    assert after <= before + 0.08
+
+
+def test_without_learning_rates_success_stays_to_the_bit():
+    before, after, model, _ = train(WIDE, bc_steps=20, iterations=3, actor_lr=0.0, critic_lr=0.0, warmup=0, guard=False)
+    reference = model.reference.state_dict()
+    assert before == after
+    assert all(torch.equal(value, reference[name]) for name, value in model.policy.state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_weights_and_numbers_and_another_does_not():
+    runs = [train(WIDE, bc_steps=5, iterations=3, seed=seed, env=reach_env(16), warmup=1, guard=False)
+            for seed in (3, 3, 4)]  # fmt: skip
+    one, two, other = (run[2].state_dict() for run in runs)
+    assert all(torch.equal(value, two[name]) for name, value in one.items()) and runs[0][3] == runs[1][3]
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.slow
+def test_a_strong_pull_towards_the_imitated_policy_freezes_it():
+    """Squared differences summed over the chunk's 8 entries times 1e4, as in the note; the mean is an eighth of it."""
+    moved = {}
+    for weight in (0.0, 8e4):
+        _, _, model, _ = train(WIDE, bc_steps=20, iterations=20, env=reach_env(16), bc_weight=weight, bc_final=weight,
+                               warmup=0, guard=False)  # fmt: skip
+        generator = torch.Generator().manual_seed(9)
+        cond, noise = torch.rand(2000, 4, generator=generator) * 2 - 1, torch.randn(2000, 4, 2, generator=generator)
+        with torch.no_grad():
+            chunks = [policy.head.velocity(noise, torch.ones(2000), torch.zeros(2000), cond)
+                      for policy in (model.policy, copy.deepcopy(model.reference))]  # fmt: skip
+        moved[weight] = float((chunks[0] - chunks[1]).abs().max())
+    assert moved[8e4] <= 0.02 < moved[0.0]

@@ -1,0 +1,108 @@
+"""The reach task for learning tests: half-good policies, and a loop of collect and update without a trainer."""
+
+import copy
+from functools import cache, partial
+
+import numpy as np
+import torch
+
+from flowpolicy.encoders.state import StateEncoder
+from flowpolicy.heads.flow_matching import FlowMatchingHead
+from flowpolicy.heads.meanflow import MeanFlowHead
+from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.policy import FlowPolicy, build_policy
+from flowpolicy.rl.actor_critic import ActorCritic
+from flowpolicy.rl.collect import collect
+from flowpolicy.rl.ppo import PPO, PPOSettings, has_signal
+from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
+from flowpolicy.seeding import derive
+from flowpolicy.types import Batch
+from flowpolicy_envs.reach import EMBODIMENT, STEP, make_env
+
+HORIZON = 4
+HEADS = {"meanflow": MeanFlowHead, "flow_matching": partial(FlowMatchingHead, parameterization="u")}
+
+
+def demonstrations(count: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Chunks of an expert with noise 0.5: positions, goals (B, 1, 2), actions (B, 4, 2); 10 decisions per episode."""
+    rng = np.random.default_rng(seed)
+    position, goal = rng.uniform(-1, 1, (2, count // 10, 2))
+    seen, wanted, chunks = [], [], []
+    for _ in range(10):
+        seen.append(position.copy())
+        wanted.append(goal)
+        chunk = []
+        for _ in range(HORIZON):
+            best = np.clip((goal - position) / STEP, -1, 1)
+            chunk.append(np.clip(best + rng.normal(0, 0.5, best.shape), -1, 1))
+            position = position + STEP * chunk[-1]
+        chunks.append(np.stack(chunk, 1))
+    made = [torch.tensor(np.concatenate(part), dtype=torch.float32) for part in (seen, wanted, chunks)]
+    return made[0][:, None], made[1][:, None], made[2]
+
+
+@cache
+def _imitated(head: str, steps: int, seed: int) -> FlowPolicy:
+    torch.manual_seed(seed)
+    policy = build_policy(
+        embodiment=EMBODIMENT, encoder=StateEncoder, net=partial(ResidualMLP, width=128, depth=3), head=HEADS[head],
+        horizon=HORIZON, action_horizon=HORIZON,
+    )  # fmt: skip
+    position, goal, action = demonstrations(seed=seed)
+    for key, value in (("agent_pos", position), ("env_state", goal)):
+        policy.obs_normalizer[key] = LinearNormalizer.fit(value.flatten(0, 1), "minmax", key=key)
+    batch = Batch({"agent_pos": position, "env_state": goal}, action, torch.ones(len(action), HORIZON))
+    optimizer, generator = torch.optim.Adam(policy.parameters(), lr=1e-3), torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        loss = policy.loss(batch, generator).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return policy.eval().requires_grad_(False)
+
+
+def imitated(head: str = "meanflow", *, steps: int = 600, seed: int = 0) -> FlowPolicy:
+    """A policy from 200 noisy chunks; the same for the same arguments, and a copy each time."""
+    return copy.deepcopy(_imitated(head, steps, seed))
+
+
+def reach_env(num_envs: int = 128, *, reward: Reward | None = None, make=make_env) -> ChunkEnv:
+    return make_chunk_env(make, num_envs, action_horizon=HORIZON, reward=reward)
+
+
+@torch.no_grad()
+def success(policy: FlowPolicy, *, num_steps: int = 1, episodes: int = 1000, first_seed: int = 50_000) -> float:
+    """Share of seeded episodes that a policy without exploration noise succeeds in, all in one batch."""
+    rng = [np.random.default_rng(first_seed + i).uniform(-1, 1, 4) for i in range(episodes)]
+    state = torch.tensor(np.stack(rng), dtype=torch.float32)
+    position, goal = state[:, :2], state[:, 2:]
+    generator, reached = torch.Generator().manual_seed(1), torch.zeros(episodes, dtype=torch.bool)
+    for _ in range(10):
+        obs = {"agent_pos": position[:, None], "env_state": goal[:, None]}
+        chunk = policy.predict(obs, num_steps=num_steps, generator=generator)
+        for h in range(HORIZON):
+            position = position + STEP * chunk[:, h]
+            reached |= (position - goal).norm(dim=-1) < 0.05
+    return float(reached.float().mean())
+
+
+def fine_tune(model: ActorCritic, env: ChunkEnv, settings: PPOSettings, *, iterations: int, seed=0, see=None) -> None:
+    """The loop of the trainer and nothing else: fresh episodes, 10 decisions, one update; `see(iteration, metrics)`."""
+    ppo, noise, order = PPO(model, settings), torch.Generator(), torch.Generator()
+    for iteration in range(iterations):
+        progress = iteration / iterations
+        model.sampler.set_progress(progress)
+        bc_weight = ppo.set_progress(progress)
+        noise.manual_seed(derive(seed, f"noise/{iteration}"))
+        order.manual_seed(derive(seed, f"order/{iteration}"))
+        obs = env.reset([derive(seed, f"env/{iteration}/{i}") for i in range(env.num_envs)])
+        rollout = collect(model, env, obs, decisions=10, generator=noise).rollout
+        successes = int((rollout.success & rollout.done).sum())
+        actor = "train" if iteration >= settings.warmup else "hold"
+        if settings.guard and not has_signal(rollout, settings, sparse=True, successes=successes):
+            actor = "hold" if bc_weight == 0 else "anchor"
+        reward = ppo.chunk_rewards(rollout)
+        found = ppo.update(rollout, reward, actor=actor, bc_weight=bc_weight, order=order, noise=noise)
+        if see is not None:
+            see(iteration, found | {"success": successes / max(int(rollout.done.sum()), 1)})

@@ -44,7 +44,8 @@ class LatencyReport:
         return asdict(self)
 
 
-_LEAST_TURNS = 20  # of warm-up and of measurement, however slow the policy
+_LEAST_TURNS = 20  # calls of warm-up and of measurement, however slow the policy
+_IN_A_ROW = 4
 
 
 def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1, warmup: int = 50,
@@ -53,10 +54,10 @@ def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1,
     """Time `policy.predict` on one observation, its stages, and the bare net.
 
     obs: key -> (1, To, ...), robot units, on the policy's device.   warmup: calls thrown away first.
-    budget_s: warm-up and measurement each end after half of it, once they have had 20 turns: ten steps of a net of
+    budget_s: warm-up and measurement each end after half of it, once they have had 20 calls: ten steps of a net of
       250 M parameters would take a quarter of an hour otherwise.
     prepared: what the policy prepared for one observation and num_steps, to be measured beside it.
-    The measurements take turns within each repeat, so that a slow moment of the machine hits all of them alike.
+    The measurements take turns, four calls each, so that a slow moment of the machine hits all of them alike.
     Raises ValueError when obs is not a single observation or a count is below 1.
     """
     _check(obs, num_steps=num_steps, warmup=warmup, repeats=repeats)
@@ -112,6 +113,8 @@ def time_in_turns(calls: Mapping[str, Callable[[], object]], device: torch.devic
                   budget_s: float = 20.0) -> dict[str, list[float]]:  # fmt: skip
     """Milliseconds of every call, name -> list of at most `repeats`; on a GPU each ends with a synchronisation.
 
+    A turn is four calls in a row after one that is not counted: the weights that it finds in the processor's caches
+    are then its own and not those of the call before it.
     warmup, budget_s: as in `measure_latency`.
     """
     _take_turns(calls, device, repeats=warmup, budget_s=budget_s / 2)
@@ -122,15 +125,17 @@ def _take_turns(calls: Mapping[str, Callable[[], object]], device: torch.device,
                 budget_s: float) -> dict[str, list[float]]:  # fmt: skip
     spent: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
-    for turn in range(repeats):
-        if turn >= _LEAST_TURNS and time.perf_counter() - began > budget_s:
+    for first in range(0, repeats, _IN_A_ROW):
+        if first >= _LEAST_TURNS and time.perf_counter() - began > budget_s:
             break
         for name, call in calls.items():
-            _synchronize(device)
-            start = time.perf_counter()
             call()
-            _synchronize(device)
-            spent[name].append((time.perf_counter() - start) * 1e3)
+            for _ in range(min(_IN_A_ROW, repeats - first)):
+                _synchronize(device)
+                start = time.perf_counter()
+                call()
+                _synchronize(device)
+                spent[name].append((time.perf_counter() - start) * 1e3)
     return spent
 
 

@@ -92,7 +92,7 @@ def export_with_certificate(
         }
         if not certificate["parity"]["passed"]:
             raise ParityError(certificate)
-        certificate["latency_ms"] = _latency(policy, bundle, observed.one(0), warmup=warmup, repeats=repeats)
+        certificate["latency_ms"] = compare_latency(policy, bundle, observed.one(0), warmup=warmup, repeats=repeats)
         if env is not None and len(seeds):
             certificate["closed_loop"] = closed_loop(policy, bundle, env, seeds)
         write_json(folder / "certificate.json", certificate)
@@ -162,15 +162,23 @@ def format_certificate(certificate: Mapping[str, Any]) -> str:
     if loop:
         lines.append(f"outcomes that differ: {loop['only_torch'] + loop['only_onnx']} of {loop['n']}, "
                      f"p = {loop['mcnemar_p']:.2g}")  # fmt: skip
-    for name, row in (latency or {}).items():
-        lines.append(f"{name:<9}" + "".join(f" {p} {row[p]:8.3f} ms" for p in ("p50", "p95", "p99")))
-    return "\n".join(lines)
+    return "\n".join([*lines, *([format_latency(latency)] if latency else [])])
 
 
-def _latency(
-    policy: FlowPolicy, bundle: OnnxPolicy, obs: Observation, *, warmup: int, repeats: int
+def format_latency(latency: Mapping[str, Mapping[str, float]]) -> str:
+    """What `compare_latency` found, one line each."""
+    return "\n".join(
+        f"{name:<9}" + "".join(f" {p} {row[p]:8.3f} ms" for p in ("p50", "p95", "p99")) for name, row in latency.items()
+    )
+
+
+def compare_latency(
+    policy: FlowPolicy, bundle: OnnxPolicy, obs: Observation, *, warmup: int = 50, repeats: int = 500
 ) -> dict[str, dict[str, float]]:
-    """Percentiles of one prediction by `predict`, by the prepared policy and by the bundle, taking turns."""
+    """Percentiles in ms of one prediction by `predict`, by the prepared policy and by the bundle, taking turns.
+
+    policy: on the CPU.   obs: key -> (1, To, ...).
+    """
     steps, generator, rng = bundle.num_steps, stream(0, "latency"), np.random.default_rng(0)
     prepared, arrays = policy.prepare(num_steps=steps), {key: value.numpy() for key, value in obs.items()}
     calls = {

@@ -82,7 +82,7 @@ def test_a_slow_policy_is_measured_twenty_times_at_least_and_no_longer_than_the_
     assert len(measure_latency(policy, example_observation(policy), warmup=0, budget_s=1.0).samples_ms) == 20
     patient = measure_latency(policy, example_observation(policy), warmup=0, budget_s=2 * 40 * turn)
     hook.remove()
-    assert len(patient.samples_ms) in (40, 41, 42)
+    assert len(patient.samples_ms) in (32, 36)  # of five calls four count
 
 
 def test_measuring_leaves_the_global_random_state_alone(policy: FlowPolicy):

@@ -18,6 +18,7 @@ from flowpolicy.tracking import versions
 
 MAX_SEEDS = 300  # rows of the table of seeds; more are in results.jsonl
 MAX_CARDS = 4
+SAME_SPEED = 1.1  # medians of one policy differ by up to a tenth from call to call on a shared machine
 OPEN_PAIRS = 6  # undecided ones; more are folded
 _HOW = {
     MCNEMAR: "All arms ran the same seeds. The exact McNemar test counts only the seeds that one arm alone solved: "
@@ -34,7 +35,7 @@ def comparison_page(comparison: Comparison, *, title: str = "") -> str:
     cards = [_card(arm) for arm in arms[:MAX_CARDS]]
     episodes = sum(arm.n for arm in arms)
     return page(
-        title or f"{comparison.task} {comparison.task_id}: " + " against ".join(arm.name for arm in arms[:MAX_CARDS])
+        title or f"{comparison.task} {comparison.task_id}: " + ", ".join(arm.name for arm in arms[:MAX_CARDS])
         + (f" and {len(arms) - MAX_CARDS} more" if len(arms) > MAX_CARDS else ""),
         subtitle=f"{len(arms)} arms · {len(comparison.pairs)} pair{'s' * (len(comparison.pairs) > 1)} · "
         f"{episodes} episodes",
@@ -55,11 +56,14 @@ def comparison_sections(comparison: Comparison, *, task: str = "") -> list[Secti
 
 
 def frontier(arms: Sequence[ArmResult]) -> list[ArmResult]:
-    """Those arms that no other beats or equals in success while being as fast or faster; without latency: none."""
-    timed = [(arm.successes / arm.n, -arm.latency_ms["p50"], arm) for arm in arms if arm.latency_ms]
+    """Those arms that no other beats in success or in speed without losing in the other; without latency: none.
+
+    Latencies within SAME_SPEED of each other count as the same.
+    """
+    timed = [(arm.successes / arm.n, arm.latency_ms["p50"], arm) for arm in arms if arm.latency_ms]
     return [
-        arm for success, speed, arm in timed
-        if not any((s, v) != (success, speed) and s >= success and v >= speed for s, v, _ in timed)
+        arm for rate, p50, arm in timed
+        if not any((r > rate and p <= SAME_SPEED * p50) or (r >= rate and SAME_SPEED * p < p50) for r, p, _ in timed)
     ]  # fmt: skip
 
 
@@ -77,7 +81,8 @@ def frontier_section(arms: Sequence[ArmResult]) -> Section:
     body += f"<p>On the frontier: {escape(', '.join(mark.label for mark in best))}.</p>"
     missing = [arm.name for arm in arms if arm.name not in marks]
     body += none(f"Without latency: {', '.join(missing)}.") if missing else ""
-    lead = "Dashed: the frontier. Left of and above it there is no arm: whatever is faster succeeds less often."
+    lead = (f"Dashed: the frontier. Left of and above it there is no arm: whatever is more than {SAME_SPEED - 1:.0%} "
+            "faster succeeds less often.")  # fmt: skip
     return Section("Success against latency", body, lead)
 
 
@@ -104,7 +109,7 @@ def page_footer() -> str:
 
 def _card(arm: ArmResult) -> tuple[str, str, str]:
     low, high = arm.interval
-    speed = f", {arm.latency_ms['p50']:.2f} ms" if arm.latency_ms else ""
+    speed = f", {arm.latency_ms['p50']:.2f}\u00a0ms" if arm.latency_ms else ""
     return arm.name, f"{arm.successes / arm.n:.3f}", f"{low:.3f} to {high:.3f}, n = {arm.n}{speed}"
 
 
@@ -144,7 +149,8 @@ def _pair_section(tested: Sequence[Pair]) -> Section:
         counts = [str(count) for count in pair.counts] if pair.counts else ["–"] * 4
         further = "–" if pair.winner else f"{pair.further:,}" if pair.further else f"over {MOST:,}"
         rows.append([
-            pair.name_a, pair.name_b, pair.winner or "not decided", f"{pair.difference:+.3f}",
+            pair.name_a, pair.name_b, {pair.name_a: "A", pair.name_b: "B"}.get(pair.winner, "–"),
+            f"{pair.difference:+.3f}",
             f"{pair.low:+.3f} to {pair.high:+.3f}", *counts, p_text(pair.p).removeprefix("p = ").removeprefix("p "),
             p_text(pair.p_holm).removeprefix("p = ").removeprefix("p "), further,
         ])  # fmt: skip

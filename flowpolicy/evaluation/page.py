@@ -44,6 +44,7 @@ svg { display:block; max-width:100%; height:auto; overflow:visible; }
 svg text { fill:var(--soft); font-size:11px; font-variant-numeric:tabular-nums; } svg .title { fill:var(--ink);
   font-size:12.5px; font-weight:600; } svg .label { fill:var(--ink); font-size:12.5px;
   paint-order:stroke; stroke:var(--card); stroke-width:3px; stroke-linejoin:round; }
+svg g .label { fill:var(--c); }
 svg .value { fill:var(--ink); font-size:11.5px; } svg .grid { stroke:var(--line); stroke-width:1; }
 svg .axis { stroke:var(--soft); stroke-width:1; }
 svg .mark { stroke:var(--ink); stroke-width:1; stroke-dasharray:3 3; opacity:.7; }

@@ -163,8 +163,8 @@ def scatter_chart(marks: Sequence[Mark], frontier: Sequence[Mark], *, title: str
         at, said = to_x(mark.x), f"{mark.label}: {mark.y:.3f} [{mark.low:.3f}, {mark.high:.3f}] at {number(mark.x)}"
         parts.append(f"<g class='{_colour(mark.colour)}'><title>{escape(said)}</title><line class='whisker' "
                      f"x1='{at:.1f}' x2='{at:.1f}' y1='{to_y(mark.low):.1f}' y2='{to_y(mark.high):.1f}'/>"
-                     f"<circle class='dot' cx='{at:.1f}' cy='{to_y(mark.y):.1f}' r='5'/></g>")  # fmt: skip
-        parts.append(_label(mark.label, at, to_y(mark.y), frame, placed))
+                     f"<circle class='dot' cx='{at:.1f}' cy='{to_y(mark.y):.1f}' r='5'/>"
+                     f"{_label(mark.label, at, to_y(mark.y), frame, placed)}</g>")  # fmt: skip
     return _svg(frame, parts, title)
 
 

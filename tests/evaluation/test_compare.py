@@ -1,5 +1,6 @@
 """`flowpolicy compare` end to end on the toy task: verdicts, files, what a kill leaves, what is refused."""
 
+import importlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,7 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for name in ("good", "poor", "single"):
         shutil.copytree(trained / name, tmp_path / name, symlinks=True)
     monkeypatch.chdir(tmp_path)
-    from functools import partial
-
-    from flowpolicy.evaluation import evaluate as module
-
+    module = importlib.import_module("flowpolicy.evaluation.evaluate")
     monkeypatch.setattr(module, "measure_latency", partial(module.measure_latency, warmup=0, repeats=3))
     return tmp_path
 
@@ -330,7 +329,7 @@ def result(name: str, successes: int, p50: float | None) -> ArmResult:
 
 def test_the_frontier_is_what_no_other_arm_beats_in_both():
     arms = [result("fast", 5, 1.0), result("slow", 9, 10.0), result("worse", 8, 11.0), result("same", 5, 2.0),
-            result("middle", 7, 3.0), result("untimed", 10, None)]  # fmt: skip
+            result("middle", 7, 3.0), result("untimed", 10, None), result("by a hair", 4, 0.95)]  # fmt: skip
     assert [arm.name for arm in frontier(arms)] == ["fast", "slow", "middle"]
     assert [arm.name for arm in frontier([result("a", 5, 1.0), result("b", 5, 1.0)])] == ["a", "b"]
 

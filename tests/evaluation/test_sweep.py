@@ -1,20 +1,24 @@
 """`flowpolicy sweep` end to end on the toy task: every cell once, in processes, in parts, and after a kill."""
 
+import importlib
 import json
 import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flowpolicy.checkpoint import resolve_checkpoint
 from flowpolicy.cli.main import main
-from flowpolicy.evaluation.arms import ArmResult
+from flowpolicy.evaluation.arms import Arm, ArmResult
 from flowpolicy.evaluation.comparison import conclude
+from flowpolicy.evaluation.evaluate import Task
 from flowpolicy.evaluation.rows import only_writer
-from flowpolicy.evaluation.sweep import Grid
+from flowpolicy.evaluation.sweep import Grid, sweep
 from flowpolicy.evaluation.sweep_page import format_sweep
 from tests.cli.test_report import tags
 from tests.evaluation.test_compare import lines, start, wait_until
@@ -26,10 +30,7 @@ def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     for name in ("good", "poor", "single"):
         shutil.copytree(trained / name, tmp_path / name, symlinks=True)
     monkeypatch.chdir(tmp_path)
-    from functools import partial
-
-    from flowpolicy.evaluation import sweep as module
-
+    module = importlib.import_module("flowpolicy.evaluation.sweep")
     monkeypatch.setattr(module, "measure_latency", partial(module.measure_latency, warmup=0, repeats=3))
     return tmp_path
 
@@ -70,12 +71,12 @@ def test_every_cell_is_run_once_and_shown(here: Path, capsys: pytest.CaptureFixt
 
 def test_two_processes_find_what_one_finds(here: Path):
     for workers in (1, 2):
-        assert main([*WORDS, f"workers={workers}", f"out=with_{workers}"]) == 0
+        assert main([*WORDS, "episodes=4", f"workers={workers}", f"out=with_{workers}"]) == 0
     assert rows("with_1") == rows("with_2")
 
 
 def test_a_killed_sweep_leaves_no_process_behind_and_goes_on(here: Path):
-    words = ["sweep", "checkpoints=[good,poor]", "num_steps=[1,2]", "episodes=60", "workers=2"]
+    words = ["sweep", "checkpoints=[good,poor]", "episodes=60", "workers=2"]
     file = here / "out/results.jsonl"
     process = start(*words, "out=out")
     wait_until(lambda: file.exists() and file.stat().st_size > 0, process)
@@ -83,7 +84,7 @@ def test_a_killed_sweep_leaves_no_process_behind_and_goes_on(here: Path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = file.read_bytes()
-    assert 10 <= len(kept.splitlines()) < 240 and children
+    assert 10 <= len(kept.splitlines()) < 120 and children
     for _ in range(500):
         if not any(os.path.exists(f"/proc/{pid}/cwd") for pid in children):
             break
@@ -95,8 +96,15 @@ def test_a_killed_sweep_leaves_no_process_behind_and_goes_on(here: Path):
     assert main([*words[:-1], "out=out"]) == 0
     assert file.read_bytes().startswith(kept)  # appended to, never written anew
     found = rows("out")
-    assert len(found) == len(set(found)) == 240
+    assert len(found) == len(set(found)) == 120
     assert main([*words[:-1], "out=unbroken"]) == 0 and rows("unbroken") == found
+
+
+def test_a_worker_that_dies_is_told_and_what_was_finished_is_kept(here: Path, trained: Path):
+    checkpoint = resolve_checkpoint(trained / "good")
+    arm = Arm("good", 1, Path(), checkpoint, Task("toy", "two-ways", partial(os._exit, 3)))
+    with pytest.raises(RuntimeError, match="a worker process died .* finished episodes are kept, run it again"):
+        sweep([arm], out=here / "out", grid=Grid([0], episodes=20, workers=2), progress=False)
 
 
 def test_more_of_everything_adds_only_what_is_missing(here: Path, capsys: pytest.CaptureFixture):

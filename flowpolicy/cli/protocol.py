@@ -3,28 +3,36 @@
   flowpolicy protocol experiment=mp1_metaworld_small tasks=[assembly-v3] out=runs/mp1_small
   flowpolicy protocol experiment=mp1_metaworld tasks=all seeds=[0,1,2] out=runs/mp1
   flowpolicy protocol task=metaworld tasks=[hard,coffee-pull-v3] seeds=[0] trainer.eval_every=1200 out=runs/hard
+  flowpolicy protocol experiment=heads_metaworld workers=2 out=runs/heads
 
   experiment=…           mp1_metaworld, dp3_metaworld, flowpolicy_metaworld: as published; the same with _small, and
                          regression_metaworld_small: at a size that trains on a CPU
+                         heads_metaworld, nets_metaworld: arms (every head; nets times heads) against each other
   tasks=[ID,…]           ids, or easy, medium, hard, very_hard, all: Meta-World's 34; default: task.id
   seeds=[0,1,2]          of training; the seeds of a task share its demonstrations
   demonstrations=10      demonstration_seed=0   workers=1 (processes that collect)
   episodes=50            unseen ones for the last checkpoint, from start_seed=100000, in envs=2 simulators
   out=DIR                (required)
-Every key of `flowpolicy train` works too; trainer.eval_every must be set, for the literature's convention.
+With arms (an experiment names them: arm -> words of `flowpolicy train`) each is trained on every task, workers= of them
+at a time, and then all run the same seeds in a sweep: out/sweep/sweep.html.
+  only=[ARM,…]           some of them           num_steps=[1]   network evaluations per chunk
+Every key of `flowpolicy train` works too; without arms trainer.eval_every must be set, for the literature's convention.
 Run it again after a kill: finished stages are skipped, training goes on bit for bit.
 Writes results.jsonl, one line per task and seed: top5, the mean of the five best in-training evaluations (as DP3,
 FlowPolicy and MP1 report), and success_once of the last checkpoint with its 95 % interval. Prints one table.
 """
 
-import json
+import re
 from pathlib import Path
 
 from flowpolicy.cli import config, data, evaluate, train
+from flowpolicy.cli.contest import quoted, run_contest
 from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_protocol
 
-_CELLS = ("tasks", "seeds", "out", "envs", "workers", "device", "threads")  # what a rerun may change
-_OWN = ("tasks", "seeds", "out", "envs", "workers", "demonstrations", "demonstration_seed", "episodes", "start_seed")
+# what a rerun may change
+_CELLS = ("tasks", "seeds", "out", "envs", "workers", "device", "threads", "only", "num_steps")
+_OWN = ("tasks", "seeds", "out", "envs", "workers", "demonstrations", "demonstration_seed", "episodes", "start_seed",
+        "arms", "only", "num_steps")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -34,37 +42,35 @@ def main(argv: list[str]) -> int:
     facts = config.plain(config.load("protocol", [*argv, "dataset.path=none"]))
     if facts["out"] is None:
         raise ValueError("protocol: where to? pass out=DIR, for example out=runs/mp1")
+    out = Path(facts["out"]).absolute()
+    tasks = expand(facts["tasks"] if isinstance(facts["tasks"], list) else [facts["tasks"] or facts["task"]["id"]])
+    words = [word for word in argv if re.split(r"[.=]", word)[0] not in _OWN]
+    same = [word for word in argv if word.partition("=")[0] not in _CELLS]
+    if facts["arms"]:
+        run_contest(facts, words, tasks=tasks, out=out, same=same)
+        return 0
     if not facts["trainer"]["eval_every"]:
         raise ValueError(
             "protocol: the top-5 convention needs trainer.eval_every, for example a fifth of trainer.steps"
         )
-    out = Path(facts["out"]).absolute()
-    tasks = facts["tasks"] if isinstance(facts["tasks"], list) else [facts["tasks"] or facts["task"]["id"]]
-    words = [word for word in argv if word.partition("=")[0] not in _OWN]
 
     def collect(cell: Cell, store: Path) -> None:
-        cfg = config.load("train", [*words, f"task.id={cell.task_id}", f"dataset.path={_quoted(store)}"])
+        cfg = config.load("train", [*words, f"task.id={cell.task_id}", f"dataset.path={quoted(store)}"])
         data.record(cfg.task, store, episodes=facts["demonstrations"], seed=facts["demonstration_seed"],
                     workers=facts["workers"])  # fmt: skip
 
     def fit(cell: Cell, store: Path, run: Path) -> None:
-        own = [f"task.id={cell.task_id}", f"seed={cell.seed}", f"dataset.path={_quoted(store)}", f"out={_quoted(run)}"]
+        own = [f"task.id={cell.task_id}", f"seed={cell.seed}", f"dataset.path={quoted(store)}", f"out={quoted(run)}"]
         train.main([*words, *own, "resume=true"])
 
     def measure(cell: Cell, run: Path, folder: Path) -> None:
         named = {name: facts[name] for name in ("episodes", "start_seed", "envs", "device", "threads")}
         named["num_steps"] = facts["eval"]["num_steps"]
-        own = [f"checkpoint={_quoted(run / 'checkpoints' / 'last')}", f"out={_quoted(folder)}"]
+        own = [f"checkpoint={quoted(run / 'checkpoints' / 'last')}", f"out={quoted(folder)}"]
         evaluate.main([*own, *(f"{name}={value}" for name, value in named.items())])
 
-    cells = [Cell(task, seed) for task in expand(tasks) for seed in facts["seeds"]]
+    cells = [Cell(task, seed) for task in tasks for seed in facts["seeds"]]
     stages = Stages(collect, fit, measure, facts["trainer"]["steps"])
-    same = [word for word in argv if word.partition("=")[0] not in _CELLS]
     print(format_protocol(run_protocol(cells, out, stages, words=same), difficulty))
     print(out / "results.jsonl")
     return 0
-
-
-def _quoted(path: Path) -> str:
-    """For Hydra, whose words may not hold spaces or commas otherwise."""
-    return json.dumps(str(path))

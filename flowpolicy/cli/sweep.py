@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         threads=facts["threads"], trusted_modules=facts["trusted"],
     )  # fmt: skip
     if left_out:
-        print(f"left out, since the head does not take that many steps: {', '.join(left_out)}")
+        print(f"left out, since the head does not take that many steps: {', '.join(dict.fromkeys(left_out))}")
     if comparisons:
         print(f"{format_sweep(comparisons)}\n{out / 'sweep.json'}\n{out / 'sweep.html'}")
     else:

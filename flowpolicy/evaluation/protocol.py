@@ -45,7 +45,7 @@ def run_protocol(cells: Sequence[Cell], out: Path, stages: Stages, *, words: Seq
     words: what was asked for, apart from which cells; kept in protocol.json.
     Raises ValueError when `out` was begun with other words: its cells would not be comparable.
     """
-    _require_same(out / "protocol.json", words)
+    require_same(out / "protocol.json", words)
     results = out / "results.jsonl"
     rows = {Cell(row["task_id"], row["seed"]): row for row in read_lines(results)}
     for cell in cells:
@@ -123,7 +123,8 @@ def format_protocol(rows: Sequence[dict[str, Any]], difficulty: Callable[[str], 
     return "\n".join(lines)
 
 
-def _require_same(file: Path, words: Sequence[str]) -> None:
+def require_same(file: Path, words: Sequence[str]) -> None:
+    """Keep `words` in `file`, or raise ValueError where it holds others."""
     record = {"words": sorted(words)}
     if not file.exists():
         write_json(file, record)

@@ -1,12 +1,7 @@
 """`sweep`: every policy on every task at every number of steps, in processes; a killed sweep goes on where it was."""
 
-import multiprocessing
-import os
-import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +14,7 @@ from flowpolicy.deploy.latency import example_observation, measure_latency
 from flowpolicy.evaluation.arms import Arm, ArmResult, Rollouts, asked_of, require_comparable
 from flowpolicy.evaluation.comparison import Comparison, conclude
 from flowpolicy.evaluation.folders import read_lines
+from flowpolicy.evaluation.processes import run_all
 from flowpolicy.evaluation.rows import FACTS, append_rows, only_writer, require_unchanged
 from flowpolicy.evaluation.sweep_page import sweep_page
 from flowpolicy.files import drop_cut_line, write_atomic
@@ -180,22 +176,13 @@ def _results(arms: Sequence[Arm], grid: Grid, done: Mapping[str, Mapping[int, An
 
 
 def _run(jobs: Sequence[Job], means: Means, workers: int) -> Iterator[list[dict[str, Any]]]:
-    """The lines of each finished job, in any order; simulators do not survive a fork, so processes are spawned."""
+    """The lines of each finished job, in any order."""
     if workers == 1 or len(jobs) < 2:
         with closing(means.rollouts()) as rollouts:
             for job in jobs:
                 yield _roll(job, rollouts)
         return
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), spawn, _start_worker, (means,))
-    try:
-        for future in as_completed([pool.submit(_worker_roll, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise RuntimeError("a worker process died (simulator crash or out of memory); finished episodes are "
-                           "kept, run it again, with workers=1 to see its own message") from error  # fmt: skip
-    finally:
-        pool.shutdown(cancel_futures=True)
+    yield from run_all(_worker_roll, jobs, workers=workers, start=_start_worker, arguments=(means,))
 
 
 def _roll(job: Job, rollouts: Rollouts) -> list[dict[str, Any]]:
@@ -207,18 +194,9 @@ _rollouts: Rollouts | None = None  # one per worker process
 
 
 def _start_worker(means: Means) -> None:
-    """Threads and device; and a watch on the parent, since a killed one cannot end its workers."""
     global _rollouts
     torch.set_num_threads(means.threads)
     _rollouts = means.rollouts()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _worker_roll(job: Job) -> list[dict[str, Any]]:

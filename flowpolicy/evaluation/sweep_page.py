@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from flowpolicy.evaluation.arms import ArmResult
 from flowpolicy.evaluation.compare_page import comparison_sections, origin_section, page_footer
 from flowpolicy.evaluation.comparison import Comparison
+from flowpolicy.evaluation.one_step import OneStep, format_one_step, one_against_many
 from flowpolicy.evaluation.page import Section, page, table
 
 
@@ -13,6 +14,8 @@ def sweep_page(comparisons: Sequence[Comparison], *, title: str = "") -> str:
     episodes = sum(arm.n for one in comparisons for arm in one.arms)
     arms, several = list(_by_name(comparisons)), len(comparisons) > 1
     sections = [_overview(comparisons)]
+    if found := one_against_many(comparisons):
+        sections.append(_one_step_section(found))
     for one in comparisons:
         sections += comparison_sections(one, task=one.task_id if several else "")
     return page(
@@ -27,14 +30,24 @@ def format_sweep(comparisons: Sequence[Comparison]) -> str:
     """The table of the page, for a terminal."""
     header, rows = _cells(comparisons)
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in [header, *rows])  # fmt: skip
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+             for row in [header, *rows]]  # fmt: skip
+    return "\n".join([*lines, *([format_one_step(found)] if (found := one_against_many(comparisons)) else [])])
 
 
 def _overview(comparisons: Sequence[Comparison]) -> Section:
     header, rows = _cells(comparisons)
     lead = "Success with its 95 % Wilson interval. The mean is over the tasks of an arm that has run all of them."
     return Section("All of it", table(header, rows, text_columns=len(header)), lead)
+
+
+def _one_step_section(found: Sequence[OneStep]) -> Section:
+    rows = [[one.name, ", ".join(one.beaten) or "on no task", f"{one.difference:+.3f}", f"{one.evaluations:g}",
+             f"{one.speed:.1f}" if one.speed else "–"] for one in found]  # fmt: skip
+    header = ["one-step arm", "beaten", "mean difference of success", "times fewer evaluations", "times as fast"]
+    lead = ("On each task against the multi-step arm with the most successes there, by the test of that pair alone "
+            "(p < 0.05). Ratios: the least over the tasks.")  # fmt: skip
+    return Section("One step against many", table(header, rows, text_columns=2), lead)
 
 
 def _cells(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:

@@ -103,7 +103,7 @@ def test_a_killed_sweep_leaves_no_process_behind_and_goes_on(here: Path):
 def test_a_worker_that_dies_is_told_and_what_was_finished_is_kept(here: Path, trained: Path):
     checkpoint = resolve_checkpoint(trained / "good")
     arm = Arm("good", 1, Path(), checkpoint, Task("toy", "two-ways", partial(os._exit, 3)))
-    with pytest.raises(RuntimeError, match="a worker process died .* finished episodes are kept, run it again"):
+    with pytest.raises(RuntimeError, match="a worker process died .* what is finished is kept, run it again"):
         sweep([arm], out=here / "out", grid=Grid([0], episodes=20, workers=2), progress=False)
 
 

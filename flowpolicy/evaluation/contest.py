@@ -1,0 +1,72 @@
+"""A contest: every arm (a head, a net, …) trained on every task from the same demonstrations, several at a time."""
+
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, final
+
+from tqdm import tqdm
+
+from flowpolicy.evaluation.processes import run_all
+from flowpolicy.evaluation.protocol import trained_steps
+
+
+class Entry(NamedTuple):
+    """One training run. arm: its name.   seed: of weights, data order and noise."""
+
+    task_id: str
+    arm: str
+    seed: int
+
+    def store(self, out: Path) -> Path:
+        """The demonstrations, which all entries of a task share."""
+        return out / "demonstrations" / f"{self.task_id}.zarr"
+
+    def run(self, out: Path) -> Path:
+        """Folder of the training run."""
+        return out / self.task_id / self.arm / f"seed_{self.seed}"
+
+
+@final
+@dataclass(frozen=True)
+class Training:
+    """What trains an entry, in a process of its own; picklable.
+
+    train: (entry, store, run folder), going on where an earlier call stopped.
+    """
+
+    out: Path
+    train: Callable[[Entry, Path, Path], None]
+
+    def __call__(self, entry: Entry) -> Entry:
+        """Train with all that is printed in <run>.log."""
+        log = self.out / entry.task_id / entry.arm / f"seed_{entry.seed}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+            self.train(entry, entry.store(self.out), entry.run(self.out))
+        return entry
+
+
+def train_all(
+    entries: Sequence[Entry],
+    out: Path,
+    *,
+    collect: Callable[[str, Path], None],
+    train: Callable[[Entry, Path, Path], None],
+    steps: int,
+    workers: int,
+) -> None:
+    """Collect and train what is missing; a killed contest goes on where it was.
+
+    collect: (task id, store to write).   steps: at which training is complete.   workers: trainings at a time.
+    """
+    for entry in entries:
+        if not (store := entry.store(out)).exists():
+            collect(entry.task_id, store)
+    missing = [entry for entry in entries if trained_steps(entry.run(out)) < steps]
+    with tqdm(total=len(entries), initial=len(entries) - len(missing), desc="trainings", unit="run",
+              disable=not missing) as bar:  # fmt: skip
+        for entry in run_all(Training(out, train), missing, workers=workers) if missing else ():
+            bar.set_postfix_str(f"{entry.task_id} {entry.arm}")
+            bar.update()

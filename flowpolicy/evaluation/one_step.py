@@ -1,0 +1,72 @@
+"""One network evaluation against many: is any one-step arm no worse than the best multi-step one, on every task?"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flowpolicy.evaluation.arms import ArmResult
+from flowpolicy.evaluation.comparison import Comparison
+from flowpolicy.evaluation.pairs import Pair, p_text
+
+MANY = 4  # network evaluations from which an arm counts as a multi-step one
+
+
+class OneStep(NamedTuple):
+    """A one-step arm that has run every task, held on each against the multi-step arm with the most successes there.
+
+    beaten: "push-v3 (0.60 against 0.82, p = 0.003)", per task on which it is worse at p < alpha by the pair's own test.
+    That is not corrected for the number of pairs, which would call fewer differences: not to be beaten is harder so.
+    evaluations, speed: the least ratio over the tasks of network evaluations, and of the medians of one prediction
+    (None where a latency is missing).
+    """
+
+    name: str
+    difference: float
+    beaten: list[str]
+    evaluations: float
+    speed: float | None
+
+
+def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
+    """Least often beaten first; empty unless every task has an arm with one step and one with MANY or more."""
+    best = [_best_of_many(one.arms) for one in comparisons]
+    names = [{arm.name for arm in one.arms if arm.num_steps == 1} for one in comparisons]
+    found = []
+    for name in sorted(set.intersection(*names)) if names and all(best) else ():
+        differences, beaten, evaluations, speeds = [], [], [], []
+        for one, many in zip(comparisons, best, strict=True):
+            assert many is not None
+            arm = next(arm for arm in one.arms if arm.name == name)
+            pair = _pair(one.pairs, name, many.name)
+            rate, other = arm.successes / arm.n, many.successes / many.n
+            differences.append(rate - other)
+            if rate < other and pair.p < one.alpha:
+                beaten.append(f"{one.task_id} ({rate:.2f} against {other:.2f}, {p_text(pair.p)})")
+            evaluations.append(many.num_steps)
+            speeds.append(
+                many.latency_ms["p50"] / arm.latency_ms["p50"] if many.latency_ms and arm.latency_ms else None
+            )
+        known = [speed for speed in speeds if speed is not None]
+        found.append(OneStep(name, sum(differences) / len(differences), beaten, min(evaluations),
+                             min(known) if len(known) == len(speeds) else None))  # fmt: skip
+    return sorted(found, key=lambda one: (len(one.beaten), -one.difference))
+
+
+def format_one_step(found: Sequence[OneStep]) -> str:
+    """A line per one-step arm."""
+    lines = ["one step against the multi-step arm with the most successes on each task (p < 0.05, not corrected):"]
+    for one in found:
+        said = f"beaten on {', '.join(one.beaten)}" if one.beaten else "not beaten on any task"
+        speed = f", {one.speed:.1f} times as fast" if one.speed else ""
+        lines.append(f"  {one.name}: {said}; mean difference {one.difference:+.3f}, "
+                     f"{one.evaluations:g} times fewer evaluations{speed}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _best_of_many(arms: Sequence[ArmResult]) -> ArmResult | None:
+    """Of equally good ones the one with the fewest steps."""
+    many = [arm for arm in arms if arm.num_steps >= MANY]
+    return max(many, key=lambda arm: (arm.successes / arm.n, -arm.num_steps), default=None)
+
+
+def _pair(pairs: Sequence[Pair], a: str, b: str) -> Pair:
+    return next(pair for pair in pairs if {pair.name_a, pair.name_b} == {a, b})

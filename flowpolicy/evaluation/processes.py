@@ -1,0 +1,45 @@
+"""Worker processes for long work: spawned, and gone when the command that started them is."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def run_all(work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int,
+            start: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()) -> Iterator[Result]:  # fmt: skip
+    """`work` of each job, in any order; simulators do not survive a fork, so processes are spawned.
+
+    start: called with `arguments` once in each process.   work, jobs, arguments: picklable.
+    Raises RuntimeError when a process dies; an exception of `work` comes through.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), spawn, _start, (start, arguments))
+    try:
+        for future in as_completed([pool.submit(work, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError("a worker process died (simulator crash or out of memory); what is finished is kept, run "
+                           "it again, with workers=1 to see its own message") from error  # fmt: skip
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if start is not None:
+        start(*arguments)
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot end its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,96 @@
+"""A contest: what is missing is trained, several at a time; a kill loses nothing; then one sweep."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from flowpolicy.cli.main import main
+from flowpolicy.evaluation.contest import Entry, train_all
+from flowpolicy.tracking import write_json
+
+ENTRIES = [Entry(task, arm, 0) for task in ("a", "b") for arm in ("x", "y")]
+
+
+def train(entry: Entry, store: Path, run: Path, *, fails: str) -> None:
+    """What a training leaves behind; picklable."""
+    assert store.exists()
+    print(f"training {entry.arm}")
+    if f"{entry.task_id}{entry.arm}" == fails:
+        raise ValueError(f"loss of {entry.arm} is NaN")
+    with (run.parent / "calls").open("a") as file:
+        file.write("1")
+    write_json(run / "checkpoints/last/state/step.json", {"step": 7})
+
+
+def test_what_is_there_is_not_done_again_and_an_error_comes_through(tmp_path: Path) -> None:
+    collected = []
+
+    def collect(task: str, store: Path) -> None:
+        collected.append(task)
+        store.mkdir(parents=True)
+
+    run = partial(train_all, ENTRIES, tmp_path, collect=collect, steps=7, workers=2)
+    with pytest.raises(ValueError, match="loss of x is NaN"):
+        run(train=partial(train, fails="bx"))
+    run(train=partial(train, fails=""))
+    run(train=partial(train, fails="ax"))  # nothing is missing
+    assert collected == ["a", "b"]
+    assert [(tmp_path / task / arm / "calls").read_text() for task, arm, _ in ENTRIES] == ["1"] * 4
+    assert (tmp_path / "b/x/seed_0.log").read_text() == "training x\n" * 2
+
+
+WORDS = ["task=toy", "demonstrations=3", "episodes=3", "workers=2", "policy.net.width=32", "trainer.steps=4",
+         "trainer.batch_size=8", "seeds=[0]", "num_steps=[1,4]",
+         "arms={dm1:['policy/head=dm1'],mse:['policy/head=regression']}"]  # fmt: skip
+
+
+def test_the_verb_trains_every_arm_and_sweeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["protocol", *WORDS, f"out='{tmp_path / 'a, b'}'"]
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "left out, since the head does not take that many steps: mse · 4 steps" in text
+    assert "dm1 · 1 step: not beaten on any task" in text or "dm1 · 1 step: beaten on two-ways" in text
+    sweep = tmp_path / "a, b" / "sweep"
+    assert text.splitlines()[-1] == str(sweep / "sweep.html") and "One step against many" in (sweep / "sweep.html"
+                                                                                             ).read_text()  # fmt: skip
+    (task,) = json.loads((sweep / "sweep.json").read_text())["tasks"]
+    assert [(arm["name"], arm["n"]) for arm in task["arms"]] == [
+        ("dm1 · 1 step", 3),
+        ("dm1 · 4 steps", 3),
+        ("mse · 1 step", 3),
+    ]
+    heads = [json.loads((tmp_path / "a, b/two-ways" / arm / "seed_0/checkpoints/last/policy/config.json").read_text())
+             for arm in ("dm1", "mse")]  # fmt: skip
+    assert ["DM1" if "dispersive" in json.dumps(head) else "MSE" for head in heads] == ["DM1", "MSE"]
+
+    def never(argv: list[str]) -> int:
+        raise AssertionError(argv)
+
+    monkeypatch.setattr("flowpolicy.cli.train.main", never)
+    assert main([*argv, "only=[mse]", "num_steps=[1]"]) == 0
+    assert main([*argv, "trainer.lr=0.1"]) == 2 and "begun with" in capsys.readouterr().err
+
+
+def test_a_misspelt_arm_or_head_is_found_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out"
+    assert main(["protocol", *WORDS, "only=[dm2]", f"out={out}"]) == 2
+    assert "only=dm2 is no arm; there are dm1, mse" in capsys.readouterr().err
+    assert main(["protocol", *WORDS[:-1], "arms={x:['policy/head=meanflw']}", f"out={out}"]) == 2
+    assert "meanflow" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize("name", ["heads_metaworld", "nets_metaworld"])
+def test_the_experiments_name_arms_that_compose(name: str) -> None:
+    from flowpolicy.cli import config
+    from flowpolicy.paths import config_dir
+
+    facts = config.plain(config.load("protocol", [f"experiment={name}", "dataset.path=none"]))
+    assert len(facts["tasks"]) >= 3 and 1 in facts["num_steps"] and max(facts["num_steps"]) > 1
+    for words in facts["arms"].values():
+        config.plain(config.load("train", [f"experiment={name}", *words, "dataset.path=none"]))
+    if name == "heads_metaworld":
+        assert set(facts["arms"]) == {file.stem for file in (config_dir() / "policy" / "head").glob("*.yaml")}

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from plain_meanflow import double_backward, forward_mode
+from plain_meanflow import plain_loss as head_loss
 from torch import Tensor
 
 from flowpolicy.checkpoint import create_policy
@@ -27,11 +29,7 @@ from flowpolicy.cli import config
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
 from flowpolicy.encoders.pointnet import PointNet
-from flowpolicy.flow.losses import adaptive_weight, masked_mean_square
-from flowpolicy.flow.path import expand, interpolate
-from flowpolicy.flow.times import sample_time_pairs
 from flowpolicy.heads.meanflow import MeanFlowHead
-from flowpolicy.nets.base import Features
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.tracking import CompositeTracker
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
@@ -84,42 +82,14 @@ def every_point(part: PointNet, points: Tensor) -> Tensor:
 def plain_loss(
     policy: FlowPolicy, batch: Batch, generator: torch.Generator, *, jvp: Callable[..., Any], encoder_inside: bool
 ) -> LossOutput:
-    """`FlowPolicy.loss` with a `MeanFlowHead` (objective meanflow, no guidance): one Jacobian product of everything."""
+    """`FlowPolicy.loss` in place of the head's."""
     head = policy.head
-    assert isinstance(head, MeanFlowHead) and head.objective == "meanflow" and head.guidance is None
-    cond = policy.encode(batch.obs)
+    assert isinstance(head, MeanFlowHead)
     action = policy.action_normalizer(policy.representation.encode(batch.action, batch.obs))
-    noise = torch.randn(action.shape, generator=generator)
-    t, r = sample_time_pairs(len(action), p_equal=head.p_equal, p_start=head.p_start, mean=head.time_mean,
-                             std=head.time_std, generator=generator)  # fmt: skip
-    x_t, path_velocity = interpolate(action, noise, t)
-
-    def velocity(x: Tensor, time: Tensor, start: Tensor) -> tuple[Tensor, Features]:
-        return head._velocity_and_features(x, time, start, policy.encode(batch.obs) if encoder_inside else cond)
-
-    u, derivative, features = jvp(velocity, (x_t, t, r), (path_velocity, torch.ones_like(t), torch.zeros_like(r)))
-    target = (path_velocity - expand(t - r, x_t) * derivative).detach()
-    loss = adaptive_weight(masked_mean_square(u - target, batch.mask), power=head.loss_power, eps=head.loss_eps).mean()
-    if head.dispersive is not None:
-        loss = loss + head.dispersive.weight * head.dispersive(features, cond)
+    again = partial(policy.encode, batch.obs)
+    cond = again()
+    loss = head_loss(head, action, cond, batch.mask, generator, jvp=jvp, encode=again if encoder_inside else None)
     return LossOutput(loss, {})
-
-
-def forward_mode(function: Callable[..., tuple[Tensor, Features]], at: Any, along: Any) -> tuple[Any, ...]:
-    """Value, derivative and features, from one pass."""
-    return torch.func.jvp(function, at, along, has_aux=True)
-
-
-def double_backward(function: Callable[..., tuple[Tensor, Features]], at: Any, along: Any) -> tuple[Any, ...]:
-    """The same from a backward pass through a backward pass."""
-    features: Features = {}
-
-    def value(*arguments: Tensor) -> Tensor:
-        u, found = function(*arguments)
-        features.update(found)
-        return u
-
-    return *torch.autograd.functional.jvp(value, at, along, create_graph=True), features
 
 
 def loss_of(one: ImitationTrainer, index: Tensor) -> float:

@@ -1,62 +1,90 @@
-"""MeanFlow training step: Jacobian product on the rows with r != t only, against the whole batch, in one run.
+"""MeanFlow training step of a net against the same step written plainly, in one run.
 
-  python scripts/bench_training_step.py [--batch 128] [--repeats 200]
+  python scripts/bench_training_step.py [--net unet1d] [--batch 128] [--threads 1] [--repeats 30] [--p-equal 0.75]
 
-Both steps compute the same loss (the correction vanishes where r = t); they take turns, so both see the same machine.
+  flowpolicy        forward-mode Jacobian product of the rows with r != t, without a graph; one backward pass
+  whole batch       the same, but the Jacobian product of all rows
+  double backward   torch.autograd.functional.jvp of the whole batch with a graph, as MP1's released code
+Forward, backward, clipping and AdamW, in float32. Before anything is timed the losses are compared on one batch (the
+correction vanishes where r = t). They take turns, so that all see the same machine.
 """
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from plain_meanflow import double_backward, plain_loss
+from torch import Tensor
 
+from flowpolicy.cli import config
 from flowpolicy.flow.meanflow import meanflow_correction
 from flowpolicy.heads import meanflow as head_module
 from flowpolicy.heads.meanflow import MeanFlowHead
-from flowpolicy.nets.mlp import ResidualMLP
+
+ACTION_DIM, HORIZON, COND_DIM = 8, 16, 33  # of PickCube-v1's states
+Loss = Callable[[MeanFlowHead, Tensor, Tensor, Tensor, torch.Generator], Tensor]
 
 
 def main() -> None:
-    """Print milliseconds per step for both and the ratio of their medians."""
+    """Print milliseconds per step of each, and how many times slower than ours."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", default="unet1d", help="a yaml of configs/policy/net")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--p-equal", type=float, default=0.75, help="share of rows with r = t")
     options = parser.parse_args()
-    sliced, whole = measure(batch=options.batch, repeats=options.repeats)
-    print(f"batch {options.batch}, p_equal 0.5, float32, {torch.get_num_threads()} thread(s), {options.repeats} steps")
-    for name, times in (("rows with r != t", sliced), ("whole batch", whole)):
-        low, median, high = np.percentile(times, [25, 50, 75])
-        print(f"{name:18s} {1e3 * median:7.2f} ms per step (quartiles {1e3 * low:.2f} to {1e3 * high:.2f})")
-    print(f"throughput ratio   {np.median(whole) / np.median(sliced):7.2f}")
+    torch.set_num_threads(options.threads)
+    losses: dict[str, Loss] = {
+        "flowpolicy": lambda head, *given: head.loss(*given).loss,
+        "whole batch": whole_batch,
+        "double backward": partial(plain_loss, jvp=double_backward),
+    }
+    times = 1e3 * measure(losses, net=options.net, batch=options.batch, repeats=options.repeats,
+                          p_equal=options.p_equal)  # fmt: skip
+    print(f"{options.net}, batch {options.batch}, p_equal {options.p_equal}, float32, {options.threads} thread(s), "
+          f"{options.repeats} steps each; losses agree to 1e-4")  # fmt: skip
+    for column, name in enumerate(losses):
+        low, median, high = np.percentile(times[:, column], [25, 50, 75])
+        ratio = np.median(times[:, column] / times[:, 0])
+        print(f"{name:18}{median:9.1f} ms per step (quartiles {low:.1f} to {high:.1f}){ratio:8.2f}x")
 
 
-def measure(*, batch: int, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds per optimiser step, (repeats,) each: sliced Jacobian product, whole-batch Jacobian product."""
-    torch.set_num_threads(1)
-    generator = torch.Generator().manual_seed(0)
-    head = MeanFlowHead(ResidualMLP(action_dim=8, horizon=16, cond_dim=33))
+def whole_batch(head: MeanFlowHead, *given: Tensor | torch.Generator) -> Tensor:
+    """Our loss with the Jacobian product of all rows."""
+    head_module.meanflow_correction = lambda *args, num_equal, **words: meanflow_correction(*args, num_equal=0, **words)
+    loss = head.loss(*given).loss  # pyright: ignore[reportArgumentType]
+    head_module.meanflow_correction = meanflow_correction
+    return loss
+
+
+def measure(losses: dict[str, Loss], *, net: str, batch: int, repeats: int, p_equal: float) -> np.ndarray:
+    """Seconds per optimiser step, (repeats, losses)."""
+    words = ["dataset.path=none", f"policy/net={net}", "policy/head=meanflow", f"policy.head.p_equal={p_equal}"]
+    make = config.load("train", words).policy
+    torch.manual_seed(0)
+    body = config.instantiate(make.net)(action_dim=ACTION_DIM, horizon=HORIZON, cond_dim=COND_DIM)
+    head = config.instantiate(make.head)(body)
     optimizer = torch.optim.AdamW(head.parameters(), fused=True)
-    action = torch.randn(batch, 16, 8, generator=generator)
-    cond, mask = torch.randn(batch, 33, generator=generator), torch.ones(batch, 16)
+    generator = torch.Generator().manual_seed(0)
+    action = torch.randn(batch, HORIZON, ACTION_DIM, generator=generator)
+    cond, mask = torch.randn(batch, COND_DIM, generator=generator), torch.ones(batch, HORIZON)
+    given = (head, action, cond, mask)
+    first = [loss(*given, torch.Generator().manual_seed(1)).item() for loss in losses.values()]
+    assert np.allclose(first, first[0], rtol=1e-4), dict(zip(losses, first, strict=True))
 
-    def whole_batch(*args, num_equal: int, **kwargs):  # noqa: ANN002, ANN003, ANN202
-        del num_equal
-        return meanflow_correction(*args, num_equal=0, **kwargs)
-
-    def step(correction) -> float:  # noqa: ANN001
-        head_module.meanflow_correction = correction
+    def step(loss: Loss) -> float:
         began = time.perf_counter()
-        head.loss(action, cond, mask, generator).loss.backward()
+        loss(*given, generator).backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - began
 
-    for correction in (meanflow_correction, whole_batch) * 5:
-        step(correction)
-    times = np.array([[step(meanflow_correction), step(whole_batch)] for _ in range(repeats)])
-    head_module.meanflow_correction = meanflow_correction
-    return times[:, 0], times[:, 1]
+    return np.array([[step(loss) for loss in losses.values()] for _ in range(3 + repeats)])[3:]
 
 
 if __name__ == "__main__":

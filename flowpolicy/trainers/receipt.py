@@ -5,11 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from flowpolicy.checkpoint import load_policy
 from flowpolicy.evaluation.page import Section, facts, page, pairs, table
-from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.evaluation.statistics import mcnemar_exact, wilson_interval
 from flowpolicy.evaluation.svg import Line, Row, interval_chart, line_chart, number
 from flowpolicy.files import write_atomic
 from flowpolicy.rollout.episodes import run_episodes
@@ -60,7 +58,7 @@ def paired_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]
     """
     gained = sum(b > a for a, b in zip(before, after, strict=True))
     lost = sum(a > b for a, b in zip(before, after, strict=True))
-    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    p = mcnemar_exact(gained, lost)
     found: dict[str, Any] = {"gained": gained, "lost": lost, "p_value": p}
     for name, one in (("before", before), ("after", after)):
         low, high = wilson_interval(sum(one), len(one))

@@ -10,6 +10,7 @@
   reward.env=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per control step
   envs=32   workers=2        simulators, and the processes that they share
   loop.iterations  loop.decisions  loop.eval_every  loop.checkpoint_every   ppo.actor_lr  ppo.clip_high  ppo.bc_weight …
+  ppo.advantage=gae|group     group: GRPO, no critic; loop.decisions must span an episode   ppo.group_size=8
   actor.rows=auto|executed|all   actor.log_prob_reduction=sum|mean   actor.freeze_encoder=false
   eval.episodes=50  eval.start_seed=50000      noise-free evaluations, which choose `best`
   preflight.episodes=50  preflight.min_success=0.03   before: ratio, gradients, success with noise; 0 episodes: none

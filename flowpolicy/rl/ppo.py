@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from flowpolicy.rl.actor_critic import ActorCritic, Score
 from flowpolicy.rl.bc import Kind, bc_loss
 from flowpolicy.rl.gae import Discount, chunk_reward, discounts, gae
+from flowpolicy.rl.group import group_advantage
 from flowpolicy.rl.rollout_buffer import Minibatch, Rollout, minibatches
 from flowpolicy.samplers.base import require_choice
 
+Advantage = Literal["gae", "group"]
 Actor = Literal["train", "anchor", "hold"]
 """What an update does to the actor: the whole objective, the pull towards the reference alone, nothing."""
 _MAX_MEAN_CLIP = 0.05
@@ -25,6 +27,9 @@ _MAX_MEAN_CLIP = 0.05
 class PPOSettings:
     """Numbers of the update.
 
+    advantage: "gae", with a critic; or "group", see `group_advantage`: without one, `group_size` environments from the
+      same start. Every iteration then begins new episodes and learns from the first of each environment, so the
+      decisions of a rollout must span one.
     gamma, lam, discount: see `gae`.   epochs, minibatches: passes over a rollout and parts of each.
     clip_low, clip_high: bounds of the ratio, 1 - clip_low to 1 + clip_high, on the summed log-density; the 0.01 of
       DPPO, ReinFlow and DBPO belongs to its mean, and acts like 0.3 to 1.7 here.
@@ -43,6 +48,8 @@ class PPOSettings:
     scale_rewards: divide by the running spread of the return; for dense rewards.
     """
 
+    advantage: Advantage = "gae"
+    group_size: int = 8
     gamma: float = 0.99
     lam: float = 0.95
     discount: Discount = "per_chunk"
@@ -69,17 +76,18 @@ class PPOSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range, before anything is written."""
+        require_choice("ppo.advantage", self.advantage, Advantage)
         require_choice("ppo.discount", self.discount, Discount)
         require_choice("ppo.bc_kind", self.bc_kind, Kind)
-        for name in ("epochs", "minibatches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ppo.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("epochs", 1), ("minibatches", 1), ("group_size", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"ppo.{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"ppo.{name} must lie between 0 and 1, got {getattr(self, name)}")
-        least = ("clip_low", "clip_high", "value_clip", "huber", "actor_lr", "critic_lr", "final_lr", "target_kl",
-                 "bc_weight", "bc_final", "warmup", "min_success_episodes")  # fmt: skip
-        for name in least:
+        others = ("clip_low", "clip_high", "value_clip", "huber", "actor_lr", "critic_lr", "final_lr", "target_kl",
+                  "bc_weight", "bc_final", "warmup", "min_success_episodes")  # fmt: skip
+        for name in others:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"ppo.{name} must be at least 0, got {getattr(self, name)}")
         if not self.grad_clip > 0:
@@ -126,6 +134,13 @@ def normalized(advantage: Tensor, valid: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 over the valid entries; (T, N) both."""
     chosen = advantage[valid]
     return (advantage - chosen.mean()) / (chosen.std(unbiased=False) + 1e-5)
+
+
+def _explained(rollout: Rollout, returns: Tensor) -> float:
+    """Share of the returns' variance that the critic foresaw."""
+    residual = (returns - rollout.value)[rollout.valid]
+    variance = float(returns[rollout.valid].var())
+    return 1.0 - float(residual.var()) / variance if variance > 1e-12 else 0.0
 
 
 def has_signal(rollout: Rollout, settings: PPOSettings, *, sparse: bool, successes: int) -> bool:
@@ -184,24 +199,31 @@ class PPO:
         """
         settings = self.settings
         discount = discounts(rollout.steps, gamma=settings.gamma, kind=settings.discount)
-        advantage, returns = gae(
-            reward, rollout.value, rollout.next_value, rollout.terminated, rollout.done, discount=discount,
-            lam=settings.lam,
-        )  # fmt: skip
-        advantage = normalized(advantage, rollout.valid)
         found: defaultdict[str, list[float]] = defaultdict(list)
-        stopped = 0
+        stopped, grouped = 0, settings.advantage == "group"
+        if grouped:
+            relative = group_advantage(reward, rollout.valid, discount=discount, group_size=settings.group_size)
+            found["groups_used"].append(relative.used)
+            advantage, returns = relative.advantage, rollout.value  # nobody learns the returns
+            rollout = rollout._replace(valid=relative.valid)
+            if int(rollout.valid.sum()) < settings.minibatches:  # hardly any start on which the outcomes differ
+                return {"rl/groups_used": relative.used}
+        else:
+            advantage, returns = gae(
+                reward, rollout.value, rollout.next_value, rollout.terminated, rollout.done, discount=discount,
+                lam=settings.lam,
+            )  # fmt: skip
+            advantage = normalized(advantage, rollout.valid)
         for batch in self._batches(rollout, advantage, returns, order):
             cond = self.actor_critic.features(batch.obs)
-            self._critic_step(cond.detach(), batch, found)
+            if not grouped:
+                self._critic_step(cond.detach(), batch, found)
             if actor != "hold" and not stopped:
                 stopped = self._actor_step(cond, batch, found, actor=actor, bc_weight=bc_weight, noise=noise)
-        residual = (returns - rollout.value)[rollout.valid]
-        variance = float(returns[rollout.valid].var())
-        explained = 1.0 - float(residual.var()) / variance if variance > 1e-12 else 0.0
         skipped = sum(found.pop("skipped", []))
         means = {f"rl/{name}": sum(values) / len(values) for name, values in found.items()}
-        return means | {"rl/explained_variance": explained, "rl/kl_stop": float(stopped), "rl/skipped_steps": skipped}
+        means |= {"rl/kl_stop": float(stopped), "rl/skipped_steps": skipped}
+        return means if grouped else means | {"rl/explained_variance": _explained(rollout, returns)}
 
     def _batches(
         self, rollout: Rollout, advantage: Tensor, returns: Tensor, order: torch.Generator

@@ -14,6 +14,7 @@ from flowpolicy.checkpoint import load_weights
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect
+from flowpolicy.rl.group import first_episodes
 from flowpolicy.rl.ppo import PPO, Actor, PPOSettings, has_signal
 from flowpolicy.rl.reward_scaler import RewardScaler
 from flowpolicy.rollout.chunk_env import ChunkEnv
@@ -77,6 +78,9 @@ class PPOTrainer:
         progress: bool = True,
     ) -> None:
         self.actor_critic, self.env, self.loop, self.sparse = actor_critic, env, loop, sparse
+        if ppo.advantage == "group" and env.num_envs % ppo.group_size:
+            raise ValueError(f"ppo.advantage=group needs envs that are a multiple of ppo.group_size={ppo.group_size}, "
+                             f"got {env.num_envs}")  # fmt: skip
         self.ppo = PPO(actor_critic, ppo)
         self.checkpoints, self.tracker, self.seed = checkpoints, tracker or CompositeTracker([]), seed
         self.evaluate, self.progress = evaluate, progress
@@ -134,7 +138,8 @@ class PPOTrainer:
         bc_weight = self.ppo.set_progress(progress)
         self._noise.manual_seed(derive(self.seed, f"rl_noise/{self.iteration}"))
         self._order.manual_seed(derive(self.seed, f"rl_order/{self.iteration}"))
-        if self._obs is None or self.iteration % self.loop.checkpoint_every == 0:
+        grouped = settings.advantage == "group"
+        if self._obs is None or grouped or self.iteration % self.loop.checkpoint_every == 0:
             self._obs = self._restart()
         start = time.perf_counter()
         collected = collect(
@@ -142,7 +147,9 @@ class PPOTrainer:
         )  # fmt: skip
         self._obs, rollout, collect_s = collected.obs, collected.rollout, time.perf_counter() - start
         episodes = self.counter.count(rollout)
-        actor: Actor = "train" if self.iteration >= settings.warmup else "hold"
+        if grouped:
+            rollout = rollout._replace(valid=first_episodes(rollout.done))
+        actor: Actor = "train" if grouped or self.iteration >= settings.warmup else "hold"
         if settings.guard and not has_signal(rollout, settings, sparse=self.sparse, successes=episodes.succeeded):
             actor = "anchor" if actor == "train" and bc_weight > 0.0 else "hold"
         reward = self.ppo.chunk_rewards(rollout)
@@ -165,7 +172,11 @@ class PPOTrainer:
         """New episodes everywhere, fixed by (seed, iteration)."""
         self.scaler.restart()
         self.counter.restart()
-        return self.env.reset([derive(self.seed, f"rl_env/{self.iteration}/{i}") for i in range(self.env.num_envs)])
+        settings = self.ppo.settings
+        alike = settings.group_size if settings.advantage == "group" else 1
+        return self.env.reset(
+            [derive(self.seed, f"rl_env/{self.iteration}/{i // alike}") for i in range(self.env.num_envs)]
+        )
 
     def _evaluate(self) -> float | None:
         if self.evaluate is None:

@@ -7,7 +7,8 @@
   checkpoint=DIR     run folder (its best, else its last checkpoint) or checkpoint folder (required)
   task=… task.id=…   another task with the same embodiment; default: the one in the checkpoint
   episodes=100       on seeds start_seed, start_seed+1, …      start_seed=100000
-  num_steps=1        network evaluations per chunk; a list evaluates each, in a folder steps_<K> of its own
+  num_steps=K        network evaluations per chunk; a list evaluates each, in a folder steps_<K> of its own; default: as
+                     in training (eval.num_steps, or the sampler's of a fine-tuned policy), 1 unless said otherwise
   envs=2             parallel simulators; the result does not depend on it
   video=0            record the first so many episodes
   demonstrations=PATH   store for the chunk picture; default: the training data, if it is still there
@@ -23,7 +24,7 @@ import torch
 
 from flowpolicy.checkpoint import read_config, resolve_checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import make_task, own_task, with_task, without_task
+from flowpolicy.cli.tasks import make_task, own_steps, own_task, with_task, without_task
 from flowpolicy.evaluation.chunks import training_data
 from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
 
@@ -37,11 +38,12 @@ def main(argv: list[str]) -> int:
     facts = config.plain(cfg)
     task = facts["task"]
     foreign = None if (task["name"], task["id"]) == (own.get("name"), own.get("id")) else task["id"]
+    num_steps = own_steps(recorded) if facts["num_steps"] is None else facts["num_steps"]
     torch.set_num_threads(cfg.threads)
     folder = resolve_checkpoint(cfg.checkpoint)
     evaluations = evaluate(
         folder, make_task(cfg),
-        outs=evaluation_folders(folder, facts["num_steps"], out=Path(cfg.out) if cfg.out else None, task_id=foreign),
+        outs=evaluation_folders(folder, num_steps, out=Path(cfg.out) if cfg.out else None, task_id=foreign),
         episodes=cfg.episodes, start_seed=cfg.start_seed, envs=cfg.envs, video=cfg.video,
         device=config.pick_device(cfg.device),
         demonstrations=Path(cfg.demonstrations) if cfg.demonstrations else training_data(recorded),

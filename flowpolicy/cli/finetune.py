@@ -70,5 +70,5 @@ def main(argv: list[str]) -> int:
         start=start, seed=cfg.seed, device=device, trusted_modules=facts["trusted"], resume=cfg.resume,
     )  # fmt: skip
     print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {last}\nrun         {out}")
-    print(f"next        flowpolicy evaluate checkpoint={out} num_steps={read_config(last)['num_steps']}")
+    print(f"next        flowpolicy evaluate checkpoint={out}")
     return 0

@@ -20,6 +20,12 @@ def own_task(recorded: dict[str, Any]) -> dict[str, Any]:
     return recorded["task"] if isinstance(recorded.get("task"), dict) else {}
 
 
+def own_steps(recorded: dict[str, Any]) -> int:
+    """Network evaluations per chunk that a checkpoint was evaluated with in training; 1 where it does not say."""
+    steps = recorded.get("num_steps")
+    return steps if isinstance(steps, int) and steps >= 1 else 1
+
+
 def with_task(argv: Sequence[str], own: dict[str, Any]) -> list[str]:
     """The overrides, led by the checkpoint's own task unless they name one; the yaml is ours, not the checkpoint's.
 

@@ -86,9 +86,10 @@ def _train(cfg: DictConfig, overrides: list[str]) -> None:
         )  # fmt: skip
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
+    kept = {"task": facts["task"], "dataset": dataset, "num_steps": facts["eval"]["num_steps"]}
     try:
         checkpoint = train_policy(
-            store, policy_config=facts["policy"], facts={"task": facts["task"], "dataset": dataset}, out=out,
+            store, policy_config=facts["policy"], facts=kept, out=out,
             settings=settings, start=start, seed=cfg.seed, device=device, check=check,
             val_episodes=cfg.dataset.val_episodes, mask_padding=cfg.dataset.mask_padding,
             obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],

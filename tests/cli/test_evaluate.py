@@ -110,3 +110,12 @@ def test_bad_input_is_one_line_and_writes_nothing(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("flowpolicy evaluate: ") and said in lines[0]
     assert sorted(run.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("recorded", "steps"), [({"num_steps": 4}, 4), ({}, 1)])
+def test_the_number_of_steps_is_the_one_of_training(run: Path, recorded: dict, steps: int):
+    facts = json.loads(record(run).read_text())
+    facts.pop("num_steps", None)
+    record(run).write_text(json.dumps(facts | recorded))
+    assert main(["evaluate", f"checkpoint={run}", "episodes=1", "envs=1", "out=found"]) == 0
+    assert json.loads((run.parent / "found" / "summary.json").read_text())["num_steps"] == steps

@@ -37,7 +37,12 @@ def test_debug_runs_every_stage_and_writes_the_whole_run_folder(demos: Path, tmp
     assert [line["eval/success_once_n"] for line in scored] == [2.0, 2.0]
     assert all(0.0 <= line["eval/success_at_end"] <= line["eval/success_once"] for line in scored)
     record = read_config(run)
-    assert record["task"]["id"] == "two-ways" and record["weights"] == "ema" and len(record["dataset"]["hash"]) >= 16
+    assert (
+        record["num_steps"] == 1
+        and record["task"]["id"] == "two-ways"
+        and record["weights"] == "ema"
+        and len(record["dataset"]["hash"]) >= 16
+    )
     assert load_policy(run).embodiment.robot == "point mass"
     assert os.readlink(run / "checkpoints/last") == "000020"
 

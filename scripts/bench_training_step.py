@@ -56,9 +56,10 @@ def main() -> None:
 def whole_batch(head: MeanFlowHead, *given: Tensor | torch.Generator) -> Tensor:
     """Our loss with the Jacobian product of all rows."""
     head_module.meanflow_correction = lambda *args, num_equal, **words: meanflow_correction(*args, num_equal=0, **words)
-    loss = head.loss(*given).loss  # pyright: ignore[reportArgumentType]
-    head_module.meanflow_correction = meanflow_correction
-    return loss
+    try:
+        return head.loss(*given).loss  # pyright: ignore[reportArgumentType]
+    finally:
+        head_module.meanflow_correction = meanflow_correction
 
 
 def measure(losses: dict[str, Loss], *, net: str, batch: int, repeats: int, p_equal: float) -> np.ndarray:

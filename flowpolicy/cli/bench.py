@@ -6,7 +6,7 @@
 
   checkpoint=DIR     run folder (its best, else its last checkpoint) or checkpoint folder (required)
   hz=…               control steps per second; default: the embodiment's
-  num_steps=1        network evaluations per chunk; a list measures each
+  num_steps=K        network evaluations per chunk; a list measures each; default: as in training, mostly 1
   task=… task.id=…   observations from this simulator, and the time per stage of making their clouds (unproject, crop,
                      thin, sample). Without it: a black observation, and no such stages
   threads=1          CPU threads of torch       cpus=[N,…]    processors to stay on      device=auto
@@ -24,7 +24,7 @@ import torch
 
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import make_task, own_task, with_task, without_task
+from flowpolicy.cli.tasks import make_task, own_steps, own_task, with_task, without_task
 from flowpolicy.deploy.bench import bench, describe_processor, format_bench, pin_to
 from flowpolicy.deploy.latency import example_observation
 from flowpolicy.tracking import versions, write_json
@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
             env.close()
         obs = {key: value.to(device) for key, value in seen.one(0).items()}
         preprocess_ms, source, task = seen.preprocess_ms, seen.source, {"name": cfg.task.name, "id": cfg.task.id}
-    counts = facts["num_steps"] if isinstance(facts["num_steps"], list) else [facts["num_steps"]]
+    steps = own_steps(read_config(folder)) if facts["num_steps"] is None else facts["num_steps"]
+    counts = steps if isinstance(steps, list) else [steps]
     reports = [bench(policy, obs, num_steps=count, hz=facts["hz"], preprocess_ms=preprocess_ms,
                      warmup=facts["warmup"], repeats=facts["repeats"]) for count in counts]  # fmt: skip
     inside = folder.parent.name == "checkpoints"

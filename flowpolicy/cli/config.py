@@ -28,6 +28,11 @@ def load(name: str, argv: list[str]) -> DictConfig:
         return compose_checked(name, argv)
 
 
+def quoted(path: Path) -> str:
+    """A path as a word of Hydra's grammar, which may not hold spaces or commas otherwise."""
+    return json.dumps(str(path), ensure_ascii=False)
+
+
 def expand(argv: list[str]) -> list[list[str]]:
     """The jobs of `-m` / `--multirun`: every combination of comma-separated values; without the flag one job."""
     flags = [argument for argument in argv if argument in ("-m", "--multirun")]

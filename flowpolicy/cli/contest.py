@@ -1,12 +1,12 @@
 """What `flowpolicy protocol` does with arms: train each on every task, then one sweep over all of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from flowpolicy.cli import config, data, sweep, train
+from flowpolicy.cli import config, sweep, train
 from flowpolicy.evaluation.contest import Entry, train_all
 from flowpolicy.evaluation.protocol import require_same
 
@@ -21,34 +21,29 @@ class _Fit:
 
     def __call__(self, entry: Entry, store: Path, run: Path) -> None:
         train.main([*self.words, *self.arms[entry.arm], f"task.id={entry.task_id}", f"seed={entry.seed}",
-                    f"dataset.path={quoted(store)}", f"out={quoted(run)}", "resume=true"])  # fmt: skip
+                    f"dataset.path={config.quoted(store)}", f"out={config.quoted(run)}", "resume=true"])  # fmt: skip
 
 
 def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequence[str], out: Path,
-                same: Sequence[str]) -> None:  # fmt: skip
+                collect: Callable[[str, Path], None], same: Sequence[str]) -> None:  # fmt: skip
     """Finish what is missing, then sweep; the sweep prints the table and where the page is.
 
-    words: of `flowpolicy train`.   same: what a rerun may not change.
+    words: of `flowpolicy train`.   collect: (task id, store to write).   same: what a rerun may not change.
     """
-    arms = _arms(facts)
-    entries = [Entry(task, arm, seed) for task in tasks for arm in arms for seed in facts["seeds"]]
-    for own in arms.values():  # before anything runs: a misspelt head would be found after hours
-        config.plain(config.load("train", [*words, *own, "dataset.path=none"]))
+    arms, seeds = _arms(facts), list(dict.fromkeys(facts["seeds"]))
+    entries = [Entry(task, arm, seed) for task in tasks for arm in arms for seed in seeds]
+    # before anything runs: a misspelt head would be found after hours
+    steps = {}
+    for arm, own in arms.items():
+        steps[arm] = config.plain(config.load("train", [*words, *own, "dataset.path=none"]))["trainer"]["steps"]
     require_same(out / "protocol.json", same)
-
-    def collect(task: str, store: Path) -> None:
-        cfg = config.load("train", [*words, f"task.id={task}", f"dataset.path={quoted(store)}"])
-        data.record(cfg.task, store, episodes=facts["demonstrations"], seed=facts["demonstration_seed"],
-                    workers=facts["workers"])  # fmt: skip
-
-    train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=facts["trainer"]["steps"],
-              workers=facts["workers"])  # fmt: skip
-    folders = [quoted(entry.run(out) / "checkpoints" / "last") for entry in entries]
-    names = [f"{entry.arm} seed {entry.seed}" if len(facts["seeds"]) > 1 else entry.arm for entry in entries]
+    train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=steps, workers=facts["workers"])
+    folders = [config.quoted(entry.run(out) / "checkpoints" / "last") for entry in entries]
+    names = [f"{entry.arm} seed {entry.seed}" if len(seeds) > 1 else entry.arm for entry in entries]
     sweep.main([
-        f"checkpoints=[{','.join(folders)}]", f"names={json.dumps(names)}", f"num_steps={facts['num_steps']}",
+        f"checkpoints=[{','.join(folders)}]", f"names={json.dumps(names)}", f"num_steps={facts['num_steps'] or [1]}",
         f"episodes={facts['episodes']}", f"seeds=[{facts['start_seed']}]", f"workers={facts['workers']}",
-        f"device={facts['device']}", f"threads={facts['threads']}", f"out={quoted(out / 'sweep')}",
+        f"device={facts['device']}", f"threads={facts['threads']}", f"out={config.quoted(out / 'sweep')}",
     ])  # fmt: skip
 
 
@@ -56,11 +51,7 @@ def _arms(facts: Mapping[str, Any]) -> dict[str, list[str]]:
     arms, only = facts["arms"], facts["only"]
     if only is None:
         return arms
-    if unknown := [name for name in only if name not in arms]:
-        raise ValueError(f"only={unknown[0]} is no arm; there are {', '.join(arms)}")
-    return {name: arms[name] for name in only}
-
-
-def quoted(path: Path) -> str:
-    """For Hydra, whose words may not hold spaces or commas otherwise."""
-    return json.dumps(str(path))
+    names = [only] if isinstance(only, str) else only
+    if not names or (unknown := [name for name in names if name not in arms]):
+        raise ValueError(f"only={unknown[0] if names else '[]'} is no arm; there are {', '.join(arms)}")
+    return {name: arms[name] for name in names}

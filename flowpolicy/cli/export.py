@@ -6,7 +6,8 @@
 
   checkpoint=DIR     run folder (its best, else its last checkpoint) or checkpoint folder (required)
   out=DIR            bundle to write; must not exist (required)      overwrite=true replaces it
-  format=onnx        the only one      num_steps=1      network evaluations, unrolled in the graph
+  format=onnx        the only one      num_steps=K      network evaluations, unrolled in the graph;
+                     default: as in training, mostly 1
   dataset.path=PATH  store whose observations=256 the deviation from torch is measured on; default: the simulator's
   episodes=20        of the original and of the bundle on the same seeds (start_seed=100000); 0: none
   task=… task.id=…   simulator, with the same embodiment; default: the one in the checkpoint
@@ -27,7 +28,7 @@ import torch
 
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import make_task, own_task, with_task, without_task
+from flowpolicy.cli.tasks import make_task, own_steps, own_task, with_task, without_task
 from flowpolicy.deploy.export import refuse_existing, require_export
 from flowpolicy.evaluation.certificate import ParityError, export_with_certificate, format_certificate
 from flowpolicy.evaluation.observations import observe_simulator, observe_store
@@ -40,10 +41,12 @@ def main(argv: list[str]) -> int:
     require_export()
     if facts["format"] != "onnx":
         raise ValueError(f"format must be onnx, got {facts['format']}")
+    folder, out = resolve_checkpoint(facts["checkpoint"]), Path(facts["out"]).absolute()
+    if facts["num_steps"] is None:
+        facts["num_steps"] = own_steps(read_config(folder))
     for name, least in (("observations", 1), ("episodes", 0), ("num_steps", 1), ("threads", 1), ("repeats", 1)):
         if facts[name] < least:
             raise ValueError(f"{name} must be at least {least}, got {facts[name]}")
-    folder, out = resolve_checkpoint(facts["checkpoint"]), Path(facts["out"]).absolute()
     refuse_existing(out, overwrite=facts["overwrite"])  # before a simulator starts
     torch.set_num_threads(facts["threads"])
     policy = load_policy(folder, trusted_modules=facts["trusted"])

@@ -16,6 +16,7 @@
 With arms (an experiment names them: arm -> words of `flowpolicy train`) each is trained on every task, workers= of them
 at a time, and then all run the same seeds in a sweep: out/sweep/sweep.html.
   only=[ARM,…]           some of them           num_steps=[1]   network evaluations per chunk
+It writes no results.jsonl of its own, and envs= does not count: each worker has one simulator.
 Every key of `flowpolicy train` works too; without arms trainer.eval_every must be set, for the literature's convention.
 Run it again after a kill: finished stages are skipped, training goes on bit for bit.
 Writes results.jsonl, one line per task and seed: top5, the mean of the five best in-training evaluations (as DP3,
@@ -26,7 +27,7 @@ import re
 from pathlib import Path
 
 from flowpolicy.cli import config, data, evaluate, train
-from flowpolicy.cli.contest import quoted, run_contest
+from flowpolicy.cli.contest import run_contest
 from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_protocol
 
 # what a rerun may change
@@ -46,31 +47,40 @@ def main(argv: list[str]) -> int:
     tasks = expand(facts["tasks"] if isinstance(facts["tasks"], list) else [facts["tasks"] or facts["task"]["id"]])
     words = [word for word in argv if re.split(r"[.=]", word)[0] not in _OWN]
     same = [word for word in argv if word.partition("=")[0] not in _CELLS]
+
+    def collect(task: str, store: Path) -> None:
+        cfg = config.load("train", [*words, f"task.id={task}", f"dataset.path={config.quoted(store)}"])
+        data.record(cfg.task, store, episodes=facts["demonstrations"], seed=facts["demonstration_seed"],
+                    workers=facts["workers"])  # fmt: skip
+
     if facts["arms"]:
-        run_contest(facts, words, tasks=tasks, out=out, same=same)
+        run_contest(facts, words, tasks=tasks, out=out, collect=collect, same=same)
         return 0
+    if facts["only"] is not None or facts["num_steps"] is not None:
+        raise ValueError("protocol: only= and num_steps= choose among arms, and there are none; the steps of an "
+                         "evaluation are eval.num_steps")  # fmt: skip
     if not facts["trainer"]["eval_every"]:
         raise ValueError(
             "protocol: the top-5 convention needs trainer.eval_every, for example a fifth of trainer.steps"
         )
 
-    def collect(cell: Cell, store: Path) -> None:
-        cfg = config.load("train", [*words, f"task.id={cell.task_id}", f"dataset.path={quoted(store)}"])
-        data.record(cfg.task, store, episodes=facts["demonstrations"], seed=facts["demonstration_seed"],
-                    workers=facts["workers"])  # fmt: skip
-
     def fit(cell: Cell, store: Path, run: Path) -> None:
-        own = [f"task.id={cell.task_id}", f"seed={cell.seed}", f"dataset.path={quoted(store)}", f"out={quoted(run)}"]
+        own = [
+            f"task.id={cell.task_id}",
+            f"seed={cell.seed}",
+            f"dataset.path={config.quoted(store)}",
+            f"out={config.quoted(run)}",
+        ]
         train.main([*words, *own, "resume=true"])
 
     def measure(cell: Cell, run: Path, folder: Path) -> None:
         named = {name: facts[name] for name in ("episodes", "start_seed", "envs", "device", "threads")}
         named["num_steps"] = facts["eval"]["num_steps"]
-        own = [f"checkpoint={quoted(run / 'checkpoints' / 'last')}", f"out={quoted(folder)}"]
+        own = [f"checkpoint={config.quoted(run / 'checkpoints' / 'last')}", f"out={config.quoted(folder)}"]
         evaluate.main([*own, *(f"{name}={value}" for name, value in named.items())])
 
     cells = [Cell(task, seed) for task in tasks for seed in facts["seeds"]]
-    stages = Stages(collect, fit, measure, facts["trainer"]["steps"])
+    stages = Stages(lambda cell, store: collect(cell.task_id, store), fit, measure, facts["trainer"]["steps"])
     print(format_protocol(run_protocol(cells, out, stages, words=same), difficulty))
     print(out / "results.jsonl")
     return 0

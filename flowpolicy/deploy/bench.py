@@ -31,6 +31,7 @@ def bench(
 
     obs: key -> (1, To, ...), on the policy's device.   hz: control steps per second; None is the embodiment's.
     preprocess_ms: stage -> milliseconds per observation of what happens before the policy, one list entry each.
+    repeats: at most; slow policies get fewer, see `measure_latency`.
     Percentiles of predict, of the predictor that `FlowPolicy.prepare` makes, of the stages and of the bare net (all
     take turns), the share of observations whose preprocessing and prediction together exceed 1 / hz, and a sentence.
     Raises ValueError for hz that is not positive, and as `measure_latency`.
@@ -52,7 +53,7 @@ def bench(
         "num_steps": num_steps,
         "device": report.device,
         "threads": report.threads,
-        "n": repeats,
+        "n": len(report.samples_ms),
         "stages_ms": {**{stage: percentiles(times) for stage, times in before.items()}, **report.stages},
         "predict_ms": report.predict,
         "prepared_ms": report.prepared,
@@ -89,7 +90,7 @@ def recommend(total_ms: np.ndarray, missed: float, *, hz: float, chunk: int) -> 
 
 
 def describe_processor() -> dict[str, Any]:
-    """Model, number of processors that this process may use, and their numbers where the system tells them."""
+    """Model, vector instructions that torch uses, and processors that this process may use, where the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,6 +1,7 @@
 """A contest: every arm (a head, a net, …) trained on every task from the same demonstrations, several at a time."""
 
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,13 +40,17 @@ class Training:
     out: Path
     train: Callable[[Entry, Path, Path], None]
 
-    def __call__(self, entry: Entry) -> Entry:
-        """Train with all that is printed in <run>.log."""
+    def __call__(self, entry: Entry) -> tuple[Entry, str]:
+        """Train, with all that is printed in <run>.log; the entry and what went wrong, "" for nothing."""
         log = self.out / entry.task_id / entry.arm / f"seed_{entry.seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
-            self.train(entry, entry.store(self.out), entry.run(self.out))
-        return entry
+            try:
+                self.train(entry, entry.store(self.out), entry.run(self.out))
+            except (ValueError, RuntimeError, OSError) as error:
+                traceback.print_exc()
+                return entry, f"{entry.task_id} {entry.arm} seed {entry.seed}: {error}; see {log}"
+        return entry, ""
 
 
 def train_all(
@@ -54,19 +59,25 @@ def train_all(
     *,
     collect: Callable[[str, Path], None],
     train: Callable[[Entry, Path, Path], None],
-    steps: int,
+    steps: Mapping[str, int],
     workers: int,
 ) -> None:
     """Collect and train what is missing; a killed contest goes on where it was.
 
-    collect: (task id, store to write).   steps: at which training is complete.   workers: trainings at a time.
+    collect: (task id, store to write).   steps: arm -> at which its training is complete.   workers: trainings at a
+    time. Raises RuntimeError naming the trainings that failed, after all others.
     """
     for entry in entries:
         if not (store := entry.store(out)).exists():
             collect(entry.task_id, store)
-    missing = [entry for entry in entries if trained_steps(entry.run(out)) < steps]
+    missing = [entry for entry in entries if trained_steps(entry.run(out)) < steps[entry.arm]]
     with tqdm(total=len(entries), initial=len(entries) - len(missing), desc="trainings", unit="run",
               disable=not missing) as bar:  # fmt: skip
-        for entry in run_all(Training(out, train), missing, workers=workers) if missing else ():
+        advice, failed = "run it again; its own words are in the .log files beside the runs", []
+        for entry, wrong in run_all(Training(out, train), missing, workers=workers, advice=advice) if missing else ():
             bar.set_postfix_str(f"{entry.task_id} {entry.arm}")
             bar.update()
+            failed += [wrong] if wrong else []
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(missing)} trainings failed; leave them out with only=…, or mend and "
+                           "run it again: " + "; ".join(failed))  # fmt: skip

@@ -53,7 +53,7 @@ def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
 
 def format_one_step(found: Sequence[OneStep]) -> str:
     """A line per one-step arm."""
-    lines = ["one step against the multi-step arm with the most successes on each task (p < 0.05, not corrected):"]
+    lines = ["one step against the multi-step arm with the most successes on each task (each pair by itself):"]
     for one in found:
         said = f"beaten on {', '.join(one.beaten)}" if one.beaten else "not beaten on any task"
         speed = f", {one.speed:.1f} times as fast" if one.speed else ""

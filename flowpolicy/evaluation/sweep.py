@@ -182,7 +182,8 @@ def _run(jobs: Sequence[Job], means: Means, workers: int) -> Iterator[list[dict[
             for job in jobs:
                 yield _roll(job, rollouts)
         return
-    yield from run_all(_worker_roll, jobs, workers=workers, start=_start_worker, arguments=(means,))
+    advice = "run it again, with workers=1 to see its own message"
+    yield from run_all(_worker_roll, jobs, workers=workers, advice=advice, start=_start_worker, arguments=(means,))
 
 
 def _roll(job: Job, rollouts: Rollouts) -> list[dict[str, Any]]:

@@ -45,8 +45,8 @@ def _one_step_section(found: Sequence[OneStep]) -> Section:
     rows = [[one.name, ", ".join(one.beaten) or "on no task", f"{one.difference:+.3f}", f"{one.evaluations:g}",
              f"{one.speed:.1f}" if one.speed else "–"] for one in found]  # fmt: skip
     header = ["one-step arm", "beaten", "mean difference of success", "times fewer evaluations", "times as fast"]
-    lead = ("On each task against the multi-step arm with the most successes there, by the test of that pair alone "
-            "(p < 0.05). Ratios: the least over the tasks.")  # fmt: skip
+    lead = ("On each task against the multi-step arm with the most successes there, by the test of that pair alone, "
+            "not corrected. Ratios: the least over the tasks.")  # fmt: skip
     return Section("One step against many", table(header, rows, text_columns=2), lead)
 
 

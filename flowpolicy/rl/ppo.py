@@ -205,8 +205,9 @@ class PPO:
             relative = group_advantage(reward, rollout.valid, discount=discount, group_size=settings.group_size)
             found["groups_used"].append(relative.used)
             advantage, returns = relative.advantage, rollout.value  # nobody learns the returns
-            rollout = rollout._replace(valid=relative.valid)
-            if int(rollout.valid.sum()) < settings.minibatches:  # hardly any start on which the outcomes differ
+            if actor == "train":
+                rollout = rollout._replace(valid=relative.valid)
+            if actor == "hold" or int(rollout.valid.sum()) < settings.minibatches:  # hardly any outcomes that differ
                 return {"rl/groups_used": relative.used}
         else:
             advantage, returns = gae(

@@ -148,6 +148,9 @@ class PPOTrainer:
         self._obs, rollout, collect_s = collected.obs, collected.rollout, time.perf_counter() - start
         episodes = self.counter.count(rollout)
         if grouped:
+            if not rollout.done.any(0).all():
+                raise ValueError(f"ppo.advantage=group compares whole episodes, and some did not end in loop.decisions="
+                                 f"{self.loop.decisions}; raise it, or lower task.max_episode_steps")  # fmt: skip
             rollout = rollout._replace(valid=first_episodes(rollout.done))
         actor: Actor = "train" if grouped or self.iteration >= settings.warmup else "hold"
         if settings.guard and not has_signal(rollout, settings, sparse=self.sparse, successes=episodes.succeeded):
@@ -164,7 +167,7 @@ class PPOTrainer:
         times = {"time/env_fps": steps / collect_s, "time/collect_s": collect_s}
         times["time/update_s"] = time.perf_counter() - start
         return found | _environment(collected, episodes, self.env_steps) | times | {
-            "rl/actor_trained": float(actor == "train"), "rl/bc_weight": bc_weight,
+            "rl/actor_trained": float("rl/policy_loss" in found), "rl/bc_weight": bc_weight,
             "rl/lr": self.ppo.actor_optimizer.param_groups[0]["lr"],
         }  # fmt: skip
 

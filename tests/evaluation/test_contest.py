@@ -8,6 +8,7 @@ import pytest
 
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation.contest import Entry, train_all
+from flowpolicy.evaluation.processes import run_all
 from flowpolicy.tracking import write_json
 
 ENTRIES = [Entry(task, arm, 0) for task in ("a", "b") for arm in ("x", "y")]
@@ -24,21 +25,51 @@ def train(entry: Entry, store: Path, run: Path, *, fails: str) -> None:
     write_json(run / "checkpoints/last/state/step.json", {"step": 7})
 
 
-def test_what_is_there_is_not_done_again_and_an_error_comes_through(tmp_path: Path) -> None:
+def test_one_failure_stops_no_other_and_what_is_there_is_not_done_again(tmp_path: Path) -> None:
     collected = []
 
     def collect(task: str, store: Path) -> None:
         collected.append(task)
         store.mkdir(parents=True)
 
-    run = partial(train_all, ENTRIES, tmp_path, collect=collect, steps=7, workers=2)
-    with pytest.raises(ValueError, match="loss of x is NaN"):
+    run = partial(train_all, ENTRIES, tmp_path, collect=collect, steps={"x": 7, "y": 5}, workers=2)
+    with pytest.raises(RuntimeError, match="1 of 4 trainings failed.*b x seed 0: loss of x is NaN; see .*seed_0.log"):
         run(train=partial(train, fails="bx"))
+    assert "Traceback" in (tmp_path / "b/x/seed_0.log").read_text()
     run(train=partial(train, fails=""))
     run(train=partial(train, fails="ax"))  # nothing is missing
     assert collected == ["a", "b"]
     assert [(tmp_path / task / arm / "calls").read_text() for task, arm, _ in ENTRIES] == ["1"] * 4
-    assert (tmp_path / "b/x/seed_0.log").read_text() == "training x\n" * 2
+    assert (tmp_path / "b/x/seed_0.log").read_text().count("training x\n") == 2
+
+
+def test_an_arm_is_complete_at_its_own_number_of_steps(tmp_path: Path) -> None:
+    run = partial(train_all, ENTRIES[:2], tmp_path, collect=lambda _, store: store.mkdir(parents=True), workers=1)
+    run(train=partial(train, fails=""), steps={"x": 7, "y": 7})
+    run(train=partial(train, fails=""), steps={"x": 7, "y": 8})
+    assert [(tmp_path / "a" / arm / "calls").read_text() for arm in "xy"] == ["1", "11"]
+
+
+def double(job: int) -> int:
+    """A job that fails at 1; picklable."""
+    if job == 1:
+        raise ValueError("one")
+    return 2 * job
+
+
+def test_after_an_error_no_further_job_is_handed_out() -> None:
+    found, jobs = [], iter(range(100))
+    seen = []
+
+    class Lazy(list):
+        def __iter__(self):
+            for job in jobs:
+                seen.append(job)
+                yield job
+
+    with pytest.raises(ValueError, match="one"):
+        found += run_all(double, Lazy(range(100)), workers=1, advice="try again")
+    assert max(seen) <= 2
 
 
 WORDS = ["task=toy", "demonstrations=3", "episodes=3", "workers=2", "policy.net.width=32", "trainer.steps=4",
@@ -53,7 +84,7 @@ def test_the_verb_trains_every_arm_and_sweeps(
     assert main(argv) == 0
     text = capsys.readouterr().out
     assert "left out, since the head does not take that many steps: mse · 4 steps" in text
-    assert "dm1 · 1 step: not beaten on any task" in text or "dm1 · 1 step: beaten on two-ways" in text
+    assert "  dm1 · 1 step: " in text and "  mse · 1 step: " in text  # each against dm1 in 4 steps
     sweep = tmp_path / "a, b" / "sweep"
     assert text.splitlines()[-1] == str(sweep / "sweep.html") and "One step against many" in (sweep / "sweep.html"
                                                                                              ).read_text()  # fmt: skip
@@ -79,6 +110,10 @@ def test_a_misspelt_arm_or_head_is_found_before_anything_runs(tmp_path: Path, ca
     out = tmp_path / "out"
     assert main(["protocol", *WORDS, "only=[dm2]", f"out={out}"]) == 2
     assert "only=dm2 is no arm; there are dm1, mse" in capsys.readouterr().err
+    assert main(["protocol", *WORDS, "only=[]", f"out={out}"]) == 2
+    assert "only=[] is no arm" in capsys.readouterr().err
+    assert main(["protocol", *WORDS[:-1], "only=dm1", "trainer.eval_every=2", f"out={out}"]) == 2
+    assert "choose among arms" in capsys.readouterr().err
     assert main(["protocol", *WORDS[:-1], "arms={x:['policy/head=meanflw']}", f"out={out}"]) == 2
     assert "meanflow" in capsys.readouterr().err and not out.exists()
 

@@ -95,6 +95,14 @@ def test_groups_must_be_whole() -> None:
         PPOSettings(advantage="group", group_size=1)
 
 
+def test_episodes_that_did_not_end_are_not_compared() -> None:
+    model = ActorCritic(imitated("meanflow", steps=300), WIDE)
+    settings = PPOSettings(advantage="group", minibatches=2)
+    loop = LoopSettings(iterations=1, decisions=4, eval_every=0)  # of 10
+    with closing(reach_env(16)) as env, pytest.raises(ValueError, match="did not end in loop.decisions=4"):
+        PPOTrainer(model, env, ppo=settings, loop=loop, sparse=True, seed=0, progress=False).run()
+
+
 @pytest.mark.slow
 def test_groups_make_a_half_good_policy_nearly_whole() -> None:
     """Measured 0.588 -> 1.000."""

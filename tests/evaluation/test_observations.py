@@ -11,6 +11,9 @@ pytest.importorskip("gymnasium")
 
 from flowpolicy.data.store import EpisodeStore  # noqa: E402
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec  # noqa: E402
+from flowpolicy.encoders.multimodal import MultiModalEncoder  # noqa: E402
+from flowpolicy.encoders.pointnet import PointNet  # noqa: E402
+from flowpolicy.encoders.resnet import ResNet18  # noqa: E402
 from flowpolicy.encoders.state import StateEncoder  # noqa: E402
 from flowpolicy.evaluation.chunks import RecordingPolicy  # noqa: E402
 from flowpolicy.evaluation.observations import observe_simulator, observe_store  # noqa: E402
@@ -26,8 +29,10 @@ from tests.rollout.counting import EMBODIMENT, CountingEnv, length  # noqa: E402
 
 def policy_for(embodiment: Embodiment, obs_horizon: int = 2) -> FlowPolicy:
     torch.manual_seed(0)
+    seeing = partial(MultiModalEncoder, point=PointNet, image=ResNet18)
+    encoder = seeing if "point_cloud" in embodiment.obs else StateEncoder
     return build_policy(
-        embodiment=embodiment, encoder=StateEncoder, net=partial(ResidualMLP, width=8, depth=1), head=RegressionHead,
+        embodiment=embodiment, encoder=encoder, net=partial(ResidualMLP, width=8, depth=1), head=RegressionHead,
         horizon=4, obs_horizon=obs_horizon, action_horizon=2,
     ).eval()  # fmt: skip
 

@@ -1,8 +1,9 @@
 """Batch-1 latency of the presets without a checkpoint: python scripts/bench_latency.py [net=unet1d] [num_steps=1] ...
 
 net=mlp          of configs/policy/net      num_steps=1      threads=1      repeats=500
-The policy is untrained, of the quickstart's shapes (PickCube). Prints what `flowpolicy bench` prints of a checkpoint,
-and predict, the prepared policy and, with the extra `export`, the ONNX bundle taking turns.
+experiment=…     instead of net: a recipe on Meta-World's point clouds, such as mp1_metaworld or mp1_metaworld_small
+The policy is untrained, without experiment= of the quickstart's shapes (PickCube). Prints what `flowpolicy bench`
+prints of a checkpoint, and predict, the prepared policy and, with the extra `export`, the ONNX bundle taking turns.
 """
 
 import sys
@@ -10,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from bench_cloud_training import METAWORLD
 
 from flowpolicy.checkpoint import create_policy
 from flowpolicy.cli import config
@@ -21,7 +23,7 @@ from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.evaluation.certificate import compare_latency, format_latency
 from flowpolicy.policy import FlowPolicy
 
-DEFAULTS = {"net": "mlp", "num_steps": "1", "threads": "1", "repeats": "500"}
+DEFAULTS = {"net": "mlp", "experiment": "", "num_steps": "1", "threads": "1", "repeats": "500"}
 
 
 def quickstart_policy(net: str = "mlp") -> FlowPolicy:
@@ -35,6 +37,12 @@ def quickstart_policy(net: str = "mlp") -> FlowPolicy:
     return create_policy(settings["policy"], embodiment).eval().requires_grad_(False)
 
 
+def cloud_policy(experiment: str) -> FlowPolicy:
+    """A recipe's policy on the clouds and hand states of Meta-World."""
+    settings = config.plain(config.load("train", ["dataset.path=none", f"experiment={experiment}"]))
+    return create_policy(settings["policy"], METAWORLD).eval().requires_grad_(False)
+
+
 def main(argv: list[str]) -> int:
     """Measure and print."""
     given = dict(argument.split("=", 1) for argument in argv if "=" in argument)
@@ -44,7 +52,7 @@ def main(argv: list[str]) -> int:
     options = DEFAULTS | given
     threads, num_steps, repeats = (int(options[name]) for name in ("threads", "num_steps", "repeats"))
     torch.set_num_threads(threads)
-    policy = quickstart_policy(options["net"])
+    policy = cloud_policy(options["experiment"]) if options["experiment"] else quickstart_policy(options["net"])
     obs = example_observation(policy)
     print(f"{describe_processor()['processor']}, {sum(p.numel() for p in policy.parameters()):,} parameters")
     print(format_bench([bench(policy, obs, num_steps=num_steps, repeats=repeats)]))

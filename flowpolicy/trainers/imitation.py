@@ -237,12 +237,15 @@ class ImitationTrainer:
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     """Whether forward and backward run under bfloat16 autocast.
 
-    "auto" is where the matrix units are made for it: a GPU, or a CPU with AMX (others emulate it, slower than float32).
+    "auto" is where the hardware multiplies in it: a GPU, or a CPU with AMX or AVX512_BF16 (others emulate it, slower
+    than float32).
     """
     if precision != "auto":
         return precision == "bf16"
-    cpu_flags = Path("/proc/cpuinfo")
-    return device.type == "cuda" or (cpu_flags.exists() and "amx_bf16" in cpu_flags.read_text())
+    if device.type == "cuda":
+        return True
+    processor = Path("/proc/cpuinfo")
+    return processor.exists() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(processor.read_text().split())
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any, final
 from flowpolicy.cli import config, sweep, train
 from flowpolicy.evaluation.contest import Entry, train_all
 from flowpolicy.evaluation.protocol import require_same
+from flowpolicy.trainers.run import DEBUG_STEPS
 
 
 @final
@@ -35,7 +36,8 @@ def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequen
     # before anything runs: a misspelt head would be found after hours
     steps = {}
     for arm, own in arms.items():
-        steps[arm] = config.plain(config.load("train", [*words, *own, "dataset.path=none"]))["trainer"]["steps"]
+        planned = config.plain(config.load("train", [*words, *own, "dataset.path=none"]))
+        steps[arm] = DEBUG_STEPS if planned["debug"] else planned["trainer"]["steps"]
     require_same(out / "protocol.json", same)
     train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=steps, workers=facts["workers"])
     folders = [config.quoted(entry.run(out) / "checkpoints" / "last") for entry in entries]

@@ -29,6 +29,7 @@ from pathlib import Path
 from flowpolicy.cli import config, data, evaluate, train
 from flowpolicy.cli.contest import run_contest
 from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_protocol
+from flowpolicy.trainers.run import DEBUG_STEPS
 
 # what a rerun may change
 _CELLS = ("tasks", "seeds", "out", "envs", "workers", "device", "threads", "only", "num_steps")
@@ -80,7 +81,8 @@ def main(argv: list[str]) -> int:
         evaluate.main([*own, *(f"{name}={value}" for name, value in named.items())])
 
     cells = [Cell(task, seed) for task in tasks for seed in facts["seeds"]]
-    stages = Stages(lambda cell, store: collect(cell.task_id, store), fit, measure, facts["trainer"]["steps"])
+    steps = DEBUG_STEPS if facts["debug"] else facts["trainer"]["steps"]
+    stages = Stages(lambda cell, store: collect(cell.task_id, store), fit, measure, steps)
     print(format_protocol(run_protocol(cells, out, stages, words=same), difficulty))
     print(out / "results.jsonl")
     return 0

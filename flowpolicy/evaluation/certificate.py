@@ -13,7 +13,7 @@ from flowpolicy.deploy.export import write_bundle
 from flowpolicy.deploy.latency import percentiles, time_in_turns
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.evaluation.observations import Observed
-from flowpolicy.evaluation.statistics import mcnemar_exact, wilson_interval
+from flowpolicy.evaluation.paired import paired_outcomes
 from flowpolicy.files import atomic_directory
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
@@ -136,17 +136,7 @@ def closed_loop(policy: FlowPolicy, bundle: OnnxPolicy, env: VectorEnv, seeds: S
         name: [result.success_once for result in run_episodes(arm, env, seeds, num_steps=bundle.num_steps)]
         for name, arm in arms.items()
     }
-    found: dict[str, Any] = {"n": len(seeds), "start_seed": int(seeds[0])}
-    for name, flags in success.items():
-        low, high = wilson_interval(sum(flags), len(flags))
-        found[name] = {"success_once": sum(flags) / len(flags), "ci_low": low, "ci_high": high}
-    pairs = list(zip(success["torch"], success["onnx"], strict=True))
-    only_torch, only_onnx = pairs.count((True, False)), pairs.count((False, True))
-    return found | {
-        "only_torch": only_torch,
-        "only_onnx": only_onnx,
-        "mcnemar_p": mcnemar_exact(only_torch, only_onnx),
-    }
+    return {"n": len(seeds), "start_seed": int(seeds[0]), **paired_outcomes(success)}
 
 
 def format_certificate(certificate: Mapping[str, Any]) -> str:

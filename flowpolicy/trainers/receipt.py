@@ -7,7 +7,7 @@ from typing import Any
 
 from flowpolicy.checkpoint import load_policy
 from flowpolicy.evaluation.page import Section, facts, page, pairs, table
-from flowpolicy.evaluation.statistics import mcnemar_exact, wilson_interval
+from flowpolicy.evaluation.paired import paired_outcomes
 from flowpolicy.evaluation.svg import Line, Row, interval_chart, line_chart, number
 from flowpolicy.files import write_atomic
 from flowpolicy.rollout.episodes import run_episodes
@@ -52,19 +52,14 @@ def write_receipt(
 
 
 def paired_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-    """Successes, intervals, and McNemar's exact two-sided p-value on the seeds that changed.
+    """Successes, intervals, and the exact test of the seeds that changed, see `paired_outcomes`.
 
-    verdict: "better", "worse" or "no difference" at 5 %.   Source: McNemar 1947.
+    verdict: "better", "worse" or "no difference" at 5 %.
     """
-    gained = sum(b > a for a, b in zip(before, after, strict=True))
-    lost = sum(a > b for a, b in zip(before, after, strict=True))
-    p = mcnemar_exact(gained, lost)
-    found: dict[str, Any] = {"gained": gained, "lost": lost, "p_value": p}
-    for name, one in (("before", before), ("after", after)):
-        low, high = wilson_interval(sum(one), len(one))
-        found[name] = {"success_once": sum(one) / len(one), "ci_low": low, "ci_high": high}
-    found["verdict"] = "no difference" if p >= 0.05 else "better" if gained > lost else "worse"
-    return found
+    found = paired_outcomes({"before": before, "after": after})
+    gained, lost, p = found.pop("only_after"), found.pop("only_before"), found.pop("mcnemar_p")
+    verdict = "no difference" if p >= 0.05 else "better" if gained > lost else "worse"
+    return found | {"gained": gained, "lost": lost, "p_value": p, "verdict": verdict}
 
 
 def _page(run: Path, found: dict[str, Any]) -> str:

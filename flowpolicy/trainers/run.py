@@ -24,6 +24,8 @@ from flowpolicy.trainers.resume import require_same_run
 from flowpolicy.trainers.state import Checkpoints
 from flowpolicy.trainers.validation import Validation
 
+DEBUG_STEPS = 20  # with debug=true
+
 
 @final
 @dataclass(frozen=True)
@@ -95,12 +97,12 @@ def train_policy(
     val_episodes: how many episodes at the store's end are kept from training for `Validation`.
     start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
     resume: go on from out/checkpoints/last where there is one; what was logged after it is dropped.
-    debug: 20 steps, every stage; 2 episodes where there is a `check`.
+    debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`.
     Raises FileExistsError when `out` holds checkpoints already and resume is off, ValueError when it is on and the run
     there differs (`require_same_run`).
     """
     if debug:
-        settings = replace(settings, steps=20, batch_size=16, log_every=5, checkpoint_every=10,
+        settings = replace(settings, steps=DEBUG_STEPS, batch_size=16, log_every=5, checkpoint_every=10,
                            eval_every=10 if check else 0)  # fmt: skip
         check = replace(check, episodes=2) if check else None
     last = out / "checkpoints" / "last"

@@ -28,6 +28,7 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from flowpolicy.checkpoint import read_config
 from flowpolicy.cli import config
@@ -37,10 +38,15 @@ from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTr
 from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
 
 
+def load(argv: list[str]) -> DictConfig:
+    """The composed config; the task is the checkpoint's own unless the words name another."""
+    about = config.plain(config.load("finetune", without_task(argv)))
+    return config.load("finetune", with_task(argv, own_task(read_config(about["checkpoint"]))))
+
+
 def main(argv: list[str]) -> int:
     """Fine-tune, print where everything lies."""
-    about = config.plain(config.load("finetune", without_task(argv)))
-    cfg = config.load("finetune", with_task(argv, own_task(read_config(about["checkpoint"]))))
+    cfg = load(argv)
     facts = config.plain(cfg)
     settings = FinetuneSettings.from_dict(facts)
     settings = shortened(settings) if cfg.debug else settings

@@ -1,0 +1,64 @@
+"""kill -9 of a fine-tuning run, alone and with worker processes; a resumed run has the numbers of an unbroken one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowpolicy.cli.main import main
+from tests.cli.test_finetune import TINY, base, metrics, tensors  # noqa: F401  # base is a fixture
+
+WORDS = (*TINY, "loop.iterations=8", "loop.decisions=20", "receipt.episodes=0", "preflight.episodes=0")
+
+
+def command(base: Path, out: Path, workers: int) -> list[str]:  # noqa: F811
+    return ["finetune", f"checkpoint={base}", f"out={out}", *WORDS, f"workers={workers}"]
+
+
+def wait(until: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 120
+    while not until():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "nothing happened for two minutes"
+        time.sleep(0.002)
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "\nState:\tZ" not in status.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_kill_9_a_run_goes_on_with_the_same_numbers(base: Path, tmp_path: Path, workers: int) -> None:  # noqa: F811
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(command(base, whole, workers)) == 0
+    program = [sys.executable, "-c", "import sys; from flowpolicy.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+    process = subprocess.Popen([*program, *command(base, killed, workers)], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    first = killed / "checkpoints/000002/policy"
+    wait(first.exists, process)  # from here on anything may be half done
+    simulators = children(process.pid)
+    time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(running(pid) for pid in simulators) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(running(pid) for pid in simulators), "simulators outlive the run that they belong to"
+    assert main([*command(base, killed, workers), "resume=true"]) == 0
+    assert metrics(killed) == metrics(whole)
+    one, two = tensors(whole / "checkpoints/000008"), tensors(killed / "checkpoints/000008")
+    assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())

@@ -22,7 +22,7 @@ Obs = Literal["state", "point_cloud", "rgb"]
 Observation = dict[str, NDArray[Any]]
 
 _MODES = {"state": "state_dict", "point_cloud": "rgb+depth", "rgb": "rgb"}
-_JOINTS = ("agent.qpos", "agent.qvel")
+JOINTS = ("agent.qpos", "agent.qvel")
 _INSTALL = 'ManiSkill is not installed; pip install "flowpolicy[maniskill]"'
 
 
@@ -103,7 +103,7 @@ class ManiSkillEnv(gymnasium.Env):
         self.max_episode_steps = max_episode_steps
         self._obs, self._cloud = obs, view.cloud
         raw = self.base.get_obs()
-        self.embodiment = _embodiment(self.base, self._specs(raw))
+        self.embodiment = embodiment(self.base, self._specs(raw))
         self.observation_space = spaces.Dict({key: _space(spec) for key, spec in self.embodiment.obs.items()})
         low, high = (np.asarray(b, np.float32) for b in (self.embodiment.action_low, self.embodiment.action_high))
         self.action_space = spaces.Box(low, high, dtype=np.float32)
@@ -151,7 +151,7 @@ class ManiSkillEnv(gymnasium.Env):
         """ManiSkill's own observation (nested, a batch of one) as ours."""
         if self._obs == "state":
             flat = _flatten(raw)
-            agent_pos, agent_vel = (flat.pop(joint) for joint in _JOINTS)
+            agent_pos, agent_vel = (flat.pop(joint) for joint in JOINTS)
             return {"agent_pos": agent_pos, "agent_vel": agent_vel, "env_state": np.concatenate(list(flat.values()))}
         obs = _seen_state(raw)
         if self._obs == "rgb":
@@ -160,18 +160,10 @@ class ManiSkillEnv(gymnasium.Env):
 
     def _specs(self, raw: dict[str, Any]) -> dict[str, KeySpec]:
         """What `observe` gives, with the simulator's names. raw: one observation of ManiSkill."""
-        joints = tuple(joint.name for joint in self.base.agent.robot.get_active_joints())
-        agent_pos = KeySpec((len(joints),), "rad, fingers m", "joint", joints)
         if self._obs == "state":
-            specs = {"agent_pos": agent_pos}
-            flat = _flatten(raw)
-            rest = tuple(
-                f"{path}.{i}" for path, value in flat.items() if path not in _JOINTS for i in range(value.size)
-            )
-            specs["agent_vel"] = KeySpec((len(joints),), "rad/s, fingers m/s", "joint", joints)
-            specs["env_state"] = KeySpec((len(rest),), "m, quaternions wxyz, flags 0/1", "world", rest)
-            return specs
-        specs = {key: _position(key.removesuffix("_pos")) for key in _seen_state(raw)} | {"agent_pos": agent_pos}
+            return state_specs(self.base, raw)
+        specs = {key: _position(key.removesuffix("_pos")) for key in _seen_state(raw)}
+        specs["agent_pos"] = _joint_positions(self.base)
         if self._obs == "rgb":
             for name in raw["sensor_data"]:
                 shape = rendering.picture(raw, name).shape
@@ -179,6 +171,23 @@ class ManiSkillEnv(gymnasium.Env):
         else:
             specs["point_cloud"] = KeySpec(self._cloud.shape, "m", self._cloud.frame, cloud=self._cloud)
         return specs
+
+
+def state_specs(base: Any, raw: dict[str, Any]) -> dict[str, KeySpec]:
+    """The keys of obs="state".   base: ManiSkill's environment.   raw: one observation of it."""
+    agent_pos = _joint_positions(base)
+    flat = _flatten(raw)
+    rest = tuple(f"{path}.{i}" for path, value in flat.items() if path not in JOINTS for i in range(value.size))
+    return {
+        "agent_pos": agent_pos,
+        "agent_vel": KeySpec(agent_pos.shape, "rad/s, fingers m/s", "joint", agent_pos.names),
+        "env_state": KeySpec((len(rest),), "m, quaternions wxyz, flags 0/1", "world", rest),
+    }
+
+
+def _joint_positions(base: Any) -> KeySpec:
+    names = tuple(joint.name for joint in base.agent.robot.get_active_joints())
+    return KeySpec((len(names),), "rad, fingers m", "joint", names)
 
 
 def _seen_state(raw: dict[str, Any]) -> Observation:
@@ -219,7 +228,7 @@ def _space(spec: KeySpec) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, spec.shape, np.float32)
 
 
-def _embodiment(base: Any, obs: dict[str, KeySpec]) -> Embodiment:
+def embodiment(base: Any, obs: dict[str, KeySpec]) -> Embodiment:
     """Names, units and bounds, read from the simulator. Needs a scene that has been reset."""
     joints = obs["agent_pos"].names
     space = base.single_action_space
@@ -244,7 +253,7 @@ def _embodiment(base: Any, obs: dict[str, KeySpec]) -> Embodiment:
 
 def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
     """ManiSkill's own environment (a batch of one), without its wrappers."""
-    known = _import_mani_skill()
+    known = import_mani_skill()
     if id not in known:
         raise ValueError(f"task.id: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
     draws = render or mode != "state_dict"
@@ -262,7 +271,7 @@ def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
         ).unwrapped
 
 
-def _import_mani_skill() -> list[str]:
+def import_mani_skill() -> list[str]:
     """Import it without the warnings it prints where no Vulkan library is installed. Returns the ids it registered."""
     try:
         with warnings.catch_warnings():

@@ -9,6 +9,7 @@
   sampler=flow_noise|renoise|flow_sde|langevin   how it explores; any number of it: sampler.std_max=0.3
   reward.env=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per control step
   envs=32   workers=2        simulators, and the processes that they share
+  batched=true   task=maniskill from states: all envs as one batch on a GPU, in the place of processes
   loop.iterations  loop.decisions  loop.eval_every  loop.checkpoint_every   ppo.actor_lr  ppo.clip_high  ppo.bc_weight …
   ppo.advantage=gae|group     group: GRPO, no critic; loop.decisions must span an episode   ppo.group_size=8
   actor.rows=auto|executed|all   actor.log_prob_reduction=sum|mean   actor.freeze_encoder=false
@@ -70,8 +71,11 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
+    if cfg.batched and (not cfg.task.get("batched") or facts["task"].get("obs", "state") != "state"):
+        raise ValueError("batched=true: only task=maniskill with task.obs=state simulates as one batch (task.batched)")
     last = finetune(
         cfg.checkpoint, config.instantiate(cfg.task.env), config.instantiate(cfg.sampler), out=out, settings=settings,
+        make_batch=config.instantiate(cfg.task.batched) if cfg.batched else None,
         facts={"task": facts["task"], "finetune": {"checkpoint": str(cfg.checkpoint), "sampler": facts["sampler"]}},
         start=start, seed=cfg.seed, device=device, trusted_modules=facts["trusted"], resume=cfg.resume,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from flowpolicy.files import atomic_directory
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
 from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.rollout.batched_env import BatchedChunkEnv, BatchedSimulator
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
 from flowpolicy.samplers.base import StochasticSampler
 from flowpolicy.seeding import derive
@@ -80,6 +81,7 @@ def finetune(
     *,
     out: Path,
     settings: FinetuneSettings,
+    make_batch: Callable[[int], BatchedSimulator] | None = None,
     facts: dict[str, Any],
     start: Callable[[], Tracker],
     seed: int,
@@ -92,6 +94,7 @@ def finetune(
     """Fine-tune and return the folder of the last checkpoint.
 
     checkpoint: what to start from; copied to out/base, from which a resumed run reads it.
+    make_batch: (number of environments) -> all of them in one batch, in the place of worker processes.
     facts: JSON-ready, written into each checkpoint; a resumed run must have the same but for the length of the loop.
     start: called once when all input has been found good; returns where the numbers go.
     Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for another embodiment, a head
@@ -108,10 +111,9 @@ def finetune(
     facts = origin | facts | {"finetune": {**facts.get("finetune", {}), **numbers, "seed": seed}}
     if begun:
         _require_same(read_config(newest), facts)
-    env = make_chunk_env(
-        make_env, settings.envs, action_horizon=policy.action_horizon, obs_horizon=policy.obs_horizon,
-        workers=settings.workers, reward=settings.reward,
-    )  # fmt: skip
+    words: Any = {"action_horizon": policy.action_horizon, "obs_horizon": policy.obs_horizon, "reward": settings.reward}
+    env = (BatchedChunkEnv(make_batch(settings.envs), **words) if make_batch
+           else make_chunk_env(make_env, settings.envs, workers=settings.workers, **words))  # fmt: skip
     try:
         require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
         trainer = _trainer(policy, env, make_env, sampler, settings, seed=seed, progress=progress)

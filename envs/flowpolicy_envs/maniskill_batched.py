@@ -1,0 +1,98 @@
+"""ManiSkill 3 as one batch, from states: hundreds of environments on one GPU (PhysX on CUDA)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from flowpolicy.rollout.batched_env import BatchStep
+from flowpolicy.types import Observation
+from flowpolicy_envs.maniskill import JOINTS, embodiment, import_mani_skill, state_specs
+
+Backend = Literal["physx_cuda", "physx_cpu"]
+
+
+@final
+class ManiSkillBatch:
+    """See `BatchedSimulator`: the observations and actions of `make_env(id, obs="state")`, N at a time.
+
+    backend: "physx_cpu" simulates one environment only.
+    Through `ManiSkillVectorEnv` with its own resets off: it would restart an environment in the middle of a chunk, and
+    the rest of the chunk would run in the next episode. The scene is not rebuilt between episodes, as that cannot be
+    done for some environments alone; contacts may so depend on the episode before, in the last digits.
+    Raises ImportError without ManiSkill, ValueError for an unknown id.
+    """
+
+    def __init__(
+        self, id: str, num_envs: int, *, max_episode_steps: int = 200, backend: Backend = "physx_cuda"
+    ) -> None:
+        known = import_mani_skill()
+        if id not in known:
+            raise ValueError(f"task.id: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
+        if backend == "physx_cuda" and not torch.cuda.is_available():
+            raise ValueError("batched=true simulates on a GPU, and torch sees none; use batched=false, with workers=")
+        from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
+
+        made = gymnasium.make(id, num_envs=num_envs, sim_backend=backend, render_backend="none", obs_mode="state_dict",
+                              control_mode="pd_joint_pos", max_episode_steps=max_episode_steps)  # fmt: skip
+        self._envs = ManiSkillVectorEnv(made, auto_reset=False, ignore_terminations=True)
+        base, self.num_envs = self._envs.base_env, num_envs
+        raw, _ = self._envs.reset(seed=list(range(num_envs)))
+        self.embodiment = embodiment(base, state_specs(base, raw))
+        bounds = (self.embodiment.action_low, self.embodiment.action_high)
+        self._low, self._high = (torch.tensor(bound, device=base.device) for bound in bounds)
+
+    def reset(self, seeds: Sequence[int], done: Tensor) -> Observation:
+        """See `BatchedSimulator`.
+
+        ManiSkill draws the starts of all environments that are reset together from one generator: the start of an
+        episode is fixed by the seeds of all of them.
+        """
+        index = done.nonzero().squeeze(1).to(self._envs.device)
+        if bool(done.all()):
+            raw, _ = self._envs.reset(seed=list(seeds))
+            return _observation(raw)
+        # its own seeding would begin with the seed of environment 0, which goes on: every restart would be the same
+        with torch.random.fork_rng():
+            torch.manual_seed(seeds[int(index[0])])
+            raw, _ = self._envs.reset(options={"env_idx": index})
+        return _observation(raw)
+
+    def step(self, action: Tensor) -> BatchStep:
+        """See `BatchedSimulator`; the action is clipped to the action space."""
+        raw, reward, _, truncated, info = self._envs.step(action.to(self._low).clamp(self._low, self._high))
+        success = info["success"].bool().clone()
+        late = torch.as_tensor(truncated).bool().clone()
+        return BatchStep(_observation(raw), torch.as_tensor(reward).float().clone(), success, success, late)
+
+    def close(self) -> None:
+        """Free the scenes."""
+        self._envs.close()
+
+
+def make_batched(id: str, num_envs: int, *, max_episode_steps: int = 200) -> ManiSkillBatch:
+    """For `task.batched` of the configuration."""
+    return ManiSkillBatch(id, num_envs, max_episode_steps=max_episode_steps)
+
+
+def _observation(raw: Any) -> Observation:
+    """Nested (N, ...) tensors -> agent_pos, agent_vel, env_state, copied: the simulator goes on in its own memory."""
+    flat = _flatten(raw)
+    position, velocity = (flat.pop(joint) for joint in JOINTS)
+    return {
+        "agent_pos": position.clone(),
+        "agent_vel": velocity.clone(),
+        "env_state": torch.cat(list(flat.values()), 1),
+    }
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    flat: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = torch.as_tensor(value).float().reshape(len(value), -1)
+    return flat

@@ -1,0 +1,130 @@
+"""Whole chunks for a simulator that steps all its environments as one batch, on a GPU as a rule."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, final
+
+import torch
+from torch import Tensor
+
+from flowpolicy.embodiment import Embodiment
+from flowpolicy.rollout.chunk_env import ChunkResult, Reward
+from flowpolicy.rollout.vector_env import episode_seed
+from flowpolicy.types import Observation
+
+
+class BatchStep(NamedTuple):
+    """One control step of N environments. obs: key -> (N, ...).   reward: (N,).   the others: (N,) bool."""
+
+    obs: Observation
+    reward: Tensor
+    success: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+
+class BatchedSimulator(Protocol):
+    """N environments in one batch, without resets of its own."""
+
+    num_envs: int
+    embodiment: Embodiment
+
+    def reset(self, seeds: Sequence[int], done: Tensor) -> Observation:
+        """Begin new episodes where `done` (N,) bool is set; seeds: one per environment. Returns all, key -> (N, ...).
+
+        The rows of the others must be what they were.
+        """
+        ...
+
+    def step(self, action: Tensor) -> BatchStep:
+        """action: (N, A), robot units."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@final
+class BatchedChunkEnv:
+    """See `ChunkEnv`. An environment that is done inside a chunk is held at its last action until the others are
+    through, nothing of which counts; then its next episode begins, with the next seed of its own stream.
+
+    simulator: is closed with this.   action_horizon: Ta.   obs_horizon: To.
+    """
+
+    def __init__(self, simulator: BatchedSimulator, *, action_horizon: int, obs_horizon: int = 1,
+                 reward: Reward | None = None) -> None:  # fmt: skip
+        self._simulator, self._reward, self._action_horizon = simulator, reward or Reward(), action_horizon
+        self.num_envs, self.embodiment = simulator.num_envs, simulator.embodiment
+        self._history: deque[Observation] = deque(maxlen=obs_horizon)
+        self._root, self._episode = [0] * self.num_envs, [0] * self.num_envs
+        self._success = torch.zeros(self.num_envs, dtype=torch.bool)
+
+    def reset(self, seeds: Sequence[int]) -> Observation:
+        """See `ChunkEnv`. Environment i starts with the seed `episode_seed(seeds[i], 0)`."""
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"reset: wanted {self.num_envs} seeds, got {len(seeds)}")
+        self._root, self._episode = [int(seed) for seed in seeds], [0] * self.num_envs
+        self._history.clear()
+        return self._start(torch.ones(self.num_envs, dtype=torch.bool))
+
+    def step(self, chunk: Tensor) -> ChunkResult:
+        """See `ChunkEnv`. Raises ValueError for actions that are not finite or of a wrong shape."""
+        wanted = (self.num_envs, self._action_horizon, self.embodiment.action_dim)
+        if tuple(chunk.shape) != wanted:
+            raise ValueError(f"step: chunk must be (N, Ta, A) = {wanted}, got {tuple(chunk.shape)}")
+        if not torch.isfinite(chunk).all():
+            raise ValueError("step: the policy's actions are not finite; lower ppo.actor_lr")
+        reward = torch.zeros(wanted[:2])
+        steps = torch.zeros(self.num_envs, dtype=torch.int64)
+        terminated, truncated, succeeded = (torch.zeros(self.num_envs, dtype=torch.bool) for _ in range(3))
+        action = chunk[:, 0]
+        for h in range(self._action_horizon):
+            running = ~(terminated | truncated)
+            if not running.any():
+                break
+            action = torch.where(running.to(chunk.device)[:, None], chunk[:, h], action)
+            step = self._simulator.step(action)
+            success = torch.where(running, step.success.cpu(), self._success)
+            bonus = success.float() - self._success.float()
+            reward[:, h] = (self._reward.env * step.reward.cpu() + self._reward.success * bonus) * running
+            self._success, succeeded, steps = success, succeeded | (success & running), steps + running
+            self._append(step.obs, running)
+            ends = step.terminated.cpu() | (success if self._reward.terminate_on_success else torch.zeros_like(success))
+            terminated, truncated = terminated | (ends & running), truncated | (step.truncated.cpu() & running)
+        final_obs = self._stacked()
+        done = terminated | truncated
+        obs = self._start(done) if done.any() else final_obs
+        return ChunkResult(obs, final_obs, reward, steps, terminated, truncated, succeeded)
+
+    def close(self) -> None:
+        """Close the simulator."""
+        self._simulator.close()
+
+    def _start(self, done: Tensor) -> Observation:
+        """Next episodes where done; their first observation fills the history."""
+        if self._history:  # empty when all begin anew
+            self._episode = [n + int(ended) for n, ended in zip(self._episode, done, strict=True)]
+        seeds = [episode_seed(root, n) for root, n in zip(self._root, self._episode, strict=True)]
+        first = self._simulator.reset(seeds, done)
+        self._success &= ~done
+        past = list(self._history) or [first] * (self._history.maxlen or 1)
+        self._history.extend([_where(done, first, old) for old in past])
+        return self._stacked()
+
+    def _append(self, obs: Observation, running: Tensor) -> None:
+        """The newest observation of those that run; the others' histories stand still."""
+        before = list(self._history)
+        moved = [*before[1:], obs]
+        self._history.extend([_where(running, new, old) for new, old in zip(moved, before, strict=True)])
+
+    def _stacked(self) -> Observation:
+        """key -> (N, To, ...), a copy."""
+        return {key: torch.stack([obs[key] for obs in self._history], dim=1) for key in self._history[0]}
+
+
+def _where(chosen: Tensor, obs: Observation, other: Observation) -> Observation:
+    """Rows of `obs` where chosen (N,), else of `other`."""
+    return {
+        key: torch.where(chosen.to(value.device).reshape(-1, *[1] * (value.ndim - 1)), value, other[key])
+        for key, value in obs.items()
+    }

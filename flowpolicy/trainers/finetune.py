@@ -111,9 +111,7 @@ def finetune(
     facts = origin | facts | {"finetune": {**facts.get("finetune", {}), **numbers, "seed": seed}}
     if begun:
         _require_same(read_config(newest), facts)
-    words: Any = {"action_horizon": policy.action_horizon, "obs_horizon": policy.obs_horizon, "reward": settings.reward}
-    env = (BatchedChunkEnv(make_batch(settings.envs), **words) if make_batch
-           else make_chunk_env(make_env, settings.envs, workers=settings.workers, **words))  # fmt: skip
+    env = _simulators(policy, make_env, make_batch, settings)
     try:
         require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
         trainer = _trainer(policy, env, make_env, sampler, settings, seed=seed, progress=progress)
@@ -135,6 +133,14 @@ def finetune(
     if settings.receipt_episodes:
         _receipt(out, make_env, settings, num_steps=num_steps, trusted_modules=trusted_modules, say=say)
     return newest.resolve()
+
+
+def _simulators(policy: FlowPolicy, make_env: Callable[[], Any], make_batch: Callable[[int], BatchedSimulator] | None,
+                settings: FinetuneSettings) -> ChunkEnv:  # fmt: skip
+    words: Any = {"action_horizon": policy.action_horizon, "obs_horizon": policy.obs_horizon, "reward": settings.reward}
+    if make_batch is not None:
+        return BatchedChunkEnv(make_batch(settings.envs), **words)
+    return make_chunk_env(make_env, settings.envs, workers=settings.workers, **words)
 
 
 def _run(trainer: PPOTrainer, step: int) -> None:

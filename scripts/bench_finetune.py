@@ -2,9 +2,10 @@
 
   python scripts/bench_finetune.py checkpoint=runs/push [experiment=rl_metaworld] [envs=16] [workers=2] ...
 
-Takes the words of `flowpolicy finetune`. Rounds of one iteration's decisions take turns: the same simulators in the
-same processes, driven by random chunks, then by the policy with its critic as in training. After each, one update of
-actor and critic on what was collected. Prints medians over the rounds.
+Takes the words of `flowpolicy finetune` (not batched=true). Rounds of one iteration's decisions take turns: the same
+simulators in the same processes, driven by random chunks, then by the policy with its critic as in training. After
+each, one update of actor and critic on what was collected; "in the network" are forward, backward, clipping and
+optimiser. Prints medians over the rounds.
 """
 
 import sys
@@ -49,6 +50,8 @@ class Stopwatch:
 def main(argv: list[str]) -> int:
     """Measure and print."""
     cfg = load(argv)
+    if cfg.batched:
+        raise ValueError("batched=true has no worker processes to be held against")
     settings = FinetuneSettings.from_dict(config.plain(cfg))
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Sequence
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import NamedTuple, Protocol, final
 
 import numpy as np
@@ -31,8 +31,7 @@ from flowpolicy.trainers.ema import ExponentialMovingAverage
 from flowpolicy.trainers.schedule import warmup_cosine
 
 NUM_STEPS = (1, 2, 4, 16)  # of the table
-REFERENCE = "flow_matching"  # its row is followed by one with
-REFERENCE_STEPS = 100
+REFERENCE, REFERENCE_STEPS = "flow_matching", 100  # a line after the table
 BATCH, WIDTH, LR = 256, 128, 1e-3
 DIRECTIONS = 128
 
@@ -84,8 +83,8 @@ class TwoWays:
         from flowpolicy_envs.experts.toy import make_expert  # noqa: PLC0415  # only this target needs a simulator
 
         self._expert = make_expert()
-        self._pool = self._episodes(range(10_000))
-        self._fresh: dict[int, tuple[Tensor, Tensor]] = {}  # by first seed; the expert takes 3 ms an episode
+        self._pool = self._episodes(list(range(10_000)))
+        self._fresh: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # the expert takes 3 ms an episode
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """See `Target`; of 10,000 episodes."""
@@ -94,12 +93,12 @@ class TwoWays:
 
     def fresh(self, name: str, seed: int) -> tuple[Tensor, Tensor]:
         """See `Target`."""
-        start = 100_000 * (1 + seed) + {"target": 0, "floor": self.samples}[name]
-        if start not in self._fresh:
-            self._fresh[start] = self._episodes(range(start, start + self.samples))
-        return self._fresh[start]
+        if (name, seed) not in self._fresh:  # drawn: even seeds go left, and in a row they would be exactly half
+            drawn = torch.randint(100_000, 10_000_000, (self.samples,), generator=stream(seed, name))
+            self._fresh[name, seed] = self._episodes(drawn.tolist())
+        return self._fresh[name, seed]
 
-    def _episodes(self, seeds: range) -> tuple[Tensor, Tensor]:
+    def _episodes(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
         from flowpolicy_envs.toy import GOAL, MAX_SPEED, SPREAD, START  # noqa: PLC0415
 
         chunks, conditions = [], []
@@ -218,7 +217,9 @@ def print_table(names: Sequence[str], target: Target, *, seeds: int, steps: int)
 
 def _cell(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{fmean(known):.3f} ± {pstdev(known):.3f}" if known else "-"
+    if len(known) < 2:
+        return f"{known[0]:.3f}" if known else "-"
+    return f"{fmean(known):.3f} ± {stdev(known):.3f}"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowpolicy.rollout.batched_env import BatchStep
 from flowpolicy.types import Observation
+from flowpolicy_envs import rendering_maniskill as rendering
 from flowpolicy_envs.maniskill import JOINTS, embodiment, import_mani_skill, state_specs
 
 Backend = Literal["physx_cuda", "physx_cpu"]
@@ -22,12 +23,14 @@ class ManiSkillBatch:
     Through `ManiSkillVectorEnv` with its own resets off: it would restart an environment in the middle of a chunk, and
     the rest of the chunk would run in the next episode. The scene is not rebuilt between episodes, as that cannot be
     done for some environments alone; contacts may so depend on the episode before, in the last digits.
-    Raises ImportError without ManiSkill, ValueError for an unknown id.
+    Raises ImportError without ManiSkill, ValueError for an unknown id, no steps, or CUDA without a GPU.
     """
 
     def __init__(
         self, id: str, num_envs: int, *, max_episode_steps: int = 200, backend: Backend = "physx_cuda"
     ) -> None:
+        if max_episode_steps < 1:
+            raise ValueError(f"task.max_episode_steps: must be at least 1, got {max_episode_steps}")
         known = import_mani_skill()
         if id not in known:
             raise ValueError(f"task.id: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
@@ -35,8 +38,10 @@ class ManiSkillBatch:
             raise ValueError("batched=true simulates on a GPU, and torch sees none; use batched=false, with workers=")
         from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
 
-        made = gymnasium.make(id, num_envs=num_envs, sim_backend=backend, render_backend="none", obs_mode="state_dict",
-                              control_mode="pd_joint_pos", max_episode_steps=max_episode_steps)  # fmt: skip
+        with rendering.no_device():
+            made = gymnasium.make(id, num_envs=num_envs, sim_backend=backend, render_backend="none",
+                                  obs_mode="state_dict", control_mode="pd_joint_pos",
+                                  max_episode_steps=max_episode_steps)  # fmt: skip
         self._envs = ManiSkillVectorEnv(made, auto_reset=False, ignore_terminations=True)
         base, self.num_envs = self._envs.base_env, num_envs
         raw, _ = self._envs.reset(seed=list(range(num_envs)))
@@ -47,8 +52,8 @@ class ManiSkillBatch:
     def reset(self, seeds: Sequence[int], done: Tensor) -> Observation:
         """See `BatchedSimulator`.
 
-        ManiSkill draws the starts of all environments that are reset together from one generator: the start of an
-        episode is fixed by the seeds of all of them.
+        ManiSkill draws the starts of all environments that are reset together from one generator, seeded with the seed
+        of the first: equal seeds do not give equal starts, as GRPO's groups would need.
         """
         index = done.nonzero().squeeze(1).to(self._envs.device)
         if bool(done.all()):

@@ -17,14 +17,13 @@
   preflight.episodes=50  preflight.min_success=0.03   before: ratio, gradients, success with noise; 0 episodes: none
   receipt.episodes=100  receipt.start_seed=100000     after: before and after on unseen seeds, receipt.html; 0: none
   out=DIR (default runs/<task>/<id>_rl/<time>)   seed=0   device=auto   threads=1   wandb.enabled=false
-  resume=true    go on from the newest checkpoint of out=DIR, bit for bit where workers=1
+  resume=true    go on from the newest checkpoint of out=DIR, bit for bit on the CPU
   debug=true     every stage in seconds
   trusted=[]     your own packages whose encoders, nets or heads the checkpoint names: it may run their code
 The policy that comes out has no noise and no critic: `flowpolicy evaluate` and `deploy` take it like any other.
 """
 
-import hashlib
-import json
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from flowpolicy.checkpoint import read_config
 from flowpolicy.cli import config
 from flowpolicy.cli.tasks import own_task, with_task, without_task
 from flowpolicy.files import claim_folder
+from flowpolicy.rollout.batched_env import BatchedSimulator
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
 from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
 
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     facts = config.plain(cfg)
     settings = FinetuneSettings.from_dict(facts)
     settings = shortened(settings) if cfg.debug else settings
+    make_batch = _batch(cfg)
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -64,21 +65,30 @@ def main(argv: list[str]) -> int:
             trackers.append(wandb := WandbTracker(out, project=cfg.wandb.project, config=facts, run_id=run_id))
             run_id = wandb.run_id
         config.save(cfg, argv, out)
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        digest = config.digest(facts)
         write_run_record(
             out, argv=["finetune", *argv], config_hash=digest, seeds={"seed": cfg.seed}, device=str(device),
             dataset_hash=None, wandb_run_id=run_id,
         )  # fmt: skip
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
-    if cfg.batched and (not cfg.task.get("batched") or facts["task"].get("obs", "state") != "state"):
-        raise ValueError("batched=true: only task=maniskill with task.obs=state simulates as one batch (task.batched)")
     last = finetune(
         cfg.checkpoint, config.instantiate(cfg.task.env), config.instantiate(cfg.sampler), out=out, settings=settings,
-        make_batch=config.instantiate(cfg.task.batched) if cfg.batched else None,
-        facts={"task": facts["task"], "finetune": {"checkpoint": str(cfg.checkpoint), "sampler": facts["sampler"]}},
+        make_batch=make_batch, facts={"task": facts["task"], "finetune": {
+            "checkpoint": str(cfg.checkpoint), "sampler": facts["sampler"], "batched": cfg.batched}},
         start=start, seed=cfg.seed, device=device, trusted_modules=facts["trusted"], resume=cfg.resume,
     )  # fmt: skip
     print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {last}\nrun         {out}")
     print(f"next        flowpolicy evaluate checkpoint={out}")
     return 0
+
+
+def _batch(cfg: DictConfig) -> Callable[[int], BatchedSimulator] | None:
+    """What batched=true asks for."""
+    if not cfg.batched:
+        return None
+    if not cfg.task.get("batched") or cfg.task.get("obs", "state") != "state":
+        raise ValueError("batched=true: only task=maniskill with task.obs=state simulates as one batch (task.batched)")
+    if cfg.ppo.advantage == "group":
+        raise ValueError("batched=true: ppo.advantage=group needs equal starts, which a batch does not give; use gae")
+    return config.instantiate(cfg.task.batched)

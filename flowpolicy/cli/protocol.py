@@ -83,6 +83,7 @@ def main(argv: list[str]) -> int:
     cells = [Cell(task, seed) for task in tasks for seed in facts["seeds"]]
     steps = DEBUG_STEPS if facts["debug"] else facts["trainer"]["steps"]
     stages = Stages(lambda cell, store: collect(cell.task_id, store), fit, measure, steps)
-    print(format_protocol(run_protocol(cells, out, stages, words=same), difficulty))
+    rows = run_protocol(cells, out, stages, words=same, recipe=config.recipe(words))
+    print(format_protocol(rows, difficulty))
     print(out / "results.jsonl")
     return 0

@@ -32,8 +32,6 @@ What is seen goes with an encoder, and with the view that the demonstrations wer
                          resnet18 from torchvision's)
 """
 
-import hashlib
-import json
 import os
 from datetime import datetime
 from pathlib import Path
@@ -67,7 +65,7 @@ def _train(cfg: DictConfig, overrides: list[str]) -> None:
         check = SimulatorCheck(config.instantiate(cfg.task.env), **facts["eval"])
     elif settings.eval_every:
         raise ValueError(f"trainer.eval_every={settings.eval_every} needs a simulator, but task.env is null; use 0")
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    digest = config.digest(facts)
     dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     default = Path("runs", cfg.task.name, cfg.task.id, stamp)

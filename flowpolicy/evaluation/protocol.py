@@ -1,7 +1,7 @@
 """A protocol: demonstrations, training and evaluation for every (task, seed), in an order that survives a kill."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
@@ -37,15 +37,17 @@ class Stages:
     steps: int
 
 
-def run_protocol(cells: Sequence[Cell], out: Path, stages: Stages, *, words: Sequence[str]) -> list[dict[str, Any]]:
+def run_protocol(
+    cells: Sequence[Cell], out: Path, stages: Stages, *, words: Sequence[str], recipe: str = ""
+) -> list[dict[str, Any]]:
     """Finish every cell in turn and return one row each, as in out/results.jsonl, which grows by one line per cell.
 
         out/demonstrations/<task>.zarr   out/<task>/seed_<n>/   out/<task>/seed_<n>/evaluation/last/   out/protocol.json
 
-    words: what was asked for, apart from which cells; kept in protocol.json.
-    Raises ValueError when `out` was begun with other words: its cells would not be comparable.
+    words: what was asked for, apart from which cells.   recipe: digest of all numbers. Both kept in protocol.json.
+    Raises ValueError when `out` was begun with others: its cells would not be comparable.
     """
-    require_same(out / "protocol.json", words)
+    require_same(out / "protocol.json", words, {"": recipe})
     results = out / "results.jsonl"
     rows = {Cell(row["task_id"], row["seed"]): row for row in read_lines(results)}
     for cell in cells:
@@ -123,11 +125,20 @@ def format_protocol(rows: Sequence[dict[str, Any]], difficulty: Callable[[str], 
     return "\n".join(lines)
 
 
-def require_same(file: Path, words: Sequence[str]) -> None:
-    """Keep `words` in `file`, or raise ValueError where it holds others."""
-    record = {"words": sorted(words)}
-    if not file.exists():
-        write_json(file, record)
-    elif (before := json.loads(file.read_text())) != record:
+def require_same(file: Path, words: Sequence[str], recipes: Mapping[str, str]) -> None:
+    """Keep what was asked for in `file`, or raise ValueError where it holds something else.
+
+    words: as they were typed.   recipes: name of what is trained -> digest of all its numbers, which a file of defaults
+    may change though the words stay; names that are new are added.
+    """
+    record = {"words": sorted(words), "recipes": dict(recipes)}
+    before = json.loads(file.read_text()) if file.exists() else record
+    if before["words"] != record["words"]:
         raise ValueError(f"{file.parent} was begun with {' '.join(before['words'])}, now {' '.join(record['words'])}; "
                          "choose another out=, or the same words")  # fmt: skip
+    known = before.get("recipes", {})
+    if changed := [name for name in recipes if known.get(name, recipes[name]) != recipes[name]]:
+        what = f"other numbers of {', '.join(changed)}" if changed[0] else "other numbers"
+        raise ValueError(f"{file.parent} was begun with {what} (an edited yaml, or another version of flowpolicy); "
+                         "choose another out=")  # fmt: skip
+    write_json(file, record | {"recipes": known | record["recipes"]})

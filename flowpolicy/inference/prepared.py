@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class PreparedPolicy:
         *,
         num_steps: int | None = None,
         generator: torch.Generator | None = None,
-        noise: Tensor | None = None,
+        noise: Tensor | Literal["zero"] | None = None,
     ) -> Tensor:
         """See `FlowPolicy.predict`; here obs may lie on the CPU also where the device is another.
 
@@ -61,8 +61,12 @@ class PreparedPolicy:
         inputs = [self._checked(obs, key) for key in self.obs_keys]
         if noise is None:
             if generator is None:
-                raise ValueError("predict: pass generator=torch.Generator(...) or noise=(B, H, A)")
+                raise ValueError("predict: pass generator=torch.Generator(...), noise=(B, H, A) or noise='zero'")
             noise = torch.randn(self.noise_shape, generator=generator, device=generator.device)
+        elif not isinstance(noise, Tensor):
+            if noise != "zero":
+                raise ValueError(f"predict: noise must be a tensor {self.noise_shape} or 'zero', got {noise!r}")
+            noise = torch.zeros(self.noise_shape, device=self.device)
         elif noise.shape != self.noise_shape:
             raise ValueError(f"prepared for noise {self.noise_shape}, got {tuple(noise.shape)}")
         with self._own_threads(), torch.inference_mode():

@@ -86,7 +86,8 @@ class BatchedChunkEnv:
             step = self._simulator.step(action)
             success = torch.where(running, step.success.cpu(), self._success)
             bonus = success.float() - self._success.float()
-            reward[:, h] = (self._reward.env * step.reward.cpu() + self._reward.success * bonus) * running
+            earned = self._reward.env * step.reward.cpu() + self._reward.success * bonus
+            reward[:, h] = torch.where(running, earned, 0.0)
             self._success, succeeded, steps = success, succeeded | (success & running), steps + running
             self._append(step.obs, running)
             ends = step.terminated.cpu() | (success if self._reward.terminate_on_success else torch.zeros_like(success))

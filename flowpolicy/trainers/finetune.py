@@ -195,8 +195,10 @@ def _require_same(recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
 
     def compared(facts: dict[str, Any]) -> dict[str, Any]:
         numbers = {key: value for key, value in facts["finetune"].items() if not key.startswith("receipt")}
-        numbers["ppo"] = asdict(PPOSettings()) | numbers["ppo"]  # a run begun before a number existed had its default
-        return numbers | {"loop": {**numbers["loop"], "iterations": 0}, "workers": 0, "task": facts.get("task")}
+        # a run begun before a number existed had its default
+        numbers = {"batched": False, **numbers, "ppo": asdict(PPOSettings()) | numbers["ppo"]}
+        task = {key: value for key, value in (facts.get("task") or {}).items() if key != "batched"}
+        return numbers | {"loop": {**numbers["loop"], "iterations": 0}, "workers": 0, "task": task}
 
     before, now = compared(recorded), compared(wanted)
     if different := [key for key in now if before.get(key) != now[key]]:

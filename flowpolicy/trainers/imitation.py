@@ -242,10 +242,13 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     """
     if precision != "auto":
         return precision == "bf16"
-    if device.type == "cuda":
-        return True
-    processor = Path("/proc/cpuinfo")
-    return processor.exists() and not {"amx_bf16", "avx512_bf16"}.isdisjoint(processor.read_text().split())
+    return device.type == "cuda" or not {"amx_bf16", "avx512_bf16"}.isdisjoint(processor_flags())
+
+
+def processor_flags() -> set[str]:
+    """What the processor can do, in Linux's words; empty elsewhere."""
+    file = Path("/proc/cpuinfo")
+    return set(file.read_text().split()) if file.exists() else set()
 
 
 @torch.no_grad()

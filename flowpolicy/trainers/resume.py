@@ -25,6 +25,8 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any]) -> None:
     if "seed" not in recorded and run.is_file():
         recorded |= json.loads(run.read_text()).get("seeds", {})
     before = dict(_flat({key: recorded[key] for key in _COMPARED if key in recorded}))
+    if before.get("trainer.precision") == "auto":  # as older checkpoints have it: not known
+        del before["trainer.precision"]
     now = dict(_flat(json.loads(json.dumps({key: wanted[key] for key in _COMPARED}))))
     for key in sorted({*before, *now} - _FREE - _IGNORED):
         old, new = before.get(key), now.get(key)

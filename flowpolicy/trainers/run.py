@@ -19,7 +19,7 @@ from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import derive
 from flowpolicy.tracking import CompositeTracker, Tracker
-from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers, uses_bfloat16
 from flowpolicy.trainers.resume import require_same_run
 from flowpolicy.trainers.state import Checkpoints
 from flowpolicy.trainers.validation import Validation
@@ -105,6 +105,8 @@ def train_policy(
         settings = replace(settings, steps=DEBUG_STEPS, batch_size=16, log_every=5, checkpoint_every=10,
                            eval_every=10 if check else 0)  # fmt: skip
         check = replace(check, episodes=2) if check else None
+    # what "auto" is differs between machines: a run that was resumed elsewhere would be another one
+    settings = replace(settings, precision="bf16" if uses_bfloat16(settings.precision, device) else "fp32")
     last = out / "checkpoints" / "last"
     facts = facts | {
         "dataset": {**facts.get("dataset", {}), "val_episodes": val_episodes, "mask_padding": mask_padding},

@@ -9,10 +9,12 @@ import torch
 
 from flowpolicy.checkpoint import load_policy, read_config
 from flowpolicy.cli import config
+from flowpolicy.cli.finetune import _batch
 from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
 from flowpolicy.samplers.base import StochasticSampler
 from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy.trainers.receipt import paired_test
 from flowpolicy_envs.experts.reach import make_expert
 
 TINY = ("envs=4", "workers=1", "loop.iterations=4", "loop.decisions=4", "loop.eval_every=2", "loop.checkpoint_every=2",
@@ -121,6 +123,25 @@ def test_what_cannot_work_is_said_in_one_line(base, tmp_path, capsys):
     assert "did you mean" in error("ppo.actor_l=1")
     assert main(["finetune", f"out={tmp_path / 'x'}"]) == 2
     assert "checkpoint=... is required" in capsys.readouterr().err
+
+
+def test_only_what_simulates_as_one_batch_may_be_batched(base, tmp_path, capsys):
+    assert finetune(base, tmp_path / "x", "batched=true") == 2
+    assert "only task=maniskill" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    cfg = config.load("finetune", ["checkpoint=none", "task=maniskill", "batched=true", "ppo.advantage=group"])
+    with pytest.raises(ValueError, match="equal starts"):
+        _batch(cfg)
+    cfg.ppo.advantage = "gae"
+    make = _batch(cfg)
+    assert make is not None and make.keywords == {"id": "PickCube-v1", "max_episode_steps": 200}
+
+
+def test_a_receipt_counts_what_was_gained_and_lost():
+    found = paired_test([True, True, False, False, False], [True, False, True, True, False])
+    assert (found["gained"], found["lost"], found["verdict"]) == (2, 1, "no difference")
+    assert (found["before"]["success_once"], found["after"]["success_once"]) == (0.4, 0.6)
+    assert paired_test([False] * 8, [True] * 8)["verdict"] == "better"
+    assert paired_test([True] * 8, [False] * 8)["verdict"] == "worse"
 
 
 def test_a_second_run_in_the_same_folder_and_other_numbers_on_resume_are_refused(base, tmp_path, capsys):

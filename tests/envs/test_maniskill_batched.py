@@ -1,5 +1,8 @@
 """ManiSkill as a batch, on the CPU with a batch of one: the same numbers as one environment by itself."""
 
+import os
+import subprocess
+import sys
 from contextlib import closing
 
 import numpy as np
@@ -56,3 +59,15 @@ def test_episodes_follow_each_other_with_other_starts_and_stored_numbers_stay() 
 def test_without_a_gpu_it_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="batched=false"):
         make_batched("PickCube-v1", 4)
+
+
+def test_it_needs_no_renderer() -> None:
+    """In a process of its own: what Vulkan finds is fixed when it is first loaded."""
+    code = (
+        "from flowpolicy_envs.maniskill_batched import ManiSkillBatch as M; M('PickCube-v1', 1, max_episode_steps=5, "
+    )
+    code += "backend='physx_cpu').close(); print('made')"
+    nowhere = {"VK_DRIVER_FILES": "/nonexistent.json", "VK_ICD_FILENAMES": "/nonexistent.json"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | nowhere, capture_output=True, text=True,
+                          check=False, timeout=120)  # fmt: skip
+    assert done.stdout.endswith("made\n"), done.stderr[-500:]

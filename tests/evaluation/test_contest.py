@@ -105,6 +105,8 @@ def test_the_verb_trains_every_arm_and_sweeps(
 
     monkeypatch.setattr("flowpolicy.cli.train.main", never)
     assert main([*argv, "only=[mse]", "num_steps=[1]"]) == 0
+    other = "arms={dm1:['policy/head=dm1'],mse:['policy/head=idp']}"
+    assert main([*argv[:-2], other, argv[-1]]) == 2 and "begun with" in capsys.readouterr().err
     assert main([*argv, "trainer.lr=0.1"]) == 2 and "begun with" in capsys.readouterr().err
 
 

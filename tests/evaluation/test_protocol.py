@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flowpolicy.cli.main import main
-from flowpolicy.evaluation.protocol import Cell, Stages, cell_row, format_protocol, run_protocol
+from flowpolicy.evaluation.protocol import Cell, Stages, cell_row, format_protocol, require_same, run_protocol
 from flowpolicy.tracking import write_json
 
 SUMMARY = {"task": "toy", "num_steps": 1, "n": 50, "success_once": 0.5, "ci_low": 0.37, "ci_high": 0.63,
@@ -77,6 +77,18 @@ def test_other_words_need_another_folder(tmp_path: Path) -> None:
     run_protocol(CELLS, tmp_path, Recorder().stages(), words=["a=1", "b=2"])  # more cells, words in another order
     with pytest.raises(ValueError, match="was begun with a=1 b=2, now a=3"):
         run_protocol(CELLS, tmp_path, Recorder().stages(), words=["a=3"])
+
+
+def test_the_same_words_with_other_numbers_behind_them_need_another_folder(tmp_path: Path) -> None:
+    run_protocol(CELLS[:1], tmp_path, Recorder().stages(), words=[], recipe="1")
+    run_protocol(CELLS[:1], tmp_path, Recorder().stages(), words=[], recipe="1")
+    with pytest.raises(ValueError, match="begun with other numbers"):
+        run_protocol(CELLS[:1], tmp_path, Recorder().stages(), words=[], recipe="2")
+    file = tmp_path / "contest.json"
+    require_same(file, [], {"dm1": "1"})
+    require_same(file, [], {"mse": "1"})
+    with pytest.raises(ValueError, match="begun with other numbers of mse "):
+        require_same(file, [], {"dm1": "1", "mse": "2"})
 
 
 def test_top_five_is_the_mean_of_the_best_five_evaluations(tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_noise_can_be_given_and_the_chunk_be_written_to() -> None:
     assert not torch.equal(chunk, policy.prepare().predict(obs, noise=noise))
 
 
+def test_noise_can_be_zero() -> None:
+    policy = catalogue_policy()
+    obs = observations(policy)
+    chunk = policy.prepare().predict(obs, noise="zero")
+    torch.testing.assert_close(chunk, policy.predict(obs, noise="zero"), rtol=0, atol=1e-6)
+
+
 def test_the_weights_are_those_of_the_moment_of_preparing() -> None:
     policy = catalogue_policy()
     obs, noise = observations(policy), torch.randn(1, 8, 3, generator=stream(0, "n"))

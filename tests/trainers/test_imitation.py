@@ -57,6 +57,16 @@ def test_training_lowers_the_loss_and_logs_what_it_measured(tmp_path: Path) -> N
     assert wanted <= lines[0].keys() and lines[-1]["train/lr"] < 1e-5
 
 
+@pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16", True), ("amx_bf16", True), ("avx512f", False)])
+def test_auto_is_bfloat16_where_the_processor_multiplies_in_it(
+    flags: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imitation, "processor_flags", lambda: set(flags.split()))
+    cpu = torch.device("cpu")
+    assert imitation.uses_bfloat16("auto", cpu) is expected
+    assert imitation.uses_bfloat16("bf16", cpu) and not imitation.uses_bfloat16("fp32", cpu)
+
+
 def test_validation_sees_other_episodes_and_changes_with_the_weights_alone(tmp_path: Path) -> None:
     write_store(tmp_path / "demos.zarr")
     store = EpisodeStore.open(tmp_path / "demos.zarr")

@@ -64,9 +64,10 @@ def test_without_a_gpu_it_says_what_to_do() -> None:
 def test_it_needs_no_renderer() -> None:
     """In a process of its own: what Vulkan finds is fixed when it is first loaded."""
     code = (
-        "from flowpolicy_envs.maniskill_batched import ManiSkillBatch as M; M('PickCube-v1', 1, max_episode_steps=5, "
+        "from flowpolicy_envs.maniskill_batched import ManiSkillBatch\n"
+        "ManiSkillBatch('PickCube-v1', 1, max_episode_steps=5, backend='physx_cpu').close()\n"
+        "print('made')"
     )
-    code += "backend='physx_cpu').close(); print('made')"
     nowhere = {"VK_DRIVER_FILES": "/nonexistent.json", "VK_ICD_FILENAMES": "/nonexistent.json"}
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | nowhere, capture_output=True, text=True,
                           check=False, timeout=120)  # fmt: skip

@@ -128,7 +128,7 @@ def test_the_experiments_name_arms_that_compose(name: str) -> None:
     from flowpolicy.paths import config_dir
 
     facts = config.plain(config.load("protocol", [f"experiment={name}", "dataset.path=none"]))
-    assert len(facts["tasks"]) >= 3 and 1 in facts["num_steps"] and max(facts["num_steps"]) > 1
+    assert len(facts["tasks"]) >= 3 and 1 in facts["num_steps"]
     for words in facts["arms"].values():
         config.plain(config.load("train", [f"experiment={name}", *words, "dataset.path=none"]))
     if name == "heads_metaworld":

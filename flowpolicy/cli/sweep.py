@@ -15,7 +15,7 @@
   out=DIR (required)     device=auto   threads=1 (of each process)   trusted=[]
 Run it again after a kill, or with more checkpoints, steps, tasks or seeds: finished episodes are kept.
 All arms run the same seeds, so each pair on a task is tested as by `flowpolicy compare`.
-Writes results.jsonl (a line per episode, in the order they finish), latency.jsonl, sweep.json and sweep.html.
+Writes results.jsonl (a line per episode, in the order they finish), latency.jsonl, sweep.json, sweep.md and sweep.html.
 """
 
 import re

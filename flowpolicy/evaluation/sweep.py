@@ -16,7 +16,7 @@ from flowpolicy.evaluation.comparison import Comparison, conclude
 from flowpolicy.evaluation.folders import read_lines
 from flowpolicy.evaluation.processes import run_all
 from flowpolicy.evaluation.rows import FACTS, append_rows, only_writer, require_unchanged
-from flowpolicy.evaluation.sweep_page import sweep_page
+from flowpolicy.evaluation.sweep_page import sweep_markdown, sweep_page
 from flowpolicy.files import drop_cut_line, write_atomic
 from flowpolicy.tracking import versions, write_json
 
@@ -93,7 +93,7 @@ def sweep(
     trusted_modules: Sequence[str] = (),
     progress: bool = True,
 ) -> Sweep:
-    """Run every missing episode, adding lines to out/results.jsonl; then write out/sweep.json and out/sweep.html.
+    """Run every missing episode, adding lines to out/results.jsonl; then write out/sweep.json, sweep.md and sweep.html.
 
     arms: with tasks; on one task all under the same conditions.
     While other parts have not finished theirs there is no comparison yet: the last one writes the page.
@@ -207,11 +207,12 @@ def _worker_roll(job: Job) -> list[dict[str, Any]]:
 
 def _conclude(arms: Sequence[Arm], rows: Mapping[int, list[dict[str, Any]]], means: Means, out: Path
               ) -> list[Comparison]:  # fmt: skip
-    """One comparison per task, sweep.json and sweep.html."""
+    """One comparison per task, sweep.json, sweep.md and sweep.html."""
     summaries = _summaries(arms, means, out / "latency.jsonl")
     results = {id(arm): ArmResult(arm.name, rows[i], summaries[i]) for i, arm in enumerate(arms)}
     comparisons = [conclude([results[id(arm)] for arm in together]) for together in _by_task(arms).values()]
     write_json(out / "sweep.json", {"tasks": [one.to_dict() for one in comparisons], "versions": versions()})
+    write_atomic(out / "sweep.md", sweep_markdown(comparisons))
     write_atomic(out / "sweep.html", sweep_page(comparisons))
     return comparisons
 

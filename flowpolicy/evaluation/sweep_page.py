@@ -1,4 +1,4 @@
-"""The page of a sweep: one table of everything, then each task's comparison; and the table as text."""
+"""The page of a sweep: one table of everything, then each task's comparison; and the table as text and Markdown."""
 
 from collections.abc import Sequence
 
@@ -35,6 +35,22 @@ def format_sweep(comparisons: Sequence[Comparison]) -> str:
     return "\n".join([*lines, *([format_one_step(found)] if (found := one_against_many(comparisons)) else [])])
 
 
+def sweep_markdown(comparisons: Sequence[Comparison]) -> str:
+    """The tables of the page for a README, the arms with the highest mean first."""
+    header, rows = _cells(comparisons)
+    if len(comparisons) > 1:
+        rows = sorted(rows, key=lambda row: row[-1].replace("–", "-1"), reverse=True)
+    text = _markdown(header, rows, text_columns=1)
+    if found := one_against_many(comparisons):
+        text += "\n" + _markdown(*_one_step_cells(found), text_columns=2)
+    return text
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int) -> str:
+    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, rule, *rows])
+
+
 def _overview(comparisons: Sequence[Comparison]) -> Section:
     header, rows = _cells(comparisons)
     lead = "Success with its 95 % Wilson interval. The mean is over the tasks of an arm that has run all of them."
@@ -42,12 +58,16 @@ def _overview(comparisons: Sequence[Comparison]) -> Section:
 
 
 def _one_step_section(found: Sequence[OneStep]) -> Section:
-    rows = [[one.name, ", ".join(one.beaten) or "on no task", f"{one.difference:+.3f}", f"{one.evaluations:g}",
-             f"{one.speed:.1f}" if one.speed else "–"] for one in found]  # fmt: skip
-    header = ["one-step arm", "beaten", "mean difference of success", "times fewer evaluations", "times as fast"]
+    header, rows = _one_step_cells(found)
     lead = ("On each task against the multi-step arm with the most successes there, by the test of that pair alone, "
             "not corrected. Ratios: the least over the tasks.")  # fmt: skip
     return Section("One step against many", table(header, rows, text_columns=2), lead)
+
+
+def _one_step_cells(found: Sequence[OneStep]) -> tuple[list[str], list[list[str]]]:
+    rows = [[one.name, ", ".join(one.beaten) or "on no task", f"{one.difference:+.3f}", f"{one.evaluations:g}",
+             f"{one.speed:.1f}" if one.speed else "–"] for one in found]  # fmt: skip
+    return ["one-step arm", "beaten", "mean difference of success", "times fewer evaluations", "times as fast"], rows
 
 
 def _cells(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:

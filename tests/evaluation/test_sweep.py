@@ -57,6 +57,9 @@ def test_every_cell_is_run_once_and_shown(here: Path, capsys: pytest.CaptureFixt
     ]  # fmt: skip
     winners = {(pair["a"], pair["b"]): pair["winner"] for pair in task["pairs"]}
     assert len(winners) == 6 and winners["good · 1 step", "poor · 1 step"] == "good · 1 step"
+    lines = Path("out/sweep.md").read_text().splitlines()
+    assert lines[0].startswith("| arm | steps | p50 ms | ") and set(lines[1]) == set("|-: ")
+    assert len({line.count("|") for line in lines if line}) <= 2  # of the two tables
     html = Path("out/sweep.html").read_text()
     tags(html)
     assert "http" not in html and all(pair["sentence"] in html for pair in task["pairs"])

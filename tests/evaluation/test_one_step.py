@@ -35,6 +35,12 @@ def test_each_one_step_arm_is_held_against_the_best_multi_step_arm_of_a_task() -
     assert "weak: beaten on a (0.40 against 0.80, p < 0.0001); mean difference -0.250" in text
 
 
+def test_having_picked_the_best_of_two_doubles_p() -> None:
+    strong = {n: next(one for one in one_against_many([contest("a", n, 9)]) if one.name == "strong") for n in (34, 33)}
+    assert strong[34].beaten == []  # six seeds lost and none won: p = 0.03125, twice that
+    assert strong[33].beaten == ["a (0.66 against 0.80, p = 0.031)"]
+
+
 def test_without_both_kinds_there_is_nothing_to_say() -> None:
     assert one_against_many([]) == []
     assert one_against_many([conclude([arm("x", 1, 3, 1.0), arm("y", 2, 3, 1.0)])]) == []

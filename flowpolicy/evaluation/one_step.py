@@ -13,9 +13,10 @@ MANY = 4  # network evaluations from which an arm counts as a multi-step one
 class OneStep(NamedTuple):
     """A one-step arm that has run every task, held on each against the multi-step arm with the most successes there.
 
-    beaten: "push-v3 (0.60 against 0.82, p = 0.003)", per task on which it is worse at p < alpha. p is that of the pair's
-    own test times the number of multi-step arms on the task (Bonferroni): the best of many equal ones, picked on the
-    same seeds, is better than it is. It is not corrected for the number of one-step arms: not to be beaten is harder so.
+    beaten: "push-v3 (0.60 against 0.82, p = 0.003)", per task on which it is worse at p < alpha. p is that of the
+    pair's own test times the number of multi-step arms on the task (Bonferroni): the best of many equal ones, picked on
+    the same seeds, is better than it is. It is not corrected for the number of one-step arms: not to be beaten is
+    harder so.
     evaluations, speed: the least ratio over the tasks of network evaluations, and of the medians of one prediction
     (None where a latency is missing).
     """

@@ -59,8 +59,8 @@ def _overview(comparisons: Sequence[Comparison]) -> Section:
 
 def _one_step_section(found: Sequence[OneStep]) -> Section:
     header, rows = _one_step_cells(found)
-    lead = ("On each task against the multi-step arm with the most successes there; p is that of the pair times "
-            "the number of multi-step arms, for the best of them was picked. Ratios: the least over the tasks.")  # fmt: skip
+    lead = ("On each task against the multi-step arm with the most successes there; p is that of the pair times their "
+            "number, for the best of them was picked. Ratios: the least over the tasks.")  # fmt: skip
     return Section("One step against many", table(header, rows, text_columns=2), lead)
 
 

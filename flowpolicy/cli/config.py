@@ -1,9 +1,7 @@
 """Hydra at the door: compose a config, expand sweeps, instantiate; nothing below cli/ sees a DictConfig."""
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +55,6 @@ def plain(config: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key}=... is required") from error
     return json.loads(json.dumps(container))
-
-
-def digest(facts: Mapping[str, Any]) -> str:
-    """Of a resolved config or a part of it."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def recipe(words: list[str]) -> str:
-    """Digest of the numbers that `flowpolicy train` trains and evaluates with, its data apart."""
-    facts = plain(load("train", [*words, "dataset.path=none"]))
-    return digest({key: facts[key] for key in ("policy", "task", "trainer", "normalization", "dataset", "eval")})
 
 
 def save(config: DictConfig, argv: list[str], out: Path) -> None:

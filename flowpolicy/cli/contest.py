@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from flowpolicy.cli import config, sweep, train
+from flowpolicy.cli.recipe import recipe
 from flowpolicy.evaluation.contest import Entry, train_all
 from flowpolicy.evaluation.protocol import require_same
 from flowpolicy.trainers.run import DEBUG_STEPS
@@ -38,7 +39,7 @@ def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequen
     for arm, own in arms.items():
         planned = config.plain(config.load("train", [*words, *own, "dataset.path=none"]))
         steps[arm] = DEBUG_STEPS if planned["debug"] else planned["trainer"]["steps"]
-    require_same(out / "protocol.json", same, {arm: config.recipe([*words, *own]) for arm, own in arms.items()})
+    require_same(out / "protocol.json", same, {arm: recipe([*words, *own]) for arm, own in arms.items()})
     train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=steps, workers=facts["workers"])
     folders = [config.quoted(entry.run(out) / "checkpoints" / "last") for entry in entries]
     names = [f"{entry.arm} seed {entry.seed}" if len(seeds) > 1 else entry.arm for entry in entries]

@@ -32,6 +32,7 @@ from omegaconf import DictConfig
 
 from flowpolicy.checkpoint import read_config
 from flowpolicy.cli import config
+from flowpolicy.cli.recipe import digest
 from flowpolicy.cli.tasks import own_task, with_task, without_task
 from flowpolicy.files import claim_folder
 from flowpolicy.rollout.batched_env import BatchedSimulator
@@ -65,9 +66,8 @@ def main(argv: list[str]) -> int:
             trackers.append(wandb := WandbTracker(out, project=cfg.wandb.project, config=facts, run_id=run_id))
             run_id = wandb.run_id
         config.save(cfg, argv, out)
-        digest = config.digest(facts)
         write_run_record(
-            out, argv=["finetune", *argv], config_hash=digest, seeds={"seed": cfg.seed}, device=str(device),
+            out, argv=["finetune", *argv], config_hash=digest(facts), seeds={"seed": cfg.seed}, device=str(device),
             dataset_hash=None, wandb_run_id=run_id,
         )  # fmt: skip
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from flowpolicy.cli import config, data, evaluate, train
 from flowpolicy.cli.contest import run_contest
+from flowpolicy.cli.recipe import recipe
 from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_protocol
 from flowpolicy.trainers.run import DEBUG_STEPS
 
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> int:
     cells = [Cell(task, seed) for task in tasks for seed in facts["seeds"]]
     steps = DEBUG_STEPS if facts["debug"] else facts["trainer"]["steps"]
     stages = Stages(lambda cell, store: collect(cell.task_id, store), fit, measure, steps)
-    rows = run_protocol(cells, out, stages, words=same, recipe=config.recipe(words))
+    rows = run_protocol(cells, out, stages, words=same, recipe=recipe(words))
     print(format_protocol(rows, difficulty))
     print(out / "results.jsonl")
     return 0

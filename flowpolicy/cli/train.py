@@ -40,6 +40,7 @@ import torch
 from omegaconf import DictConfig
 
 from flowpolicy.cli import config
+from flowpolicy.cli.recipe import digest
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.files import claim_folder
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
@@ -65,7 +66,6 @@ def _train(cfg: DictConfig, overrides: list[str]) -> None:
         check = SimulatorCheck(config.instantiate(cfg.task.env), **facts["eval"])
     elif settings.eval_every:
         raise ValueError(f"trainer.eval_every={settings.eval_every} needs a simulator, but task.env is null; use 0")
-    digest = config.digest(facts)
     dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     default = Path("runs", cfg.task.name, cfg.task.id, stamp)
@@ -79,7 +79,7 @@ def _train(cfg: DictConfig, overrides: list[str]) -> None:
             run_id = wandb.run_id
         config.save(cfg, overrides, out)
         write_run_record(
-            out, argv=["train", *overrides], config_hash=digest, seeds={"seed": cfg.seed}, device=str(device),
+            out, argv=["train", *overrides], config_hash=digest(facts), seeds={"seed": cfg.seed}, device=str(device),
             dataset_hash=dataset["hash"], wandb_run_id=run_id,
         )  # fmt: skip
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])

@@ -98,15 +98,13 @@ def train_policy(
     start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
     resume: go on from out/checkpoints/last where there is one; what was logged after it is dropped.
     debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`.
-    Raises FileExistsError when `out` holds checkpoints already and resume is off, ValueError when it is on and the run
-    there differs (`require_same_run`).
+    Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for `require_same_run`.
     """
     if debug:
         settings = replace(settings, steps=DEBUG_STEPS, batch_size=16, log_every=5, checkpoint_every=10,
                            eval_every=10 if check else 0)  # fmt: skip
         check = replace(check, episodes=2) if check else None
-    # what "auto" is differs between machines: a run that was resumed elsewhere would be another one
-    settings = replace(settings, precision="bf16" if uses_bfloat16(settings.precision, device) else "fp32")
+    settings = replace(settings, precision="bf16" if uses_bfloat16(settings.precision, device) else "fp32")  # recorded
     last = out / "checkpoints" / "last"
     facts = facts | {
         "dataset": {**facts.get("dataset", {}), "val_episodes": val_episodes, "mask_padding": mask_padding},

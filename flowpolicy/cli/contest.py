@@ -35,11 +35,12 @@ def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequen
     arms, seeds = _arms(facts), list(dict.fromkeys(facts["seeds"]))
     entries = [Entry(task, arm, seed) for task in tasks for arm in arms for seed in seeds]
     # before anything runs: a misspelt head would be found after hours
-    steps = {}
+    steps, recipes = {}, {}
     for arm, own in arms.items():
         planned = config.plain(config.load("train", [*words, *own, "dataset.path=none"]))
+        recipes[arm] = recipe(planned)
         steps[arm] = DEBUG_STEPS if planned["debug"] else planned["trainer"]["steps"]
-    require_same(out / "protocol.json", same, {arm: recipe([*words, *own]) for arm, own in arms.items()})
+    require_same(out / "protocol.json", same, recipes)
     train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=steps, workers=facts["workers"])
     folders = [config.quoted(entry.run(out) / "checkpoints" / "last") for entry in entries]
     names = [f"{entry.arm} seed {entry.seed}" if len(seeds) > 1 else entry.arm for entry in entries]

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     cells = [Cell(task, seed) for task in tasks for seed in facts["seeds"]]
     steps = DEBUG_STEPS if facts["debug"] else facts["trainer"]["steps"]
     stages = Stages(lambda cell, store: collect(cell.task_id, store), fit, measure, steps)
-    rows = run_protocol(cells, out, stages, words=same, recipe=recipe(words))
+    rows = run_protocol(cells, out, stages, words=same, recipe=recipe(facts))
     print(format_protocol(rows, difficulty))
     print(out / "results.jsonl")
     return 0

@@ -5,15 +5,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flowpolicy.cli import config
-
 
 def digest(facts: Mapping[str, Any]) -> str:
     """Of a resolved config or a part of it."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def recipe(words: list[str]) -> str:
-    """Digest of the numbers that `flowpolicy train` trains and evaluates with, its data apart."""
-    facts = config.plain(config.load("train", [*words, "dataset.path=none"]))
+def recipe(facts: Mapping[str, Any]) -> str:
+    """Digest of the numbers that `flowpolicy train` trains and evaluates with.   facts: its config, resolved."""
     return digest({key: facts[key] for key in ("policy", "task", "trainer", "normalization", "dataset", "eval")})

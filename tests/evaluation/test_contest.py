@@ -8,6 +8,7 @@ import pytest
 
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation.contest import Entry, train_all
+from flowpolicy.evaluation.one_step import MANY
 from flowpolicy.evaluation.processes import run_all
 from flowpolicy.tracking import write_json
 
@@ -132,4 +133,5 @@ def test_the_experiments_name_arms_that_compose(name: str) -> None:
     for words in facts["arms"].values():
         config.plain(config.load("train", [f"experiment={name}", *words, "dataset.path=none"]))
     if name == "heads_metaworld":
+        assert max(facts["num_steps"]) >= MANY
         assert set(facts["arms"]) == {file.stem for file in (config_dir() / "policy" / "head").glob("*.yaml")}

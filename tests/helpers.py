@@ -1,9 +1,11 @@
 """Small real parts for tests: an embodiment, a policy over it, a store of random-walk episodes."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from flowpolicy.data.store import Episode, EpisodeWriter
@@ -36,6 +38,8 @@ POLICY_CONFIG = {
     "net": {"_target_": "flowpolicy.nets.mlp.ResidualMLP", "_partial_": True, "width": 32, "depth": 1},
     "head": {"_target_": "flowpolicy.heads.meanflow.MeanFlowHead", "_partial_": True},
 }
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++")
 
 
 class OwnEncoder(Encoder):

@@ -38,8 +38,8 @@ def time_derivative(
             return time_difference(velocity, x_t, t, r, cond, tangent)
         return torch.func.jvp(
             lambda x, t_, r_: velocity(x, t_, r_, cond),
-            (x_t, t, r),
-            (tangent, torch.ones_like(t), torch.zeros_like(r)),
+            (x_t.clone(), t.clone(), r.clone()),  # slices of the batch: under torch.compile a view takes no tangent
+            (tangent.clone(), torch.ones_like(t), torch.zeros_like(r)),
         )[1]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flowpolicy.nets.base import Features, VelocityNet
 from flowpolicy.nets.embedding import TimeEmbedding
+from flowpolicy.nets.norm import GroupNorm
 
 
 @final
@@ -112,7 +113,7 @@ class _FilmBlock(nn.Module):
 
 def _conv_block(inputs: int, outputs: int, kernel_size: int, groups: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), nn.GroupNorm(groups, outputs), nn.Mish()
+        nn.Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), GroupNorm(groups, outputs), nn.Mish()
     )
 
 

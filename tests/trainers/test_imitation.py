@@ -20,7 +20,9 @@ from flowpolicy.trainers import imitation
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
 from flowpolicy.trainers.state import Checkpoints
 from flowpolicy.trainers.validation import Validation
-from tests.helpers import EMBODIMENT, POLICY_CONFIG, write_store
+from tests.helpers import EMBODIMENT, POLICY_CONFIG, needs_compiler, write_store
+
+COMPILED = [pytest.mark.slow, pytest.mark.ci, needs_compiler]
 
 
 def _trainer(tmp_path: Path, *, evaluate=None, **settings) -> ImitationTrainer:
@@ -104,10 +106,11 @@ def test_every_window_is_seen_once_per_epoch(tmp_path: Path) -> None:
         assert torch.equal(epoch.sort().values, torch.arange(total))
 
 
-def test_a_stopped_and_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=COMPILED)])
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one(tmp_path: Path, compiled: bool) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
-    _trainer(whole).run()
+    _trainer(whole, compile=compiled).run()
 
     class Stop(Exception):
         pass
@@ -118,8 +121,8 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> Non
         return {"eval/success_once": 0.0}
 
     with pytest.raises(Stop):
-        _trainer(broken, checkpoint_every=20, eval_every=10, evaluate=stop).run()
-    resumed = _trainer(broken)
+        _trainer(broken, checkpoint_every=20, eval_every=10, evaluate=stop, compile=compiled).run()
+    resumed = _trainer(broken, compile=compiled)
     assert resumed.resume() == 20
     resumed.run()
     for name, value in _weights(whole / "run").items():

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from flowpolicy.actions import ActionRepresentation, Representation
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.encoders.base import Encoder
-from flowpolicy.flow.sample import Sampler, sample
+from flowpolicy.flow.sample import Sampler, sample, sample_ancestral
+from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.base import Head
 from flowpolicy.inference.prepared import PreparedPolicy
 from flowpolicy.nets.base import VelocityNet
@@ -101,7 +102,7 @@ class FlowPolicy(nn.Module):
         obs: Observation,
         *,
         num_steps: int = 1,
-        sampler: Sampler = "jump",
+        sampler: Sampler | Literal["ancestral"] = "jump",
         generator: torch.Generator | None = None,
         noise: Tensor | Literal["zero"] | None = None,
         start: Tensor | None = None,
@@ -112,6 +113,7 @@ class FlowPolicy(nn.Module):
 
         obs: key -> (B, To, ...) float32 in robot units, images uint8, on the policy's device.
         sampler: "jump", "heun" or "hybrid", see `flow.sample.sample`; they count `num_steps` differently.
+          "ancestral" is DDPM's, for diffusion heads; its fresh noise comes from `generator`.
         The starting noise (B, H, A) is `noise`, or drawn from `generator`; one of the two must be given, so that
         nothing touches the global random state. "zero" is no noise: the most likely action of a narrow distribution,
         and a wrong one where there are several ways.
@@ -122,7 +124,7 @@ class FlowPolicy(nn.Module):
         """
         batch = self._check(obs, num_steps)
         shape = (batch, self.horizon, self.embodiment.action_dim)
-        if sampler != "jump" and not self.head.has_velocity:
+        if sampler in ("heun", "hybrid") and not self.head.has_velocity:
             raise ValueError(
                 f"{type(self.head).__name__} learns no instantaneous velocity, which sampler={sampler} asks for; use "
                 "sampler='jump'"
@@ -159,15 +161,21 @@ class FlowPolicy(nn.Module):
         noise: Tensor,
         *,
         num_steps: int = 1,
-        sampler: Sampler = "jump",
+        sampler: Sampler | Literal["ancestral"] = "jump",
         start: Tensor | None = None,
         start_time: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Normalised chunk (B, H, A) from noise (B, H, A), inside the range of the demonstrated actions.
 
-        start: normalised, (B, H, A).   The rest as in `flow.sample.sample`.
+        start: normalised, (B, H, A).   The rest as in `predict` and `flow.sample.sample`.
         """
+        if sampler == "ancestral":
+            if start is not None or generator is None:
+                raise ValueError("sampler='ancestral' draws noise at every step: pass generator= and no start")
+            times = time_grid(num_steps)
+            chunk = sample_ancestral(self.head.ancestral_step, noise, cond, times, generator=generator)
+            return chunk.clamp(self.chunk_low, self.chunk_high)
         chunk = sample(
             self.head.velocity, noise, cond, num_steps=num_steps, sampler=sampler, start=start, start_time=start_time,
             generator=generator,

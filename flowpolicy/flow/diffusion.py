@@ -1,4 +1,4 @@
-"""Denoising diffusion: the cosine noise schedule, and one deterministic (DDIM) step between two noise levels."""
+"""Denoising diffusion: the cosine noise schedule, and a step to a lower noise level, deterministic or ancestral."""
 
 import math
 
@@ -36,3 +36,20 @@ def ddim_step(action: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
     Source: Song et al. 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0.
     """
     return add_noise(action.clamp(-1.0, 1.0), noise, signal)
+
+
+def ancestral_step(x: Tensor, action: Tensor, noise: Tensor, signal: Tensor, next_signal: Tensor) -> Tensor:
+    """A draw from q(x_next | x, action), the Gaussian posterior of the forward process; (B, H, A).
+
+    x: the state at the present level.   action: what the net makes of it, clamped to [-1, 1] as in `ddim_step`.
+    noise: fresh, N(0, 1).   signal, next_signal: (B,), `cosine_signal` at both levels, next_signal >= signal.
+    With a = signal / next_signal the mean is (sqrt(next_signal) (1 - a) action + sqrt(a) (1 - next_signal) x) /
+    (1 - signal) and the variance (1 - a) (1 - next_signal) / (1 - signal): none at the last level, where next_signal
+    is 1. Between neighbouring levels that is DDPM's smaller variance ("fixed_small").
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", equations 6 and 7, for levels further apart.
+    """
+    signal, next_signal = expand(signal, x), expand(next_signal, x)
+    kept = signal / next_signal
+    mean = next_signal.sqrt() * (1.0 - kept) * action.clamp(-1.0, 1.0) + kept.sqrt() * (1.0 - next_signal) * x
+    variance = (1.0 - kept) * (1.0 - next_signal) / (1.0 - signal)
+    return mean / (1.0 - signal) + variance.sqrt() * noise

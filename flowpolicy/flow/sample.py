@@ -1,5 +1,6 @@
-"""Sampling an action from noise: jumps with the average velocity, Heun's method, a denoised jump, warm starts."""
+"""Sampling an action from noise: jumps with the average velocity, Heun, a denoised jump, ancestral, warm starts."""
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -67,6 +68,25 @@ def sample_hybrid(
     return x_tau - tau * velocity(x_tau, time, time, cond)
 
 
+AncestralStep = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x_t (B, H, A), t (B,), r (B,), cond (B, D), noise (B, H, A)) -> a draw of the state at r, (B, H, A)."""
+
+
+def sample_ancestral(
+    step: AncestralStep, noise: Tensor, cond: Tensor, times: Tensor, *, generator: torch.Generator
+) -> Tensor:
+    """A draw of the next state, with fresh noise, for each neighbouring pair of `times`; for diffusion heads.
+
+    Arguments as for `sample_ode`; K network evaluations.   Source: Ho et al. 2020 (DDPM), algorithm 2.
+    """
+    x = noise
+    steps = times.tolist()
+    for t, r in zip(steps[:-1], steps[1:], strict=True):
+        fresh = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+        x = step(x, x.new_full((x.shape[0],), t), x.new_full((x.shape[0],), r), cond, fresh)
+    return x
+
+
 def sample(
     velocity: Velocity,
     noise: Tensor,
@@ -78,7 +98,7 @@ def sample(
     start_time: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Action (B, H, A) from noise (B, H, A) by one of the samplers of this file.
+    """Action (B, H, A) from noise (B, H, A) by one of the samplers of this file that follow a velocity.
 
     num_steps: network evaluations of "jump" and "hybrid", which keeps the last for denoising; intervals of "heun".
     start, start_time: warm start. Sampling begins at x = (1 - start_time) start + start_time noise instead of noise:
@@ -88,7 +108,7 @@ def sample(
     Source of the warm start: One-Step Flow Policy (arXiv 2603.12480), with t = 1 at the noise.
     """
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)} or ancestral, got {sampler!r}")
     if not 0.0 < start_time <= 1.0 or (start is None and start_time < 1.0):
         raise ValueError(
             f"start_time must lie in (0, 1] and needs a start below 1, got {start_time} and "

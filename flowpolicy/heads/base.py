@@ -40,6 +40,13 @@ class Head(nn.Module, ABC):
         action: (B, H, A).   cond: (B, D).   mask: (B, H).   generator: on the tensors' device.
         """
 
+    def ancestral_step(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
+        """The state at r, drawn given that at t; for heads with noise levels. Raises ValueError for all others.
+
+        Arguments as for `velocity`.   noise: (B, H, A), fresh.
+        """
+        raise ValueError(f"{type(self).__name__} has no noise levels, which sampler='ancestral' walks down; use 'jump'")
+
     def after_step(self, progress: float) -> None:
         """Called after every optimiser step with the share of training done; for teachers and schedules."""
 

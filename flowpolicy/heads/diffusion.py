@@ -1,11 +1,11 @@
-"""Diffusion head: DDPM's training, DDIM's sampling; Diffusion Policy and DP3 beside the one-step heads."""
+"""Diffusion head: DDPM's training, DDIM's or DDPM's sampling; Diffusion Policy and DP3 beside the one-step heads."""
 
 from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
 
-from flowpolicy.flow.diffusion import add_noise, cosine_signal, ddim_step
+from flowpolicy.flow.diffusion import add_noise, ancestral_step, cosine_signal, ddim_step
 from flowpolicy.flow.losses import masked_mean_square
 from flowpolicy.flow.path import expand
 from flowpolicy.heads.base import Head
@@ -56,6 +56,12 @@ class DiffusionHead(Head):
         level, next_level = self._levels(t - gap, gap)
         action, noise = self._split(x_t, level, cond)
         return (x_t - ddim_step(action, noise, self.signal[next_level])) / expand(gap, x_t)
+
+    def ancestral_step(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
+        """See `Head`."""
+        level, next_level = self._levels(r, t - r)
+        action, _ = self._split(x_t, level, cond)
+        return ancestral_step(x_t, action, noise, self.signal[level], self.signal[next_level])
 
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_sample or loss_epsilon, the squared error of what the net predicts."""

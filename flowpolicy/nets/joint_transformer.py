@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flowpolicy.nets.base import Features, VelocityNet
 from flowpolicy.nets.embedding import TimeEmbedding
-from flowpolicy.nets.norm import LayerNorm
+from flowpolicy.nets.norm import CompilableLayerNorm
 
 Attention = Literal["joint", "cross", "adaln"]
 
@@ -70,7 +70,7 @@ class JointTransformer(VelocityNet):
         self.obs_position, self.action_position = _position(num_obs_tokens, dim), _position(horizon, dim)
         self.time_position, self.interval_position = _position(time_tokens, dim), _position(interval_tokens, dim)
         self.blocks = nn.ModuleList(_Block(dim, heads, mlp_ratio, attention) for _ in range(depth))
-        self.norm = LayerNorm(dim)
+        self.norm = CompilableLayerNorm(dim)
         self.output = nn.Linear(dim, action_dim)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
@@ -105,10 +105,10 @@ class _Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int, attention: Attention) -> None:
         super().__init__()
-        self.attention_norm, self.mlp_norm = LayerNorm(dim), LayerNorm(dim)
+        self.attention_norm, self.mlp_norm = CompilableLayerNorm(dim), CompilableLayerNorm(dim)
         self.attention = _Attention(dim, heads)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
-        self.cross_norm = LayerNorm(dim) if attention == "cross" else None
+        self.cross_norm = CompilableLayerNorm(dim) if attention == "cross" else None
         self.cross = _Attention(dim, heads) if attention == "cross" else None
         self.modulation = nn.Linear(dim, 6 * dim) if attention == "adaln" else None
         if self.modulation is not None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from flowpolicy.nets.base import Features, VelocityNet
 from flowpolicy.nets.embedding import TimeEmbedding
-from flowpolicy.nets.norm import LayerNorm
+from flowpolicy.nets.norm import CompilableLayerNorm
 
 
 @final
@@ -40,7 +40,7 @@ class ResidualMLP(VelocityNet):
         self.time = TimeEmbedding(time_dim, max_frequency=max_time_frequency)
         self.input = nn.Linear(horizon * action_dim + 2 * time_dim + cond_dim, width)
         self.blocks = nn.ModuleList(_Block(width, 2 * time_dim + cond_dim) for _ in range(depth))
-        self.norm = LayerNorm(width)
+        self.norm = CompilableLayerNorm(width)
         self.output = nn.Linear(width, horizon * action_dim)
 
     def forward_with_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
@@ -61,7 +61,7 @@ class ResidualMLP(VelocityNet):
 class _Block(nn.Module):
     def __init__(self, width: int, cond_dim: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(width)
+        self.norm = CompilableLayerNorm(width)
         self.first = nn.Linear(width, width)
         self.cond = nn.Linear(cond_dim, width, bias=False)
         self.second = nn.Linear(width, width)

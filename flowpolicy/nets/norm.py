@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 @final
-class LayerNorm(nn.LayerNorm):
+class CompilableLayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm` over the last axis, (..., D); torch's fused one has no forward mode under torch.compile."""
 
     def __init__(self, dim: int) -> None:
@@ -21,7 +21,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 @final
-class GroupNorm(nn.GroupNorm):
+class CompilableGroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` of (B, C, L), written out for the same reason."""
 
     def forward(self, input: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flowpolicy.nets.base import Features, VelocityNet
 from flowpolicy.nets.embedding import TimeEmbedding
-from flowpolicy.nets.norm import GroupNorm
+from flowpolicy.nets.norm import CompilableGroupNorm
 
 
 @final
@@ -113,7 +113,9 @@ class _FilmBlock(nn.Module):
 
 def _conv_block(inputs: int, outputs: int, kernel_size: int, groups: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2), GroupNorm(groups, outputs), nn.Mish()
+        nn.Conv1d(inputs, outputs, kernel_size, padding=kernel_size // 2),
+        CompilableGroupNorm(groups, outputs),
+        nn.Mish(),
     )
 
 

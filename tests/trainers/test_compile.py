@@ -13,7 +13,7 @@ from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.nets.joint_transformer import JointTransformer
 from flowpolicy.nets.mlp import ResidualMLP
-from flowpolicy.nets.norm import GroupNorm, LayerNorm
+from flowpolicy.nets.norm import CompilableGroupNorm, CompilableLayerNorm
 from flowpolicy.nets.unet1d import UNet1D
 from flowpolicy.policy import build_policy
 from flowpolicy.seeding import stream
@@ -30,7 +30,9 @@ NETS = [
 
 
 @pytest.mark.parametrize(
-    ("norm", "shape"), [(LayerNorm(12), (5, 3, 12)), (GroupNorm(4, 12), (5, 12, 6))], ids=["layer", "group"]
+    ("norm", "shape"),
+    [(CompilableLayerNorm(12), (5, 3, 12)), (CompilableGroupNorm(4, 12), (5, 12, 6))],
+    ids=["layer", "group"],
 )
 def test_written_out_norms_equal_the_fused_ones(norm: Callable, shape: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     x = 3.0 + 2.0 * torch.randn(shape, generator=stream(0, "x"))

@@ -7,6 +7,7 @@ clouds and pictures it is the small sphere that Meta-World draws there, which DP
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, final, get_args
 
 import gymnasium
@@ -214,9 +215,21 @@ def _make_base(id: str) -> Any:
     base.seeded_rand_vec = True
     base.max_path_length = sys.maxsize  # the step limit is the adapter's
     del base.sawyer_observation_space  # cached for a hidden goal
+    base.touching_object = partial(_touching, base)
     base.seed(0)
     base.reset()
     return base
+
+
+def _touching(base: Any, object_geom_id: int) -> bool:
+    """Meta-World's own `touching_object`, whose two Python loops over all contacts are a third of its step."""
+    geoms, force = base.data.contact.geom, base.data.efc_force  # (N, 2)
+    with_object = (geoms == object_geom_id).any(axis=1)
+    for pad in ("leftpad_geom", "rightpad_geom"):
+        contacts = with_object & (geoms == base.data.geom(pad).id).any(axis=1)
+        if sum(force[base.data.contact.efc_address[contacts]]) <= 0:
+            return False
+    return True
 
 
 def _environments() -> Mapping[str, Any]:

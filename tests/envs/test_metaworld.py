@@ -92,6 +92,23 @@ def test_actions_are_clipped_before_they_are_executed_and_stored():
     np.testing.assert_array_equal(a["agent_pos"], b["agent_pos"])
 
 
+@pytest.mark.parametrize("id", ["push-v3", "pick-place-wall-v3"])
+def test_touch_is_what_meta_world_says(id):
+    """The adapter's faster answer at every step of an episode, for the object that the reward asks about."""
+    with closing(make_expert(id)) as expert:
+        base, answers = expert._env.base, []
+        fast = base.touching_object
+
+        def both(geom):
+            answers.append((fast(geom), type(base).touching_object(base, geom)))
+            return answers[-1][0]
+
+        base.touching_object = both
+        expert.episode(3)
+    assert all(ours == theirs for ours, theirs in answers)
+    assert {ours for ours, _ in answers} == {True, False}
+
+
 def test_time_runs_out():
     with closing(make_env("push-v3", max_episode_steps=4)) as env:
         env.reset(seed=0)

@@ -7,7 +7,7 @@
   checkpoint=DIR     run folder or checkpoint folder of `flowpolicy train` (required); its task is the default
   task=… task.id=…   another task with the same embodiment; single keys too: task.max_episode_steps=100
   sampler=flow_noise|renoise|flow_sde|langevin   how it explores; any number of it: sampler.std_max=0.3
-  reward.env=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per control step
+  reward.env=0  reward.env_change=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per step
   envs=32   workers=2        simulators, and the processes that they share
   batched=true   task=maniskill from states: all envs as one batch on a GPU, in the place of processes
   loop.iterations  loop.decisions  loop.eval_every  loop.checkpoint_every   ppo.actor_lr  ppo.clip_high  ppo.bc_weight …

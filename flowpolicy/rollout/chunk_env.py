@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, final
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from flowpolicy.types import Observation
 if TYPE_CHECKING:
     import gymnasium
 
+Number = TypeVar("Number", float, Tensor)
 _NOW, _TRUE = "now.", "true."  # prefixes of the two observations that one step gives
 
 
@@ -60,19 +61,30 @@ class ChunkEnv(Protocol):
 @final
 @dataclass(frozen=True)
 class Reward:
-    """What is rewarded, per control step: env * (the environment's own) + success * (success now - success before).
+    """What is rewarded, per control step: parts of the environment's own reward, and success.
 
-    The difference pays success once, and takes it back when it is lost. Sparse means env = 0.
+    env: times the environment's own. A shaped one of Meta-World then pays for staying near the goal and not for
+      reaching it, which ends the episode.
+    env_change: times how much the environment's own has risen since the step before; 0 at an episode's first step. Over
+      an episode that is its last reward less its first: progress is paid once and taken back when lost (potential-based
+      shaping, Ng et al. 1999, without its discount).
+    success: times (success now - success before), in the same way.
     terminate_on_success: whether success ends the episode.
     """
 
     env: float = 0.0
+    env_change: float = 0.0
     success: float = 1.0
     terminate_on_success: bool = True
 
     @property
     def sparse(self) -> bool:
-        return self.env == 0.0
+        """Whether success alone is rewarded."""
+        return self.env == 0.0 and self.env_change == 0.0
+
+    def of(self, own: Number, change: Number, gained: Number) -> Number:
+        """own: the environment's reward.   change: its rise.   gained: that of success, 1, 0 or -1."""
+        return self.env * own + self.env_change * change + self.success * gained
 
 
 def make_chunk_env(
@@ -165,12 +177,13 @@ class _Slot:
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=obs_horizon)
         self._root = self._episode = 0
         self._success = False
+        self._own: float | None = None  # the environment's last reward in this episode
 
     def start(self, root: int | None = None) -> None:
         """The next episode; the first of a new stream where `root` is given."""
         self._root, self._episode = (self._root, self._episode + 1) if root is None else (root, 0)
         first, _ = self.env.reset(seed=episode_seed(self._root, self._episode))
-        self._success = False
+        self._success, self._own = False, None
         self._history.extend([first] * (self._history.maxlen or 1))  # the first observation is repeated
 
     def stacked(self) -> dict[str, np.ndarray]:
@@ -184,10 +197,11 @@ class _Slot:
         for action in chunk:
             obs, reward, terminated, truncated, info = self.env.step(action)
             success = bool(info["success"])
-            bonus = float(success) - float(self._success)
-            rewards[steps] = self._reward.env * float(reward) + self._reward.success * bonus
+            own = float(reward)
+            change = 0.0 if self._own is None else own - self._own
+            rewards[steps] = self._reward.of(own, change, float(success) - float(self._success))
             self._history.append(obs)
-            self._success, succeeded, steps = success, succeeded or success, steps + 1
+            self._own, self._success, succeeded, steps = own, success, succeeded or success, steps + 1
             terminated = bool(terminated) or (success and self._reward.terminate_on_success)
             if terminated or truncated:
                 break

@@ -96,6 +96,11 @@ class FlowPolicy(nn.Module):
         """The observations that have a normaliser: all but the images."""
         return tuple(self.obs_normalizer)
 
+    @property
+    def num_parameters(self) -> int:
+        """Of encoder and net, which is what `predict` runs; a head's teacher is not counted."""
+        return sum(parameter.numel() for part in (self.encoder, self.head.net) for parameter in part.parameters())
+
     @torch.no_grad()
     def predict(
         self,
@@ -171,8 +176,10 @@ class FlowPolicy(nn.Module):
         start: normalised, (B, H, A).   The rest as in `predict` and `flow.sample.sample`.
         """
         if sampler == "ancestral":
-            if start is not None or generator is None:
-                raise ValueError("sampler='ancestral' draws noise at every step: pass generator= and no start")
+            if start is not None or start_time != 1.0 or generator is None:
+                raise ValueError(
+                    "sampler='ancestral' draws noise at every step: pass generator=, no start or start_time"
+                )
             times = time_grid(num_steps)
             chunk = sample_ancestral(self.head.ancestral_step, noise, cond, times, generator=generator)
             return chunk.clamp(self.chunk_low, self.chunk_high)

@@ -8,6 +8,7 @@ import torch
 from flowpolicy.actions import REPRESENTATIONS, ActionRepresentation
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.flow.sample import SAMPLERS, shift_chunk
+from flowpolicy.heads.alpha_flow import AlphaFlowHead
 from flowpolicy.heads.diffusion import DiffusionHead
 from flowpolicy.heads.regression import RegressionHead
 from flowpolicy.normalizer import LinearNormalizer
@@ -178,3 +179,9 @@ def test_heads_without_a_flow_refuse_what_needs_one(head: type, words: dict, mes
 def test_start_must_be_a_whole_chunk() -> None:
     with pytest.raises(ValueError, match=r"whole chunk \(1, 8, 3\), got \(1, 4, 3\)"):
         small_policy().predict(observation(), noise="zero", start=torch.zeros(1, 4, 3), start_time=0.85)
+
+
+def test_a_teacher_is_no_parameter_of_what_runs() -> None:
+    plain, taught = small_policy(), small_policy(head=AlphaFlowHead)
+    assert taught.num_parameters == plain.num_parameters == sum(p.numel() for p in plain.parameters())
+    assert sum(p.numel() for p in taught.parameters()) == 2 * plain.num_parameters

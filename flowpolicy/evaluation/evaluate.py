@@ -107,7 +107,7 @@ def describe(policy: FlowPolicy, env: VectorEnv, rows: Sequence[Mapping[str, Any
     write_chunks(out / "chunks.json", policy, record, num_steps=num_steps, demonstration=demonstration)
     summary = {name: rows[0][name] for name in FACTS} | summarize(rows, latency, env_steps_per_s=speed)
     summary |= {"start_seed": start_seed, "device": latency.device, "versions": versions()}
-    summary["policy_params"] = sum(parameter.numel() for parameter in policy.parameters())
+    summary["policy_params"] = policy.num_parameters
     write_json(out / "summary.json", summary)
     return summary
 

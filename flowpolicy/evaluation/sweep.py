@@ -231,6 +231,6 @@ def _summaries(arms: Sequence[Arm], means: Means, file: Path) -> list[dict[str, 
             report = measure_latency(policy, example_observation(policy, device), num_steps=arm.num_steps)
             found[key] = {"checkpoint": key[0], "num_steps": key[1], "device": report.device,
                           "latency_ms": {name: report.predict[name] for name in ("p50", "p95", "p99")},
-                          "policy_params": sum(parameter.numel() for parameter in policy.parameters())}  # fmt: skip
+                          "policy_params": policy.num_parameters}  # fmt: skip
             append_rows(file, [found[key]])
     return [found[str(arm.checkpoint), arm.num_steps] for arm in arms]

@@ -108,7 +108,7 @@ def sample(
     Source of the warm start: One-Step Flow Policy (arXiv 2603.12480), with t = 1 at the noise.
     """
     if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)} or ancestral, got {sampler!r}")
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}; 'ancestral' is the policy's")
     if not 0.0 < start_time <= 1.0 or (start is None and start_time < 1.0):
         raise ValueError(
             f"start_time must lie in (0, 1] and needs a start below 1, got {start_time} and "

@@ -21,7 +21,8 @@ class JointTransformer(VelocityNet):
       up the others in each block; "adaln": the others, added up, scale and shift each block (DiT). In the paper the
       last two cost 5 to 17 and 14 to 42 points of success.
     num_obs_tokens: parts that the condition is cut into; the number of observed steps, where the encoder puts step
-      after step (`MultiModalEncoder`). Must divide cond_dim.   dim, depth, heads, mlp_ratio: size.
+      after step (`MultiModalEncoder`, `StateEncoder` with step_by_step). Must divide cond_dim.
+    dim, depth, heads, mlp_ratio: size.
     time_tokens, interval_tokens: tokens for t and for t - r.   time_dim: width of their sinusoidal embedding.
     min_time_frequency, max_time_frequency: see `TimeEmbedding`; UCA-Flow feeds unscaled times: 1e-4 and 1.
     The output layer starts at zero. Attention is written out, for torch's fused one has no Jacobian-vector product;

@@ -243,7 +243,8 @@ class ImitationTrainer:
 
 def compiled(loss: Loss, device: torch.device) -> Loss:
     """`loss` through torch.compile; shapes are the same at every step. Raises ValueError without a C++ compiler."""
-    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    compilers = (os.environ.get("CXX", "g++").split()[-1], "clang++")
+    if device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise ValueError("trainer.compile=true: wanted a C++ compiler, found none; install g++, or leave it out")
     return torch.compile(loss, dynamic=False)
 

@@ -134,4 +134,5 @@ def test_the_experiments_name_arms_that_compose(name: str) -> None:
         config.plain(config.load("train", [f"experiment={name}", *words, "dataset.path=none"]))
     if name == "heads_metaworld":
         assert max(facts["num_steps"]) >= MANY
-        assert set(facts["arms"]) == {file.stem for file in (config_dir() / "policy" / "head").glob("*.yaml")}
+        known = {file.stem for file in (config_dir() / "policy" / "head").glob("*.yaml")}
+        assert len(facts["arms"]) >= 21 and {*facts["arms"]} <= known

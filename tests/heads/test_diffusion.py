@@ -182,5 +182,7 @@ def test_a_policy_samples_ancestrally_where_its_head_has_noise_levels() -> None:
     assert not torch.equal(chunk, policy.predict(obs, num_steps=10, generator=stream(0, "a")))
     with pytest.raises(ValueError, match="pass generator="):
         policy.predict(obs, noise="zero", **words)
+    with pytest.raises(ValueError, match="no start or start_time"):
+        policy.predict(obs, generator=stream(0, "a"), start_time=0.3, **words)
     with pytest.raises(ValueError, match="MeanFlowHead has no noise levels"):
         small_policy().predict(obs, generator=stream(0, "a"), **words)

@@ -8,6 +8,7 @@ from flowpolicy.nets.embedding import TimeEmbedding
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.nets.unet1d import UNet1D
 from flowpolicy.seeding import stream
+from tests.catalogue import catalogue_policy, observations
 
 MP1 = {"dims": (512, 1024, 2048), "second_time": "r", "min_time_frequency": 1e-4, "max_time_frequency": 1.0}
 
@@ -93,3 +94,17 @@ def test_state_encoder_puts_keys_and_steps_side_by_side() -> None:
     obs = {"b": torch.tensor([[[5.0], [6.0]]]), "a": torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])}
     assert encoder.feature_dim == 6
     assert encoder(obs).tolist() == [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+    encoder = StateEncoder(obs_shapes={"a": (2,), "b": (1,)}, obs_horizon=2, step_by_step=True)
+    assert encoder(obs).tolist() == [[1.0, 2.0, 5.0, 3.0, 4.0, 6.0]]
+
+
+@pytest.mark.parametrize("encoder", ["state", "point_cloud"])
+def test_the_catalogue_encoders_put_step_after_step_for_transformers(encoder: str) -> None:
+    """Each of To equal parts of the condition changes with its own step alone."""
+    policy = catalogue_policy(encoder=encoder, net="joint_transformer", obs_horizon=2)
+    obs = observations(policy)
+    changed = {key: value.clone() for key, value in obs.items()}
+    for value in changed.values():
+        value[:, 1] = value[:, 0] * 0.5
+    first, second = policy.encode(obs).isclose(policy.encode(changed)).chunk(2, dim=-1)
+    assert bool(first.all()) and not bool(second.all())

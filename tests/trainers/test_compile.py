@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.encoders.state import StateEncoder
+from flowpolicy.heads.dispersive import DispersiveRegularizer
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.nets.joint_transformer import JointTransformer
@@ -22,10 +23,12 @@ from flowpolicy.types import Batch
 from tests.helpers import EMBODIMENT, needs_compiler, observation
 
 CPU = torch.device("cpu")
+DM1 = partial(MeanFlowHead, dispersive=DispersiveRegularizer())
 NETS = [
-    pytest.param(partial(ResidualMLP, width=32, depth=1), id="mlp", marks=pytest.mark.ci),
-    pytest.param(partial(UNet1D, dims=(16, 32), time_dim=16), id="unet1d"),
-    pytest.param(partial(JointTransformer, dim=32, depth=1, heads=2), id="joint_transformer"),
+    pytest.param(partial(ResidualMLP, width=32, depth=1), False, id="mlp", marks=pytest.mark.ci),
+    pytest.param(partial(ResidualMLP, width=32, depth=1), True, id="mlp_bfloat16"),
+    pytest.param(partial(UNet1D, dims=(16, 32), time_dim=16), False, id="unet1d"),
+    pytest.param(partial(JointTransformer, dim=32, depth=1, heads=2), False, id="joint_transformer"),
 ]
 
 
@@ -47,11 +50,11 @@ def test_written_out_norms_equal_the_fused_ones(norm: Callable, shape: tuple, mo
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("net", NETS)
-def test_compiled_loss_and_gradients_are_those_of_eager(net: Callable[..., VelocityNet]) -> None:
+@pytest.mark.parametrize(("net", "half"), NETS)
+def test_compiled_loss_and_gradients_are_those_of_eager(net: Callable[..., VelocityNet], half: bool) -> None:
     torch.manual_seed(0)
     eager = build_policy(
-        embodiment=EMBODIMENT, encoder=StateEncoder, net=net, head=MeanFlowHead, horizon=8, obs_horizon=2,
+        embodiment=EMBODIMENT, encoder=StateEncoder, net=net, head=DM1, horizon=8, obs_horizon=2,
         action_horizon=4, action_representation="relative",
     )  # fmt: skip
     traced = copy.deepcopy(eager)
@@ -60,15 +63,16 @@ def test_compiled_loss_and_gradients_are_those_of_eager(net: Callable[..., Veloc
     losses: dict[str, Tensor] = {}
     torch.compiler.reset()
     for name, loss in (("eager", eager.loss), ("traced", compiled(traced.loss, CPU))):
-        output = loss(batch, stream(1, "noise"))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            output = loss(batch, stream(1, "noise"))
         output.loss.backward()
         losses[name] = output.loss.detach()
         assert {"loss_meanflow", "loss_velocity"} <= output.metrics.keys()
-    torch.testing.assert_close(losses["traced"], losses["eager"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(losses["traced"], losses["eager"], rtol=1e-2 if half else 1e-5, atol=0)
     for (name, ours), theirs in zip(traced.named_parameters(), eager.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None, name
         scale = float(theirs.grad.abs().max())
-        assert float((ours.grad - theirs.grad).abs().max()) <= 1e-4 * max(scale, 1e-3), name
+        assert float((ours.grad - theirs.grad).abs().max()) <= (3e-2 if half else 1e-4) * max(scale, 1e-3), name
 
 
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

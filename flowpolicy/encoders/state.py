@@ -16,7 +16,7 @@ class StateEncoder(Encoder):
 
     obs_shapes: key -> (D,) per time step, in the order in which they are concatenated.   obs_horizon: To.
     step_by_step: all keys of the first step, then of the next, as nets need that cut them into steps
-      (`JointTransformer`); or all steps of the first key, then of the next. Checkpoints that do not say mean the latter.
+      (`JointTransformer`); or all steps of the first key, then of the next, as in checkpoints that do not say.
     Raises ValueError for a cloud or an image: as a row of numbers neither would be learnt.
     """
 

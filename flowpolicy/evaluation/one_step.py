@@ -17,6 +17,8 @@ class OneStep(NamedTuple):
     pair's own test times the number of multi-step arms on the task (Bonferroni): the best of many equal ones, picked on
     the same seeds, is better than it is. It is not corrected for the number of one-step arms: not to be beaten is
     harder so.
+    nearest: where it comes nearest to that: "b (0.70 against 0.80, p = 0.062 before correction)", "" where it is behind
+    on no task. What the test does not rule out is a difference all the same.
     evaluations, speed: the least ratio over the tasks of network evaluations, and of the medians of one prediction
     (None where a latency is missing).
     """
@@ -24,6 +26,7 @@ class OneStep(NamedTuple):
     name: str
     difference: float
     beaten: list[str]
+    nearest: str
     evaluations: float
     speed: float | None
 
@@ -35,6 +38,7 @@ def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
     found = []
     for name in sorted(set.intersection(*names)) if names and all(best) else ():
         differences, beaten, evaluations, speeds = [], [], [], []
+        behind: dict[str, float] = {}  # what to say -> p
         for one, many in zip(comparisons, best, strict=True):
             assert many is not None
             arm = next(arm for arm in one.arms if arm.name == name)
@@ -42,14 +46,18 @@ def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
             rate, other = arm.successes / arm.n, many.successes / many.n
             differences.append(rate - other)
             p = min(1.0, pair.p * sum(arm.num_steps >= MANY for arm in one.arms))
+            rates = f"{one.task_id} ({rate:.2f} against {other:.2f}"
             if rate < other and p < one.alpha:
-                beaten.append(f"{one.task_id} ({rate:.2f} against {other:.2f}, {p_text(p)})")
+                beaten.append(f"{rates}, {p_text(p)})")
+            elif rate < other:
+                behind[f"{rates}, {p_text(pair.p)} before correction)"] = pair.p
             evaluations.append(many.num_steps)
             speeds.append(
                 many.latency_ms["p50"] / arm.latency_ms["p50"] if many.latency_ms and arm.latency_ms else None
             )
         known = [speed for speed in speeds if speed is not None]
-        found.append(OneStep(name, sum(differences) / len(differences), beaten, min(evaluations),
+        found.append(OneStep(name, sum(differences) / len(differences), beaten,
+                             min(behind, key=behind.__getitem__, default=""), min(evaluations),
                              min(known) if len(known) == len(speeds) else None))  # fmt: skip
     return sorted(found, key=lambda one: (len(one.beaten), -one.difference))
 
@@ -59,6 +67,7 @@ def format_one_step(found: Sequence[OneStep]) -> str:
     lines = ["one step against the multi-step arm with the most successes on each task (p corrected for that choice):"]
     for one in found:
         said = f"beaten on {', '.join(one.beaten)}" if one.beaten else "not beaten on any task"
+        said += f", nearest to it on {one.nearest}" if one.nearest and not one.beaten else ""
         speed = f", {one.speed:.1f} times as fast" if one.speed else ""
         lines.append(f"  {one.name}: {said}; mean difference {one.difference:+.3f}, "
                      f"{one.evaluations:g} times fewer evaluations{speed}")  # fmt: skip

@@ -42,7 +42,7 @@ def sweep_markdown(comparisons: Sequence[Comparison]) -> str:
         rows = sorted(rows, key=lambda row: row[-1].replace("–", "-1"), reverse=True)
     text = _markdown(header, rows, text_columns=1)
     if found := one_against_many(comparisons):
-        text += "\n" + _markdown(*_one_step_cells(found), text_columns=2)
+        text += "\n" + _markdown(*_one_step_cells(found), text_columns=3)
     return text
 
 
@@ -61,13 +61,20 @@ def _one_step_section(found: Sequence[OneStep]) -> Section:
     header, rows = _one_step_cells(found)
     lead = ("On each task against the multi-step arm with the most successes there; p is that of the pair times their "
             "number, for the best of them was picked. Ratios: the least over the tasks.")  # fmt: skip
-    return Section("One step against many", table(header, rows, text_columns=2), lead)
+    return Section("One step against many", table(header, rows, text_columns=3), lead)
 
 
 def _one_step_cells(found: Sequence[OneStep]) -> tuple[list[str], list[list[str]]]:
-    rows = [[one.name, ", ".join(one.beaten) or "on no task", f"{one.difference:+.3f}", f"{one.evaluations:g}",
-             f"{one.speed:.1f}" if one.speed else "–"] for one in found]  # fmt: skip
-    return ["one-step arm", "beaten", "mean difference of success", "times fewer evaluations", "times as fast"], rows
+    rows = [[one.name, ", ".join(one.beaten) or "on no task", one.nearest or "–", f"{one.difference:+.3f}",
+             f"{one.evaluations:g}", f"{one.speed:.1f}" if one.speed else "–"] for one in found]  # fmt: skip
+    return [
+        "one-step arm",
+        "beaten",
+        "nearest to it",
+        "mean difference of success",
+        "times fewer evaluations",
+        "times as fast",
+    ], rows
 
 
 def _cells(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:

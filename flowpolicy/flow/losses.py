@@ -52,7 +52,8 @@ def dispersive_loss(
       hinge           mean over i != j of max(0, margin - |z_i - z_j|^2 / F)^2
       covariance      mean squared off-diagonal covariance + mean max(0, 1 - variance)
     The mean runs over all B^2 pairs, the pair (i, i) included, which only bounds the InfoNCE forms from below.
-    Source: Wang & He 2025, "Diffuse and Disperse", table 1; the squared distance is divided by F as in their code.
+    Sources: Wang & He 2025, "Diffuse and Disperse", table 1; the squared distance is divided by F as in their code.
+    covariance is DM1's form: a mean in place of a sum, of features that are not normalised, and a floor of variance.
     Raises ValueError for an unknown kind.
     """
     if kind not in DISPERSIVE_KINDS:

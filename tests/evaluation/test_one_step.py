@@ -28,9 +28,12 @@ def test_each_one_step_arm_is_held_against_the_best_multi_step_arm_of_a_task() -
     assert strong.evaluations == 8 and strong.speed == pytest.approx(9.0)  # ddim: as good as flow, with fewer steps
     assert weak.name == "weak" and weak.speed == pytest.approx(4.5) and weak.difference == pytest.approx(-0.25)
     assert weak.beaten == ["a (0.40 against 0.80, p < 0.0001)"]  # on b five seeds of fifty say too little (p = 0.0625)
+    assert strong.nearest == "b (0.78 against 0.80, p = 1.00 before correction)"
+    assert weak.nearest == "b (0.70 against 0.80, p = 0.062 before correction)"
     text = format_one_step([strong, weak])
     assert (
-        "strong: not beaten on any task; mean difference +0.010, 8 times fewer evaluations, 9.0 times as fast" in text
+        "strong: not beaten on any task, nearest to it on b (0.78 against 0.80, p = 1.00 before correction); mean "
+        "difference +0.010, 8 times fewer evaluations, 9.0 times as fast" in text
     )
     assert "weak: beaten on a (0.40 against 0.80, p < 0.0001); mean difference -0.250" in text
 

@@ -39,9 +39,6 @@ class PPOSettings:
     actor_lr, critic_lr: of two AdamW without weight decay.   final_lr: share of both that is left at the end (cosine).
     grad_clip: largest gradient norm, of each.
     target_kl: the actor stops for this iteration when the estimate E[ratio - 1 - log ratio] is larger; 0 is never.
-    adapt_lr: whether the actor's learning rate follows target_kl: divided by 1.5 after an iteration that stopped before
-      half of its steps, times 1.5 after one that went through, within 0.01 and 10 times actor_lr. A rate that is right
-      for one policy lets another take a single step per iteration.
     entropy_weight: of the mean entropy of a scored entry; without effect where the noise is fixed.
     bc_weight, bc_final, bc_kind: see `bc_loss`; linear from one to the other over the iterations.
     warmup: first iterations, in which the critic alone learns.
@@ -68,7 +65,6 @@ class PPOSettings:
     final_lr: float = 1.0
     grad_clip: float = 1.0
     target_kl: float = 0.1
-    adapt_lr: bool = False
     entropy_weight: float = 0.0
     bc_weight: float = 0.0
     bc_final: float = 0.0
@@ -94,8 +90,6 @@ class PPOSettings:
         for name in others:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"ppo.{name} must be at least 0, got {getattr(self, name)}")
-        if self.adapt_lr and not self.target_kl:
-            raise ValueError("ppo.adapt_lr=true follows ppo.target_kl, which is 0; set it, e.g. to 0.1")
         if not self.grad_clip > 0:
             raise ValueError(f"ppo.grad_clip must be positive, got {self.grad_clip}")
 
@@ -172,14 +166,13 @@ class PPO:
         self.actor_critic, self.settings = actor_critic, settings
         self._actor, self._critic = list(actor_critic.actor_parameters()), list(actor_critic.critic.parameters())
         self.actor_optimizer = torch.optim.AdamW(self._actor, lr=settings.actor_lr, weight_decay=0.0)
-        self.lr_scale = 1.0
         self.critic_optimizer = torch.optim.AdamW(self._critic, lr=settings.critic_lr, weight_decay=0.0)
 
     def set_progress(self, progress: float) -> float:
         """Learning rates for the iteration at this share of the run; returns the weight of the reference's pull."""
         settings = self.settings
         share = settings.final_lr + (1.0 - settings.final_lr) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-        rates = ((self.actor_optimizer, settings.actor_lr * self.lr_scale), (self.critic_optimizer, settings.critic_lr))
+        rates = ((self.actor_optimizer, settings.actor_lr), (self.critic_optimizer, settings.critic_lr))
         for optimizer, lr in rates:
             for group in optimizer.param_groups:
                 group["lr"] = lr * share
@@ -228,19 +221,10 @@ class PPO:
                 self._critic_step(cond.detach(), batch, found)
             if actor != "hold" and not stopped:
                 stopped = self._actor_step(cond, batch, found, actor=actor, bc_weight=bc_weight, noise=noise)
-        if settings.adapt_lr and actor == "train":
-            self._adapt(len(found.get("approx_kl", [])), stopped=bool(stopped))
         skipped = sum(found.pop("skipped", []))
         means = {f"rl/{name}": sum(values) / len(values) for name, values in found.items()}
         means |= {"rl/kl_stop": float(stopped), "rl/skipped_steps": skipped}
         return means if grouped else means | {"rl/explained_variance": _explained(rollout, returns)}
-
-    def _adapt(self, steps: int, *, stopped: bool) -> None:
-        """Set the scale of the next iteration's learning rate.   steps: of the actor, in this one."""
-        if not stopped:
-            self.lr_scale = min(1.5 * self.lr_scale, 10.0)
-        elif steps < 0.5 * self.settings.epochs * self.settings.minibatches:
-            self.lr_scale = max(self.lr_scale / 1.5, 0.01)
 
     def _batches(
         self, rollout: Rollout, advantage: Tensor, returns: Tensor, order: torch.Generator

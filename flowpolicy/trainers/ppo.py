@@ -109,7 +109,6 @@ class PPOTrainer:
             restore_optimizer(optimizer, load_tensors((last / "state" / f"{name}_optimizer.safetensors").read_bytes()))
         self.scaler.load(load_tensors((last / "state" / "scaler.safetensors").read_bytes())["state"])
         self.iteration, self.env_steps = counters["step"], counters["env_steps"]
-        self.ppo.lr_scale = counters.get("lr_scale", 1.0)  # older checkpoints have none
         return self.iteration
 
     def run(self) -> FlowPolicy:
@@ -202,8 +201,8 @@ class PPOTrainer:
             "scaler": {"state": self.scaler.state()},
         }
         self.checkpoints.write(
-            self.iteration, policy=model.policy, weights="last", state=state, score=score,
-            counters={"env_steps": self.env_steps, "lr_scale": self.ppo.lr_scale},
+            self.iteration, policy=model.policy, weights="last", state=state, counters={"env_steps": self.env_steps},
+            score=score,
         )  # fmt: skip
 
     def _due(self, every: int) -> bool:

@@ -50,12 +50,12 @@ class Checkpoints:
         policy: FlowPolicy,
         weights: str,
         state: Mapping[str, Mapping[str, torch.Tensor]],
-        counters: Mapping[str, float],
+        counters: Mapping[str, int],
         score: float | None,
     ) -> Path:
         """The same for any trainer: `policy` to policy/, each entry of `state` to state/<name>.safetensors.
 
-        weights: what config.json calls the policy's.   counters: numbers for state/step.json.
+        weights: what config.json calls the policy's.   counters: whole numbers for state/step.json.
         """
         remove_leftovers(self.folder / "last", name=".+")  # of any checkpoint: the folder has no other writer
         target = self.folder / f"{step:06d}"

@@ -14,14 +14,7 @@ import torch
 from flowpolicy.cli.main import main
 from tests.cli.test_finetune import TINY, base, metrics, tensors  # noqa: F401  # base is a fixture
 
-WORDS = (
-    *TINY,
-    "loop.iterations=8",
-    "loop.decisions=20",
-    "receipt.episodes=0",
-    "preflight.episodes=0",
-    "ppo.adapt_lr=true",
-)
+WORDS = (*TINY, "loop.iterations=8", "loop.decisions=20", "receipt.episodes=0", "preflight.episodes=0")
 
 
 def command(base: Path, out: Path, workers: int) -> list[str]:  # noqa: F811

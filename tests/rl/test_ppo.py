@@ -239,26 +239,6 @@ def test_a_large_divergence_stops_the_actor_and_not_the_critic():
     assert "actor" not in steps[2 * steps.count("actor") :]
 
 
-def test_the_learning_rate_follows_the_divergence_where_it_is_asked_to():
-    def rates(**words) -> list[float]:
-        actor_critic = model()
-        rollout = rolled_out(actor_critic)
-        ppo = PPO(actor_critic, PPOSettings(minibatches=4, **words))
-        seen = []
-        for _ in range(3):
-            ppo.set_progress(0.0)
-            seen.append(ppo.actor_optimizer.param_groups[0]["lr"])
-            ppo.update(rollout, ppo.chunk_rewards(rollout), actor="train", bc_weight=0.0, order=generator(),
-                       noise=generator())  # fmt: skip
-        return seen
-
-    assert rates(actor_lr=1e-2) == [1e-2] * 3
-    assert rates(actor_lr=1e-2, adapt_lr=True) == pytest.approx([1e-2, 1e-2 / 1.5, 1e-2 / 2.25])
-    assert rates(actor_lr=1e-6, adapt_lr=True) == pytest.approx([1e-6, 1.5e-6, 2.25e-6])
-    with pytest.raises(ValueError, match="follows ppo.target_kl, which is 0"):
-        PPOSettings(adapt_lr=True, target_kl=0.0)
-
-
 def test_a_gradient_that_is_not_finite_is_dropped_and_counted():
     actor_critic = model()
     rollout = rolled_out(actor_critic)

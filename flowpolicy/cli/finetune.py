@@ -1,12 +1,13 @@
 """flowpolicy finetune: reinforcement learning with PPO. A policy that half works in, a better one out.
 
   flowpolicy finetune checkpoint=runs/push out=runs/push_rl
-  flowpolicy finetune checkpoint=runs/push experiment=rl_metaworld sampler=renoise out=runs/push_rl
+  flowpolicy finetune checkpoint=runs/push experiment=rl_metaworld out=runs/push_rl
   flowpolicy finetune checkpoint=runs/reach experiment=rl_toy loop.iterations=30 out=runs/reach_rl
 
   checkpoint=DIR     run folder or checkpoint folder of `flowpolicy train` (required); its task is the default
   task=… task.id=…   another task with the same embodiment; single keys too: task.max_episode_steps=100
-  sampler=flow_noise|renoise|flow_sde|langevin   how it explores; any number of it: sampler.std_max=0.3
+  sampler=flow_noise|flow_noise_wide|renoise|flow_sde|flow_sde_1|langevin   how it explores; any number of it:
+                     sampler.std_max=0.3
   reward.env=0  reward.env_change=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per step
   envs=32   workers=2        simulators, and the processes that they share
   batched=true   task=maniskill from states: all envs as one batch on a GPU, in the place of processes

@@ -18,6 +18,7 @@ SEEING = Embodiment(
     obs={
         "agent_pos": KeySpec((4,), "m", "world"),
         "point_cloud": KeySpec(CLOUD.shape, "m", "world", cloud=CLOUD),
+        "env_state": KeySpec((2,), "m", "world"),
         "image_front": KeySpec((40, 36, 3), dtype="uint8"),
     },
     action=KeySpec((3,), "m"),
@@ -29,7 +30,7 @@ SEEING = Embodiment(
     reference_index=(0, 1, -1),
 )
 SEEN_BY = {
-    "state": ["agent_pos"],
+    "state": ["agent_pos", "env_state"],
     "point_cloud": ["agent_pos", "point_cloud"],
     "point_cloud_relative": ["agent_pos", "point_cloud"],
     "resnet18": ["agent_pos", "image_front"],

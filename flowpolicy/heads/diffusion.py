@@ -79,7 +79,8 @@ class DiffusionHead(Head):
             before, after = end + gap, end
         else:  # one jump late, and one level up
             before, after = end + 1.0 / self.train_steps, end - gap + 1.0 / self.train_steps
-        levels = ((self.train_steps * time).round().long() for time in (before, after))
+        # to a thousandth first: one step's end must round to the next one's start, also where both lie at a half
+        levels = (((self.train_steps * time * 1e3).round() / 1e3).round().long() for time in (before, after))
         before, after = levels
         return before.clamp(1, self.train_steps), after.clamp(0, self.train_steps)
 

@@ -14,7 +14,7 @@ class CompilableLayerNorm(nn.LayerNorm):
         super().__init__(dim)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Same shape and dtype."""
+        """Same shape; while traced, the same dtype too."""
         if not _traced():
             return super().forward(input)
         return (_standardise(input.float(), self.eps) * self.weight + self.bias).to(input.dtype)
@@ -25,7 +25,7 @@ class CompilableGroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` of (B, C, L), written out for the same reason."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Same shape and dtype."""
+        """Same shape; while traced, the same dtype too."""
         if not _traced():
             return super().forward(input)
         grouped = _standardise(input.float().unflatten(1, (self.num_groups, -1)).flatten(2), self.eps)

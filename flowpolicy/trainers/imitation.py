@@ -44,7 +44,7 @@ class TrainerSettings:
     log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved). Validation, where
     there are held-out episodes, goes with the checkpoints.
     precision: "fp32", "bf16" or "auto", see `uses_bfloat16`; the Jacobian product is float32 always.
-    compile: the whole loss, Jacobian product included, through torch.compile, cut only where random numbers are drawn.
+    compile: the whole loss, Jacobian product included, through torch.compile, cut where random numbers are drawn.
     It takes half a minute for an MLP and minutes for a U-Net before the first step.
     A resumed run may change steps (the cosine then ends there, so the learning rate jumps), log_every, eval_every,
     checkpoint_every and keep_best; see `trainers.resume`.
@@ -243,9 +243,11 @@ class ImitationTrainer:
 
 def compiled(loss: Loss, device: torch.device) -> Loss:
     """`loss` through torch.compile; shapes are the same at every step. Raises ValueError without a C++ compiler."""
-    compilers = (os.environ.get("CXX", "g++").split()[-1], "clang++")
-    if device.type == "cpu" and not any(map(shutil.which, compilers)):
-        raise ValueError("trainer.compile=true: wanted a C++ compiler, found none; install g++, or leave it out")
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    if device.type == "cpu" and not shutil.which(compiler):
+        raise ValueError(
+            f"trainer.compile=true: wanted a C++ compiler, found no {compiler}; install g++, or leave it out"
+        )
     return torch.compile(loss, dynamic=False)
 
 

@@ -80,7 +80,7 @@ def run_preflight(
         raise ValueError(
             f"preflight: {succeeded} of {finished} episodes succeed with exploration noise (std {std:.3f}), wanted "
             f"{min_success:.0%}: a sparse reward gives nothing to learn from. Train the policy on more demonstrations, "
-            "lower sampler.std_max, reward what the task measures (reward.env=1 ppo.scale_rewards=true), or set "
+            "lower the noise (sampler.std_min, sampler.std_max), reward progress too (reward.env_change=0.1), or set "
             "preflight.min_success=0 to try all the same"
         )
     passes = ppo.epochs * loop.decisions / _DECISIONS

@@ -186,3 +186,14 @@ def test_a_policy_samples_ancestrally_where_its_head_has_noise_levels() -> None:
         policy.predict(obs, generator=stream(0, "a"), start_time=0.3, **words)
     with pytest.raises(ValueError, match="MeanFlowHead has no noise levels"):
         small_policy().predict(obs, generator=stream(0, "a"), **words)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_step_begins_at_the_level_where_the_last_one_ended(spacing: Spacing) -> None:
+    head = _head(spacing=spacing)
+    for num_steps in range(2, 101):
+        times = time_grid(num_steps)
+        gap = times[:-1] - times[1:]
+        before, after = head._levels(times[1:], gap)
+        assert torch.equal(before[1:], after[:-1]), num_steps
+        assert torch.equal(before[1:], head._levels(times[:-1] - gap, gap)[0][1:]), num_steps

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from flowpolicy.encoders.state import StateEncoder
 from flowpolicy.heads.dispersive import DispersiveRegularizer
@@ -62,12 +63,14 @@ def test_compiled_loss_and_gradients_are_those_of_eager(net: Callable[..., Veloc
     batch = Batch(observation(48), action, torch.ones(48, 8))
     losses: dict[str, Tensor] = {}
     torch.compiler.reset()
+    counters.clear()
     for name, loss in (("eager", eager.loss), ("traced", compiled(traced.loss, CPU))):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             output = loss(batch, stream(1, "noise"))
         output.loss.backward()
         losses[name] = output.loss.detach()
         assert {"loss_meanflow", "loss_velocity"} <= output.metrics.keys()
+    assert counters["stats"]["unique_graphs"] >= 3, "it fell back to eager"
     torch.testing.assert_close(losses["traced"], losses["eager"], rtol=1e-2 if half else 1e-5, atol=0)
     for (name, ours), theirs in zip(traced.named_parameters(), eager.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None, name

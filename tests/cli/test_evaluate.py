@@ -54,7 +54,7 @@ def test_another_task_gets_a_folder_of_its_own(run: Path):
 
 def test_parts_of_ones_own_package_are_run_only_when_trusted(run: Path, capsys: pytest.CaptureFixture):
     recorded = json.loads(record(run).read_text())
-    recorded["policy"]["encoder"]["_target_"] = "tests.helpers.OwnEncoder"
+    recorded["policy"]["encoder"] = {"_target_": "tests.helpers.OwnEncoder", "_partial_": True}
     policy = create_policy(recorded["policy"], load_embodiment(record(run).parent / "embodiment.json"),
                            trusted_modules=["tests"])  # fmt: skip
     save_policy(policy, record(run).parent, config=recorded["policy"], facts={"task": recorded["task"]})

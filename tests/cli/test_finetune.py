@@ -1,6 +1,9 @@
 """`flowpolicy finetune` end to end on the reach task, in seconds."""
 
+import itertools
 import json
+import math
+import multiprocessing
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +17,10 @@ from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
 from flowpolicy.samplers.base import StochasticSampler
 from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy.trainers.ppo import PPOTrainer
 from flowpolicy.trainers.receipt import paired_test
 from flowpolicy_envs.experts.reach import make_expert
+from flowpolicy_envs.reach import ReachEnv
 
 TINY = ("envs=4", "workers=1", "loop.iterations=4", "loop.decisions=4", "loop.eval_every=2", "loop.checkpoint_every=2",
         "ppo.warmup=1", "ppo.minibatches=2", "ppo.guard=false", "eval.episodes=2", "preflight.episodes=4",
@@ -110,6 +115,35 @@ def test_without_learning_rates_the_receipt_says_no_difference(base, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_reward_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(base, tmp_path, capsys, monkeypatch):
+    step, count = ReachEnv.step, itertools.count()
+
+    def broken(self, action):
+        obs, reward, *rest = step(self, action)
+        return obs, math.nan if next(count) == 200 else reward, *rest
+
+    monkeypatch.setattr(ReachEnv, "step", broken)
+    words = ("preflight.episodes=0", "loop.eval_every=0", "loop.checkpoint_every=1")
+    assert finetune(base, tmp_path / "rl", *words) != 0
+    assert "reward that is not finite" in capsys.readouterr().err
+    assert math.isfinite(sum(float(value.sum()) for value in load_policy(tmp_path / "rl").state_dict().values()))
+
+
+def test_a_simulator_that_dies_ends_the_run_and_keeps_the_last_checkpoint(base, tmp_path, capsys, monkeypatch):
+    iterate = PPOTrainer._iterate
+
+    def shot(self, *arguments):
+        if self.iteration == 2:
+            multiprocessing.active_children()[0].kill()
+        return iterate(self, *arguments)
+
+    monkeypatch.setattr(PPOTrainer, "_iterate", shot)
+    words = ("workers=2", "preflight.episodes=0", "loop.eval_every=0", "loop.checkpoint_every=1")
+    assert finetune(base, tmp_path / "rl", *words) != 0
+    assert "simulator process" in capsys.readouterr().err
+    assert load_policy(tmp_path / "rl").embodiment == load_policy(base).embodiment
+
+
 def test_what_cannot_work_is_said_in_one_line(base, tmp_path, capsys):
     def error(*words: str) -> str:
         assert main(["finetune", f"checkpoint={base}", f"out={tmp_path / 'x'}", *TINY, *words]) == 2
@@ -121,6 +155,7 @@ def test_what_cannot_work_is_said_in_one_line(base, tmp_path, capsys):
     assert "ppo.gamma" in error("ppo.gamma=2")
     assert "multiple of workers" in error("workers=3")
     assert "did you mean" in error("ppo.actor_l=1")
+    assert "checkpoint" in error(f"checkpoint={tmp_path}")
     assert main(["finetune", f"out={tmp_path / 'x'}"]) == 2
     assert "checkpoint=... is required" in capsys.readouterr().err
 

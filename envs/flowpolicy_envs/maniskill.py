@@ -113,10 +113,15 @@ class ManiSkillEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """First observation of the episode that `seed` fixes. The scene is rebuilt: PhysX keeps contact state."""
+        """First observation of the episode that `seed` fixes.
+
+        The scene is rebuilt, 0.2 s, because PhysX keeps contact state: a later step may else differ in the sixth digit.
+        options={"keep_scene": True} spares that.
+        """
         super().reset(seed=seed)
         self._steps = 0
-        obs, _ = self.base.reset(seed=seed, options={"reconfigure": True})
+        rebuild = not (options or {}).get("keep_scene", False)
+        obs, _ = self.base.reset(seed=seed, options={"reconfigure": rebuild})
         self._seen = self.observe(obs)
         return self._seen, {"success": False}
 

@@ -180,9 +180,11 @@ class _Slot:
         self._own: float | None = None  # the environment's last reward in this episode
 
     def start(self, root: int | None = None) -> None:
-        """The next episode; the first of a new stream where `root` is given."""
+        """The next episode; the first of a new stream where `root` is given. That one must not depend on what was
+        before, for a resumed run; the others may start faster in the scene as it is (ManiSkill)."""
+        options = {"keep_scene": True} if root is None else None
         self._root, self._episode = (self._root, self._episode + 1) if root is None else (root, 0)
-        first, _ = self.env.reset(seed=episode_seed(self._root, self._episode))
+        first, _ = self.env.reset(seed=episode_seed(self._root, self._episode), options=options)
         self._success, self._own = False, None
         self._history.extend([first] * (self._history.maxlen or 1))  # the first observation is repeated
 

@@ -66,6 +66,26 @@ def test_a_seed_fixes_the_episode_whatever_ran_before(expert):
     assert not np.array_equal(first.obs["env_state"][0], expert.episode(2).obs["env_state"][0])
 
 
+def test_a_scene_that_is_kept_starts_the_same_episode_and_is_forgotten_by_the_next_rebuilt_one(env, expert):
+    episode = expert.episode(1)
+
+    def replayed(**options):
+        first, _ = env.reset(seed=1, options=options)
+        return [first, *(env.step(action)[0] for action in episode.action)]
+
+    wanted = replayed()
+    env.reset(seed=2)
+    for action in episode.action[::-1]:  # leaves the cube somewhere else
+        env.step(action)
+    kept, scene = replayed(keep_scene=True), env.base.scene
+    assert all(np.array_equal(kept[0][key], wanted[0][key]) for key in wanted[0])
+    assert np.allclose(kept[-1]["agent_pos"], wanted[-1]["agent_pos"], atol=1e-2)
+    assert env.base.scene is scene
+    again = replayed()
+    assert env.base.scene is not scene
+    assert all(np.array_equal(a[key], b[key]) for a, b in zip(wanted, again, strict=True) for key in a)
+
+
 def test_replaying_a_demonstration_gives_its_observations_and_success(env, expert):
     episode = expert.episode(3)
     obs, _ = env.reset(seed=3)

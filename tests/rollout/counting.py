@@ -36,7 +36,7 @@ class CountingEnv(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.count, self.episode_seed = 0, seed
+        self.count, self.episode_seed, self.options = 0, seed, options
         return self.observe(0.0), {}
 
     def step(self, action):

@@ -143,3 +143,15 @@ def test_wrong_input_is_refused():
             env.step(torch.zeros(2, 1))
         with pytest.raises(ValueError, match="not finite"):
             env.step(torch.full((2, 4, 1), float("nan")))
+
+
+def test_only_episodes_that_follow_others_may_keep_the_scene():
+    """What a resumed run starts with must not depend on what was simulated before."""
+    made = []
+    with closing(make_chunk_env(lambda: made.append(CountingEnv()) or made[-1], 1, action_horizon=5)) as env:
+        env.reset([7])
+        assert made[0].options is None
+        env.step(torch.zeros(1, 5, 1))  # longer than any episode
+        assert made[0].options == {"keep_scene": True}
+        env.reset([7])
+        assert made[0].options is None

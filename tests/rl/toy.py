@@ -21,7 +21,8 @@ from flowpolicy.types import Batch
 from flowpolicy_envs.reach import EMBODIMENT, STEP, make_env
 
 HORIZON = 4
-HEADS = {"meanflow": MeanFlowHead, "flow_matching": partial(FlowMatchingHead, parameterization="u")}
+HEADS = {"meanflow": MeanFlowHead, "meanflow_u": partial(MeanFlowHead, parameterization="u"),
+         "flow_matching": partial(FlowMatchingHead, parameterization="u")}  # fmt: skip
 
 
 def demonstrations(count: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

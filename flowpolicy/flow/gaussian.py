@@ -1,4 +1,4 @@
-"""Gaussians over chunks: the transitions whose densities reinforcement learning needs."""
+"""Diagonal Gaussians over chunks: the transitions whose densities reinforcement learning needs."""
 
 import math
 from typing import NamedTuple
@@ -12,54 +12,25 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 
 class Gaussian(NamedTuple):
-    """mean: (B, H, A).   std: positive, broadcasts against mean.   Densities are float32 at least.
-
-    correlation: c in [0, 1), of the noise of neighbouring rows: z_0 = e_0, z_h = c z_{h-1} + sqrt(1 - c^2) e_h with e
-      from N(0, 1). Every entry keeps its std; 0 is independent noise. A row's density is conditional on the rows before
-      it, so the first rows of a chunk have their own exact density whatever happens to the others.
-    """
+    """mean: (B, H, A).   std: positive, broadcasts against mean.   Densities are float32 at least."""
 
     mean: Tensor
     std: Tensor
-    correlation: float = 0.0
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """mean + std * z, (B, H, A)."""
+        """mean + std * N(0, 1), (B, H, A)."""
         mean = self.mean
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        if self.correlation:
-            rows, fresh = list(noise.unbind(1)), self._fresh
-            for h in range(1, len(rows)):
-                rows[h] = self.correlation * rows[h - 1] + fresh * rows[h]
-            noise = torch.stack(rows, dim=1)
         return mean + self.std * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of each entry of x (B, H, A): sum over what was executed for the chunk's."""
         mean, std = _full(self.mean), _full(self.std)
-        noise, log_std = (x - mean) / std, std.log()
-        if self.correlation:
-            rest = (noise[:, 1:] - self.correlation * noise[:, :-1]) / self._fresh
-            noise, log_std = torch.cat([noise[:, :1], rest], dim=1), log_std + self._log_fresh(mean)
-        return -0.5 * (noise.square() + _LOG_2PI) - log_std
+        return -0.5 * (((x - mean) / std).square() + _LOG_2PI) - std.log()
 
     def entropy(self) -> Tensor:
-        """Differential entropy of each entry given the rows before it, (B, H, A)."""
-        log_std = _full(self.std).log()
-        if self.correlation:
-            log_std = log_std + self._log_fresh(_full(self.mean))
-        return (0.5 * (1.0 + _LOG_2PI) + log_std).expand(self.mean.shape)
-
-    @property
-    def _fresh(self) -> float:
-        """Share of a row's noise that the row before does not tell."""
-        return math.sqrt(1.0 - self.correlation**2)
-
-    def _log_fresh(self, like: Tensor) -> Tensor:
-        """(1, H, 1): 0 in the first row."""
-        fresh = like.new_full((1, like.shape[1], 1), math.log(self._fresh))
-        fresh[:, 0] = 0.0
-        return fresh
+        """Differential entropy of each entry, (B, H, A)."""
+        return (0.5 * (1.0 + _LOG_2PI) + _full(self.std).log()).expand(self.mean.shape)
 
 
 class SdeStep(NamedTuple):

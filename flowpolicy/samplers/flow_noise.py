@@ -25,11 +25,9 @@ class FlowNoise(StochasticSampler):
     std_min, std_max: bounds of the standard deviation, in normalised action units (the demonstrated range is 2 wide);
       equal bounds make a constant without parameters. π_RL: 0.08 to 0.16; on the toy task wide bounds learn fastest.
     std_inputs: what the standard deviation depends on: "all" (x_t, t, cond), or "state" (cond alone, as in DBPO).
-    correlation: of the noise of neighbouring control steps in a chunk, in [0, 1). Where actions are positions, a
-      simulator averages independent noise away: 0.9 moves a robot several times as far for the same std.
     decay: let std_max fall by a cosine after 35 % of training, to 0.3 std_min + 0.7 std_max (ReinFlow).
     Condition features reach the noise net detached: noise does not shape the encoder.
-    Sources: Zhang et al. 2025 (ReinFlow); Chen et al. 2025 (π_RL); correlated noise: Eberhard et al. 2023.
+    Sources: Zhang et al. 2025 (ReinFlow); Chen et al. 2025 (π_RL).
     """
 
     needs = "jumps"
@@ -46,16 +44,12 @@ class FlowNoise(StochasticSampler):
         std_inputs: StdInputs = "all",
         hidden: int = 64,
         decay: bool = False,
-        correlation: float = 0.0,
     ) -> None:
         super().__init__()
         require_choice("std_inputs", std_inputs, StdInputs)
         if not 0.0 < std_min <= std_max:
             raise ValueError(f"wanted 0 < std_min <= std_max, got {std_min=}, {std_max=}")
-        if not 0.0 <= correlation < 1.0:
-            raise ValueError(f"correlation must lie in [0, 1), got {correlation}")
         time_grid(num_steps)
-        self.correlation = correlation
         self.num_steps = self.deploy_steps = num_steps
         self.std_min, self.std_max, self.std_inputs, self.decay = std_min, std_max, std_inputs, decay
         self.shape = (horizon, action_dim)
@@ -79,7 +73,7 @@ class FlowNoise(StochasticSampler):
 
     def transition(self, velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Gaussian:
         """See `StochasticSampler`."""
-        return Gaussian(jump(velocity, x_t, t, r, cond), self.std(x_t, t, cond), self.correlation)
+        return Gaussian(jump(velocity, x_t, t, r, cond), self.std(x_t, t, cond))
 
     def std(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """(B, H, A), inside the bounds: tanh of the net's output, linear in the log-variance."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Normal
 
 from flowpolicy.flow.gaussian import Gaussian, sde_step
 from flowpolicy.flow.sample import sample_ode
@@ -38,26 +38,6 @@ def test_log_prob_by_hand():
     value = float(gaussian.log_prob(torch.tensor([[[0.1, 0.8]]])).sum())
     assert value == pytest.approx(-0.5 - 0.5 - math.log(0.1) - math.log(0.2) - math.log(2 * math.pi), abs=1e-5)
     assert value == pytest.approx(1.0741459, abs=1e-5)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 4])
-def test_correlated_noise_has_the_density_of_its_covariance_for_every_number_of_first_rows(rows):
-    mean = torch.randn(50, 4, 2, dtype=torch.float64, generator=rng())
-    std = 0.1 + torch.rand(50, 4, 2, dtype=torch.float64, generator=rng(1))
-    gaussian = Gaussian(mean, std, correlation=0.8)
-    x = gaussian.sample(rng(2))
-    lag = (torch.arange(rows)[:, None] - torch.arange(rows)[None]).abs()
-    for a in range(2):
-        s = std[:, :rows, a]
-        wanted = MultivariateNormal(mean[:, :rows, a], 0.8 ** lag.double() * s[:, :, None] * s[:, None])
-        torch.testing.assert_close(gaussian.log_prob(x)[:, :rows, a].sum(1), wanted.log_prob(x[:, :rows, a]))
-        torch.testing.assert_close(gaussian.entropy()[:, :rows, a].sum(1), wanted.entropy())
-
-
-def test_correlated_noise_keeps_its_spread_and_has_the_stated_correlation():
-    noise = Gaussian(torch.zeros(100_000, 4, 1), torch.tensor(0.5), correlation=0.8).sample(rng())[..., 0] / 0.5
-    wanted = 0.8 ** (torch.arange(4)[:, None] - torch.arange(4)[None]).abs().float()
-    assert (noise.T @ noise / len(noise) - wanted).abs().max() <= 0.02
 
 
 def test_half_precision_densities_are_computed_in_float32():
@@ -200,7 +180,6 @@ def test_the_upper_bound_of_the_std_falls_on_reinflows_schedule():
 
 def test_wrong_numbers_are_refused():
     for make in (lambda: FlowNoise(std_min=0.2, std_max=0.1, **SHAPE), lambda: FlowNoise(std_inputs="x", **SHAPE),
-                 lambda: FlowNoise(correlation=1.0, **SHAPE),
                  lambda: FlowSDE(mode="some"), lambda: FlowSDE(mode="window", window=5),
                  lambda: Langevin(num_steps=1)):  # fmt: skip
         with pytest.raises(ValueError):

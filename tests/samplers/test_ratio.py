@@ -31,7 +31,6 @@ HEADS = {
 }
 SAMPLERS = {f"flow_noise_{k}": partial(FlowNoise, num_steps=k, **SHAPE) for k in (1, 2, 4)}
 SAMPLERS |= {f"flow_noise_state_{k}": partial(FlowNoise, num_steps=k, std_inputs="state", **SHAPE) for k in (1, 2, 4)}
-SAMPLERS |= {f"flow_noise_correlated_{k}": partial(FlowNoise, num_steps=k, correlation=0.9, **SHAPE) for k in (1, 2, 4)}
 SAMPLERS |= {f"flow_sde_{mode}_{k}": partial(FlowSDE, num_steps=k, mode=mode) for k in (1, 2, 4)
              for mode in ("hybrid", "full")}  # fmt: skip
 SAMPLERS |= {f"flow_sde_window_{k}": partial(FlowSDE, num_steps=k, mode="window") for k in (2, 4)}

@@ -6,7 +6,7 @@
 
   DIR[:K] …          run, checkpoint or evaluation folders (required); K network evaluations per chunk. An evaluation
                      folder is taken as it is; the others are rolled out, all on seeds start_seed, start_seed+1, …
-  num_steps=1        for each DIR without :K; a list makes an arm of each
+  num_steps=4        for each DIR without :K, in the place of its own; a list makes an arm of each
   task=… task.id=…   another task with the same embodiment; default: the checkpoints' own, which must be the same
   episodes=100       of each arm      start_seed=100000      envs=2 (the result does not depend on it)
   sequential=true    look every 20 episodes after the first `episodes`, leave out arms that are decided, stop when all
@@ -29,9 +29,9 @@ from typing import Any
 
 import torch
 
-from flowpolicy.checkpoint import resolve_checkpoint
+from flowpolicy.checkpoint import read_config, resolve_checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import task_for, without_task
+from flowpolicy.cli.tasks import own_steps, task_for, without_task
 from flowpolicy.evaluation.arms import Arm, arm_names, recorded_arm
 from flowpolicy.evaluation.compare import Plan, compare
 from flowpolicy.evaluation.comparison import format_comparison
@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
 
 def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) -> list[Arm]:
     """One arm per DIR:K, one per DIR and entry of num_steps, one per evaluation folder."""
-    listed = facts["num_steps"] if isinstance(facts["num_steps"], list) else [facts["num_steps"]]
+    asked = facts["num_steps"]
+    listed = asked if isinstance(asked, list) else [asked]
     arms, places = [], []
     for word in given:
         match = re.fullmatch(r"(.+):(\d+)", word)
@@ -69,7 +70,7 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
         else:
             checkpoint = resolve_checkpoint(place)
             task, settings = task_for("compare", checkpoint, words)
-            steps = [int(match[2])] if match else listed
+            steps = [int(match[2])] if match else listed if asked is not None else [own_steps(read_config(checkpoint))]
             found = [Arm("", k, Path(), checkpoint, task, settings) for k in steps]
         arms, places = arms + found, places + [place] * len(found)
     names = arm_names(places, [arm.num_steps for arm in arms], labels=facts["names"] or ())

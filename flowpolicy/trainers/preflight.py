@@ -1,14 +1,15 @@
 """Before fine-tuning: what would make it fail is found in seconds, and said with what to do."""
 
+import math
 import time
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 import torch
 from torch import nn
 
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.rl.actor_critic import ActorCritic
-from flowpolicy.rl.collect import EpisodeCounter, collect
+from flowpolicy.rl.collect import collect
 from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rl.rollout_buffer import Rollout, minibatches
 from flowpolicy.rollout.chunk_env import ChunkEnv
@@ -49,7 +50,8 @@ def run_preflight(
     episodes: int = 50,
     min_success: float = 0.03,
 ) -> Preflight:
-    """Collect until `episodes` have ended and check what was collected; no weight changes.
+    """Collect until at least `episodes`, equally many of each environment, have ended, and check what was collected; no
+    weight changes.
 
     Raises ValueError when the first ratio is not 1, a part gets no gradient, or (sparse reward) fewer than the share
     `min_success` of the episodes succeed: there would be nothing to learn from (ReinFlow's Square from 3 % fails, from
@@ -57,23 +59,18 @@ def run_preflight(
     """
     generator = stream(seed, "preflight", actor_critic.policy.action_low.device)
     obs = env.reset([derive(seed, f"preflight_env/{i}") for i in range(env.num_envs)])
-    counter, finished, succeeded, steps = EpisodeCounter(env.num_envs), 0, 0, 0
-    start, collections = time.perf_counter(), 0
+    first = _FirstEpisodes(env.num_envs, math.ceil(episodes / env.num_envs))
+    start, collections, steps = time.perf_counter(), 0, 0
     rollout: Rollout | None = None
-    while finished < episodes and collections < _MAX_COLLECTIONS:
+    while not first.complete and collections < _MAX_COLLECTIONS:
         collected = collect(actor_critic, env, obs, decisions=_DECISIONS, generator=generator)
         rollout, obs, collections = rollout or collected.rollout, collected.obs, collections + 1
-        found = counter.count(collected.rollout)
-        finished, succeeded = finished + found.finished, succeeded + found.succeeded
+        first.count(collected.rollout)
         steps += int(collected.rollout.steps.sum())
+    finished, succeeded = int(first.finished.sum()), int(first.succeeded.sum())
     collect_s = (time.perf_counter() - start) / (collections * _DECISIONS)
     assert rollout is not None
     ratio_error, std, gradient_s = _check_gradients(actor_critic, rollout, generator)
-    if ratio_error > MAX_RATIO_ERROR:
-        raise ValueError(
-            f"preflight: the first ratio differs from 1 by {ratio_error:.2g}, so rollout and update disagree on the "
-            "density; does the encoder or net draw random numbers, or keep batch statistics?"
-        )
     success = succeeded / max(finished, 1)
     low, high = wilson_interval(succeeded, max(finished, 1))
     if sparse and success < min_success:
@@ -87,6 +84,30 @@ def run_preflight(
     hours = loop.iterations * (loop.decisions * collect_s + passes * gradient_s) / 3600.0
     fps = steps / (collect_s * collections * _DECISIONS)
     return Preflight(ratio_error, success, low, high, finished, std, fps, hours)
+
+
+@final
+class _FirstEpisodes:
+    """The first `each` episodes of every environment: those that end first are mostly successes, which are short."""
+
+    def __init__(self, num_envs: int, each: int) -> None:
+        self.each = each
+        self.finished = torch.zeros(num_envs, dtype=torch.int64)
+        self.succeeded = self.finished.clone()
+        self._success = torch.zeros(num_envs, dtype=torch.bool)
+
+    @property
+    def complete(self) -> bool:
+        return bool((self.finished >= self.each).all())
+
+    def count(self, rollout: Rollout) -> None:
+        """Go through the decisions in order."""
+        for done, success in zip(rollout.done.cpu(), rollout.success.cpu(), strict=True):
+            self._success |= success
+            counted = done & (self.finished < self.each)
+            self.finished += counted
+            self.succeeded += counted & self._success
+            self._success &= ~done
 
 
 def _check_gradients(
@@ -104,6 +125,11 @@ def _check_gradients(
         random = torch.randn(ratio.shape, generator=generator, device=ratio.device)
         ((ratio * random).mean() + actor_critic.critic(cond.detach()).square().mean()).backward()
     seconds = time.perf_counter() - start
+    if error > MAX_RATIO_ERROR:
+        raise ValueError(
+            f"preflight: the first ratio differs from 1 by {error:.2g}, so rollout and update disagree on the "
+            "density; does the encoder or net draw random numbers, or keep batch statistics?"
+        )
     parts: dict[str, nn.Module] = {"the policy's head": actor_critic.policy.head, "the critic": actor_critic.critic,
                                    "the sampler": actor_critic.sampler}  # fmt: skip
     if not actor_critic.frozen:

@@ -10,18 +10,18 @@ from torch import Tensor
 class RewardScaler:
     """Running: reward / std of the discounted sum since each episode's start; clipped, the mean is left alone.
 
-    gamma: that of training.   Source: Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients".
+    Source: Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients".
     """
 
-    def __init__(self, num_envs: int, *, gamma: float, clip: float = 10.0) -> None:
-        self.gamma, self.clip = gamma, clip
+    def __init__(self, num_envs: int, *, clip: float = 10.0) -> None:
+        self.clip = clip
         self._return = torch.zeros(num_envs, dtype=torch.float64)
         self._count, self._mean, self._square = 0.0, 0.0, 0.0  # Welford's, over all returns seen
 
-    def __call__(self, reward: Tensor, done: Tensor) -> Tensor:
-        """reward: (T, N).   done: (T, N), where an episode ends with that reward.   Returns (T, N) scaled."""
-        for step, ended in zip(reward.double().cpu(), done.cpu(), strict=True):
-            self._return = self.gamma * self._return + step
+    def __call__(self, reward: Tensor, discount: Tensor, done: Tensor) -> Tensor:
+        """All (T, N). discount: that of training, see `discounts`.   done: where an episode ends with that reward."""
+        for step, gamma, ended in zip(reward.double().cpu(), discount.double().cpu(), done.cpu(), strict=True):
+            self._return = gamma * self._return + step
             count = self._count + len(step)
             shift = float(self._return.mean()) - self._mean
             spread = float((self._return - self._return.mean()).square().sum())

@@ -14,6 +14,7 @@ from flowpolicy.checkpoint import load_weights
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect
+from flowpolicy.rl.gae import discounts
 from flowpolicy.rl.group import first_episodes
 from flowpolicy.rl.ppo import PPO, Actor, PPOSettings, has_signal
 from flowpolicy.rl.reward_scaler import RewardScaler
@@ -34,8 +35,8 @@ class LoopSettings:
 
     iterations: of collection and update.   decisions: chunks per environment and iteration.
     eval_every: iterations between noise-free evaluations, the first before any update; 0 is never.
-    checkpoint_every: iterations between checkpoints. All episodes begin anew after each, which is what makes a resumed
-      run equal to an unbroken one; between checkpoints they run on across iterations.
+    checkpoint_every: iterations between checkpoints; each evaluation is followed by one too. All episodes begin anew
+      after each, which is what makes a resumed run equal to an unbroken one; in between they run on across iterations.
     keep_best: checkpoints that survive besides the last.
     """
 
@@ -84,7 +85,7 @@ class PPOTrainer:
         self.ppo = PPO(actor_critic, ppo)
         self.checkpoints, self.tracker, self.seed = checkpoints, tracker or CompositeTracker([]), seed
         self.evaluate, self.progress = evaluate, progress
-        self.scaler = RewardScaler(env.num_envs, gamma=ppo.gamma)
+        self.scaler = RewardScaler(env.num_envs)
         self.counter = EpisodeCounter(env.num_envs)
         self.iteration = self.env_steps = 0
         self._noise = torch.Generator(device=actor_critic.policy.action_low.device)
@@ -139,7 +140,7 @@ class PPOTrainer:
         self._noise.manual_seed(derive(self.seed, f"rl_noise/{self.iteration}"))
         self._order.manual_seed(derive(self.seed, f"rl_order/{self.iteration}"))
         grouped = settings.advantage == "group"
-        if self._obs is None or grouped or self.iteration % self.loop.checkpoint_every == 0:
+        if self._obs is None or grouped:
             self._obs = self._restart()
         start = time.perf_counter()
         collected = collect(
@@ -157,7 +158,8 @@ class PPOTrainer:
             actor = "anchor" if actor == "train" and bc_weight > 0.0 else "hold"
         reward = self.ppo.chunk_rewards(rollout)
         if settings.scale_rewards:
-            reward = self.scaler(reward, rollout.done)
+            discount = discounts(rollout.steps, gamma=settings.gamma, kind=settings.discount)
+            reward = self.scaler(reward, discount, rollout.done)
         start = time.perf_counter()
         found = self.ppo.update(
             rollout, reward, actor=actor, bc_weight=bc_weight, order=self._order, noise=self._noise
@@ -190,6 +192,7 @@ class PPOTrainer:
         return self._success
 
     def _save(self, score: float | None) -> None:
+        self._obs = None  # a resumed run begins new episodes here, so this one does
         if self.checkpoints is None:
             return
         model = self.actor_critic

@@ -85,22 +85,28 @@ def test_rewards_inside_a_chunk_are_summed_or_discounted():
     assert discounts(torch.tensor([1, 3]), gamma=0.5, kind="per_chunk").tolist() == [0.5, 0.5]
 
 
-def test_scaled_rewards_have_a_discounted_return_of_spread_one():
-    scaler, rng = RewardScaler(4, gamma=0.99), torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("kind", ["per_chunk", "per_substep"])
+def test_scaled_rewards_have_a_discounted_return_of_spread_one(kind):
+    scaler, rng = RewardScaler(4), torch.Generator().manual_seed(0)
     reward = 3.0 * torch.randn(10_000, 4, generator=rng)
     done = torch.rand(10_000, 4, generator=rng) < 0.01
-    scaled = torch.cat([scaler(r, d) for r, d in zip(reward.split(100), done.split(100), strict=True)])[2000:]
+    steps = torch.randint(1, 9, (10_000, 4), generator=rng)
+    discount = discounts(steps, gamma=0.99, kind=kind)
+    parts = zip(reward.split(100), discount.split(100), done.split(100), strict=True)
+    scaled = torch.cat([scaler(*part) for part in parts])[2000:]
     total, returns = torch.zeros(4), []
-    for step, ended in zip(scaled, done[2000:], strict=True):
-        total = 0.99 * total + step
+    for step, gamma, ended in zip(scaled, discount[2000:], done[2000:], strict=True):
+        total = gamma * total + step
         returns.append(total.clone())
         total[ended] = 0.0
     assert 0.8 <= float(torch.stack(returns).std()) <= 1.25
 
 
 def test_the_scaler_forgets_at_an_episodes_start_and_keeps_its_statistics():
-    one, two = RewardScaler(1, gamma=1.0), RewardScaler(1, gamma=1.0)
-    one(torch.tensor([[1.0], [1.0], [5.0]]), torch.tensor([[False], [True], [False]]))  # returns 1, 2, 5
+    one, two = RewardScaler(1), RewardScaler(1)
+    one(
+        torch.tensor([[1.0], [1.0], [5.0]]), torch.ones(3, 1), torch.tensor([[False], [True], [False]])
+    )  # returns 1, 2, 5
     assert one.std == pytest.approx(float(np.std([1, 2, 5])))
     two.load(one.state())
-    assert two.std == one.std and RewardScaler(1, gamma=1.0).std == 1.0
+    assert two.std == one.std and RewardScaler(1).std == 1.0

@@ -26,7 +26,8 @@ class FlowSDE(StochasticSampler):
         in the course of training (MixGRPO). A semi-gradient like hybrid.
     num_steps: K; below 4 the discretisation is poor, and at K = 1 the policy is another one (its spread is wrong by
       O(1): 0.52 where the data have 0.20).   noise_level: a; 0.5 in π_RL.
-    It trains u(x, t, t): deploy with K steps, since the one-step map u(x, 1, 0) improves only through shared weights.
+    It trains u(x, t, t). Flow matching deploys just that, in K steps. A MeanFlow head deploys u(x, t, r) instead, which
+    improves only through shared weights (toy: 0.84 where flow matching has 1.00): take flow_noise there.
     Flow matching learns best here with parameterization "u": on the reach task "x" diverged at twice the learning rate.
     Sources: Chen et al. 2025 (π_RL); Liu et al. 2025 (Flow-GRPO); Li et al. 2025 (MixGRPO).
     """

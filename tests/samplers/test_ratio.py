@@ -13,11 +13,13 @@ from flowpolicy.heads.flow_matching import FlowMatchingHead
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.heads.regression import RegressionHead
 from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.samplers.base import chain_log_prob, require_support, sample_chain
 from flowpolicy.samplers.flow_noise import FlowNoise
 from flowpolicy.samplers.flow_sde import FlowSDE
 from flowpolicy.samplers.langevin import Langevin
 from flowpolicy.samplers.renoise import Renoise
+from tests.catalogue import catalogue_policy, observations, options
 
 SHAPE = {"action_dim": 3, "horizon": 4, "cond_dim": 5}
 HEADS = {
@@ -36,6 +38,8 @@ SAMPLERS |= {f"flow_sde_{mode}_{k}": partial(FlowSDE, num_steps=k, mode=mode) fo
 SAMPLERS |= {f"flow_sde_window_{k}": partial(FlowSDE, num_steps=k, mode="window") for k in (2, 4)}
 SAMPLERS |= {"renoise": Renoise} | {f"langevin_{k}": partial(Langevin, num_steps=k) for k in (2, 4)}
 BATCH = 64
+CATALOGUE_SAMPLERS = {f"flow_noise_{k}": partial(FlowNoise, num_steps=k) for k in (1, 2, 4)}
+CATALOGUE_SAMPLERS |= {name: make() for name, make in SAMPLERS.items() if not name.startswith("flow_noise")}
 
 
 def parts(head, sampler):
@@ -79,6 +83,22 @@ def test_the_first_ratio_is_one(head, sampler):
     else:
         assert whole.abs().max() == 0
     assert (log_ratio(made, drawn, rows=slice(3, 20)).exp() - 1).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("head", options("head"))
+def test_the_first_ratio_is_one_for_every_head_of_the_catalogue(head):
+    policy, met = catalogue_policy(head=head), set()
+    obs = observations(policy, 8)
+    for name, sampler in CATALOGUE_SAMPLERS.items():
+        try:
+            model = ActorCritic(policy, sampler)
+        except ValueError:
+            continue  # what goes together is the next test's
+        decision = model.act(obs, torch.Generator().manual_seed(0))
+        score = model.score(model.features(decision.stored), decision.chain)
+        assert ((score.log_prob - decision.log_prob).exp() - 1).abs().max() <= 1e-5, name
+        met.add(name)
+    assert "flow_noise_1" in met
 
 
 def test_what_goes_together():

@@ -6,11 +6,12 @@
 
   checkpoint=DIR     run folder or checkpoint folder of `flowpolicy train` (required); its task is the default
   task=… task.id=…   another task with the same embodiment; single keys too: task.max_episode_steps=100
-  sampler=flow_noise|flow_noise_wide|renoise|flow_sde|flow_sde_1|langevin   how it explores; any number of it:
-                     sampler.std_max=0.3
+  sampler=flow_noise|flow_noise_wide|flow_noise_4|renoise|flow_sde|flow_sde_1|langevin   how it explores; any number of
+                     it: sampler.std_max=0.3
   reward.env=0  reward.env_change=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per step
   envs=32   workers=2        simulators, and the processes that they share
   batched=true   task=maniskill from states: all envs as one batch on a GPU, in the place of processes
+  rl.total_steps=N           control steps, in the place of loop.iterations
   loop.iterations  loop.decisions  loop.eval_every  loop.checkpoint_every   ppo.actor_lr  ppo.clip_high  ppo.bc_weight …
   ppo.advantage=gae|group     group: GRPO, no critic; loop.decisions must span an episode   ppo.group_size=8
   actor.rows=auto|executed|all   actor.log_prob_reduction=sum|mean   actor.freeze_encoder=false
@@ -21,7 +22,7 @@
   resume=true    go on from the newest checkpoint of out=DIR, bit for bit on the CPU
   debug=true     every stage in seconds
   trusted=[]     your own packages whose encoders, nets or heads the checkpoint names: it may run their code
-The policy that comes out has no noise and no critic: `flowpolicy evaluate` and `deploy` take it like any other.
+The policy that comes out has no noise and no critic: every other verb takes it.
 """
 
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> int:
     device = config.pick_device(cfg.device)
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     default = Path("runs", cfg.task.name, f"{cfg.task.id}_rl", stamp)
+    env, sampler = config.instantiate(cfg.task.env), config.instantiate(cfg.sampler)
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
     def start() -> Tracker:
@@ -74,7 +76,7 @@ def main(argv: list[str]) -> int:
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
     last = finetune(
-        cfg.checkpoint, config.instantiate(cfg.task.env), config.instantiate(cfg.sampler), out=out, settings=settings,
+        cfg.checkpoint, env, sampler, out=out, settings=settings,
         make_batch=make_batch, facts={"task": facts["task"], "finetune": {
             "checkpoint": str(cfg.checkpoint), "sampler": facts["sampler"], "batched": cfg.batched}},
         start=start, seed=cfg.seed, device=device, trusted_modules=facts["trusted"], resume=cfg.resume,

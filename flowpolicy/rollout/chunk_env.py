@@ -61,7 +61,7 @@ class ChunkEnv(Protocol):
 @final
 @dataclass(frozen=True)
 class Reward:
-    """What is rewarded, per control step: parts of the environment's own reward, and success.
+    """What is rewarded, per control step: parts of the environment's own reward, and success. Not all may be 0.
 
     env: times the environment's own. A shaped one of Meta-World then pays for staying near the goal and not for
       reaching it, which ends the episode.
@@ -69,13 +69,19 @@ class Reward:
       an episode that is its last reward less its first: progress is paid once and taken back when lost (potential-based
       shaping, Ng et al. 1999, without its discount).
     success: times (success now - success before), in the same way.
-    terminate_on_success: whether success ends the episode.
+    terminate_on_success: whether success ends the episode, where the environment goes on by itself (flowpolicy's own
+      tasks all end).
     """
 
     env: float = 0.0
     env_change: float = 0.0
     success: float = 1.0
     terminate_on_success: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when nothing is rewarded."""
+        if self.sparse and self.success == 0.0:
+            raise ValueError("reward: nothing is rewarded; set reward.success, reward.env or reward.env_change")
 
     @property
     def sparse(self) -> bool:

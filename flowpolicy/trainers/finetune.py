@@ -1,6 +1,7 @@
 """One fine-tuning run from a checkpoint to a better one: preflight, training, receipt."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from flowpolicy.tracking import Tracker, write_json
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy.trainers.receipt import write_receipt
+from flowpolicy.trainers.resume import flat
 from flowpolicy.trainers.run import SimulatorCheck
 from flowpolicy.trainers.state import Checkpoints
 
@@ -43,7 +45,8 @@ class ActorSettings:
 class FinetuneSettings:
     """All numbers of a run.
 
-    envs: simulators, in `workers` processes (1: this one).   eval_episodes, eval_seed: of the noise-free evaluations.
+    envs: simulators, in `workers` processes (1: this one).   total_steps: control steps that take the place of
+    `loop.iterations`, see `iterations`; None leaves it.   eval_episodes, eval_seed: of the noise-free evaluations.
     preflight_episodes, min_success: see `run_preflight`; 0 episodes skips it.
     receipt_episodes, receipt_seed: see `write_receipt`; 0 episodes skips it.
     """
@@ -54,12 +57,28 @@ class FinetuneSettings:
     actor: ActorSettings = field(default_factory=ActorSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
     loop: LoopSettings = field(default_factory=LoopSettings)
+    total_steps: int | None = None
     eval_episodes: int = 50
     eval_seed: int = 50_000
     preflight_episodes: int = 50
     min_success: float = 0.03
     receipt_episodes: int = 100
     receipt_seed: int = 100_000
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for seeds that would choose the checkpoint and be reported as unseen, or total_steps < 1."""
+        distance = self.receipt_seed - self.eval_seed
+        if -self.receipt_episodes < distance < self.eval_episodes:
+            raise ValueError(f"eval and receipt share seeds: {self.eval_episodes} from {self.eval_seed} and "
+                             f"{self.receipt_episodes} from {self.receipt_seed}; move receipt.start_seed")  # fmt: skip
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ValueError(f"rl.total_steps must be at least 1, got {self.total_steps}")
+
+    def iterations(self, action_horizon: int) -> int:
+        """Of the loop: the fewest whose chunks, were all of them run to their end, have `total_steps` control steps."""
+        if self.total_steps is None:
+            return self.loop.iterations
+        return math.ceil(self.total_steps / (self.envs * self.loop.decisions * action_horizon))
 
     @staticmethod
     def from_dict(facts: dict[str, Any]) -> "FinetuneSettings":
@@ -68,6 +87,7 @@ class FinetuneSettings:
         return FinetuneSettings(
             envs=facts["envs"], workers=facts["workers"], reward=Reward(**facts["reward"]),
             actor=ActorSettings(**facts["actor"]), ppo=PPOSettings(**facts["ppo"]), loop=LoopSettings(**facts["loop"]),
+            total_steps=facts["rl"]["total_steps"],
             eval_episodes=evaluation["episodes"], eval_seed=evaluation["start_seed"],
             preflight_episodes=preflight["episodes"], min_success=preflight["min_success"],
             receipt_episodes=receipt["episodes"], receipt_seed=receipt["start_seed"],
@@ -106,6 +126,7 @@ def finetune(
         raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
     source = base if begun else resolve_checkpoint(checkpoint)
     policy, recorded = load_policy(source, device=device, trusted_modules=trusted_modules), read_config(source)
+    settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
     origin = {key: value for key, value in recorded.items() if key not in ("schema_version", "policy", "step")}
     numbers = json.loads(json.dumps(asdict(settings)))  # as a checkpoint gives it back
     facts = origin | facts | {"finetune": {**facts.get("finetune", {}), **numbers, "seed": seed}}
@@ -131,7 +152,7 @@ def finetune(
     finally:
         env.close()
     if settings.receipt_episodes:
-        _receipt(out, make_env, settings, num_steps=num_steps, trusted_modules=trusted_modules, say=say)
+        _receipt(out, make_env, settings, num_steps=num_steps, device=device, trusted_modules=trusted_modules, say=say)
     return newest.resolve()
 
 
@@ -168,14 +189,17 @@ def _trainer(policy: FlowPolicy, env: ChunkEnv, make_env: Callable[[], Any],
 
 
 def _receipt(out: Path, make_env: Callable[[], Any], settings: FinetuneSettings, *, num_steps: int,
-             trusted_modules: Sequence[str], say: Callable[[str], None]) -> None:  # fmt: skip
+             device: torch.device | str, trusted_modules: Sequence[str],
+             say: Callable[[str], None]) -> None:  # fmt: skip
+    last, best = ((out / "checkpoints" / name).resolve() for name in ("last", "best"))
     receipt = write_receipt(
-        out, make_env, before=out / "base", after=(out / "checkpoints" / "last").resolve(), num_steps=num_steps,
+        out, make_env, before=out / "base", after=last, best=best if best != last else None, num_steps=num_steps,
         episodes=settings.receipt_episodes, start_seed=settings.receipt_seed, envs=settings.workers,
-        trusted_modules=trusted_modules,
+        device=device, trusted_modules=trusted_modules,
     )  # fmt: skip
     before, after = (receipt[name]["success_once"] for name in ("before", "after"))
-    say(f"receipt     {before:.3f} -> {after:.3f} on {settings.receipt_episodes} unseen seeds: "
+    best = f" (best: {receipt['best']['success_once']:.3f})" if "best" in receipt else ""
+    say(f"receipt     {before:.3f} -> {after:.3f}{best} on {settings.receipt_episodes} unseen seeds: "
         f"{receipt['verdict']} (p = {receipt['p_value']:.2g}); {out / 'receipt.html'}")  # fmt: skip
 
 
@@ -196,22 +220,25 @@ def _require_same(recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
     def compared(facts: dict[str, Any]) -> dict[str, Any]:
         numbers = {key: value for key, value in facts["finetune"].items() if not key.startswith("receipt")}
         # a run begun before a number existed had its default
-        numbers = {"batched": False, **numbers, "ppo": asdict(PPOSettings()) | numbers["ppo"]}
+        numbers = {"batched": False, **numbers, "total_steps": None}  # a length, as the number of iterations is
+        numbers |= {"ppo": asdict(PPOSettings()) | numbers["ppo"], "reward": asdict(Reward()) | numbers["reward"]}
         task = {key: value for key, value in (facts.get("task") or {}).items() if key != "batched"}
         return numbers | {"loop": {**numbers["loop"], "iterations": 0}, "workers": 0, "task": task}
 
-    before, now = compared(recorded), compared(wanted)
-    if different := [key for key in now if before.get(key) != now[key]]:
-        raise ValueError(
-            f"resume: {', '.join(different)} differ from what this run began with; use its .hydra/overrides.yaml, or "
-            "choose another out= for a new run"
-        )
+    before, now = (dict(flat(compared(facts))) for facts in (recorded, wanted))
+    if different := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
+        key = different[0]
+        raise ValueError(f"resume: {', '.join(different)} differ from what this run began with ({key} was "
+                         f"{before.get(key)}, got {now.get(key)}); use its .hydra/overrides.yaml, or choose another "
+                         "out= for a new run")  # fmt: skip
 
 
 def shortened(settings: FinetuneSettings) -> FinetuneSettings:
-    """For debug=true: every stage in seconds."""
+    """For debug=true: every stage in seconds; but groups are compared over whole episodes."""
+    decisions = settings.loop.decisions if settings.ppo.advantage == "group" else 4
     return replace(
-        settings, envs=4, workers=1, eval_episodes=2, preflight_episodes=4, min_success=0.0, receipt_episodes=4,
-        loop=replace(settings.loop, iterations=4, decisions=4, eval_every=2, checkpoint_every=2),
+        settings, envs=4, workers=1, total_steps=None, eval_episodes=2, preflight_episodes=4, min_success=0.0,
+        receipt_episodes=4,
+        loop=replace(settings.loop, iterations=4, decisions=decisions, eval_every=2, checkpoint_every=2),
         ppo=replace(settings.ppo, warmup=1, minibatches=2, epochs=2, group_size=2),
     )  # fmt: skip

@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flowpolicy.checkpoint import load_policy
 from flowpolicy.evaluation.page import Section, facts, page, pairs, table
 from flowpolicy.evaluation.paired import paired_outcomes
+from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.evaluation.svg import Line, Row, interval_chart, line_chart, number
 from flowpolicy.files import write_atomic
 from flowpolicy.rollout.episodes import run_episodes
@@ -24,28 +27,37 @@ def write_receipt(
     *,
     before: Path,
     after: Path,
+    best: Path | None = None,
     num_steps: int,
     episodes: int = 100,
     start_seed: int = 100_000,
     envs: int = 1,
+    device: torch.device | str = "cpu",
     trusted_modules: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate two checkpoints without noise on the same seeds; write run/receipt.json and run/receipt.html.
+    """Evaluate checkpoints without noise on the same seeds; write run/receipt.json and run/receipt.html.
 
-    after: the last checkpoint, not the best, so that nothing has been selected.   num_steps: network evaluations per
-    chunk, of both. Returns what receipt.json holds.
+    after: the last checkpoint, which the test is about: nothing has been selected.   best: the one that evaluations on
+    other seeds chose, when it is not the last; shown beside it, since `checkpoint=RUN` means it elsewhere.
+    num_steps: network evaluations per chunk, of all. Returns what receipt.json holds.
     """
     outcomes = {}
     env = make_vector_env(make_env, min(envs, episodes))
     try:
-        for name, folder in (("before", before), ("after", after)):
-            policy = load_policy(folder, trusted_modules=trusted_modules)
+        for name, folder in (("before", before), ("after", after), ("best", best)):
+            if folder is None:
+                continue
+            policy = load_policy(folder, device=device, trusted_modules=trusted_modules)
             results = run_episodes(policy, env, range(start_seed, start_seed + episodes), num_steps=num_steps)
             outcomes[name] = [result.success_once for result in results]
     finally:
         env.close()
     found: dict[str, Any] = {"episodes": episodes, "start_seed": start_seed, "num_steps": num_steps}
     found |= {"weights": "last", "checkpoint": str(after), **paired_test(outcomes["before"], outcomes["after"])}
+    if best is not None:
+        low, high = wilson_interval(sum(outcomes["best"]), episodes)
+        share = sum(outcomes["best"]) / episodes
+        found["best"] = {"success_once": share, "ci_low": low, "ci_high": high, "checkpoint": str(best)}
     write_json(run / "receipt.json", found)
     write_atomic(run / "receipt.html", _page(run, found))
     return found
@@ -75,16 +87,19 @@ def _page(run: Path, found: dict[str, Any]) -> str:
     seen = f"seeds from {found['start_seed']}, {found['num_steps']} network evaluation(s)"
     cards.append(("Episodes", str(found["episodes"]), seen))
     rows = [Row(name, found[name]["success_once"], found[name]["ci_low"], found[name]["ci_high"], colour)
-            for colour, name in enumerate(("before", "after"))]  # fmt: skip
+            for colour, name in enumerate(("before", "after", "best")) if name in found]  # fmt: skip
     curve = line_chart(_lines(lines, "eval/success_once"), title="success without noise", x_label="iteration",
                        width=1000, height=260, y_range=(0.0, 1.0))  # fmt: skip
     small = "".join(f"<div>{line_chart(_lines(lines, name), title=name, width=330, height=180)}</div>"
                     for name in _CURVES if any(name in line for line in lines))  # fmt: skip
+    places = [["after", found["checkpoint"]]]
+    if "best" in found:
+        places.append(["best, chosen on other seeds", found["best"]["checkpoint"]])
     sections = [
-        Section("Success on unseen seeds", interval_chart(rows), "The last checkpoint: nothing was selected."),
+        Section("Success on unseen seeds", interval_chart(rows), "After: the last checkpoint, nothing selected."),
         Section("Learning", curve + f"<div class='grid3'>{small}</div>", "Evaluated on other seeds than those above."),
         Section("Before the start", pairs({name: number(value) for name, value in preflight.items()})),
-        Section("Checkpoints", table(["which", "folder"], [["after", found["checkpoint"]]], text_columns=2)),
+        Section("Checkpoints", table(["which", "folder"], places, text_columns=2)),
     ]
     return page("Fine-tuning", subtitle=run.name, head=facts(cards), sections=sections, footer="flowpolicy finetune")
 

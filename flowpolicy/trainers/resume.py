@@ -24,10 +24,10 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any]) -> None:
     run = checkpoint.parent.parent / "run.json"
     if "seed" not in recorded and run.is_file():
         recorded |= json.loads(run.read_text()).get("seeds", {})
-    before = dict(_flat({key: recorded[key] for key in _COMPARED if key in recorded}))
+    before = dict(flat({key: recorded[key] for key in _COMPARED if key in recorded}))
     if before.get("trainer.precision") == "auto":  # as older checkpoints have it: not known
         del before["trainer.precision"]
-    now = dict(_flat(json.loads(json.dumps({key: wanted[key] for key in _COMPARED}))))
+    now = dict(flat(json.loads(json.dumps({key: wanted[key] for key in _COMPARED}))))
     for key in sorted({*before, *now} - _FREE - _IGNORED):
         old, new = before.get(key), now.get(key)
         if old != new and (key in before and key in now or key.startswith("policy.")):
@@ -38,11 +38,11 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any]) -> None:
             )
 
 
-def _flat(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf; a list is a leaf."""
     if isinstance(config, dict) and config:
         for key, value in config.items():
-            yield from _flat(value, f"{name}.{key}" if name else key)
+            yield from flat(value, f"{name}.{key}" if name else key)
     else:
         yield name, config
 

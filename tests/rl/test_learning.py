@@ -81,7 +81,8 @@ def test_renoise_lifts_a_weak_policy_in_thirty_iterations():
 @pytest.mark.slow
 def test_little_noise_learns_slower():
     """Guards against optimising something else than what the noise explores: measured 0.894, where 0.3 has 0.999."""
-    assert train(partial(FlowNoise, std_min=0.05, std_max=0.12), iterations=10)[1] <= 0.95
+    before, after, _, _ = train(partial(FlowNoise, std_min=0.05, std_max=0.12), iterations=10)
+    assert before + 0.1 <= after <= 0.95
 
 
 class Barren(gymnasium.Env):

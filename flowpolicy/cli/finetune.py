@@ -8,7 +8,7 @@
   task=… task.id=…   another task with the same embodiment; single keys too: task.max_episode_steps=100
   sampler=flow_noise|flow_noise_wide|flow_noise_4|renoise|flow_sde|flow_sde_1|langevin   how it explores; any number of
                      it: sampler.std_max=0.3
-  reward.env=0  reward.env_change=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per step
+  reward.env=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per step
   envs=32   workers=2        simulators, and the processes that they share
   batched=true   task=maniskill from states: all envs as one batch on a GPU, in the place of processes
   rl.total_steps=N           control steps, in the place of loop.iterations

@@ -58,7 +58,6 @@ class BatchedChunkEnv:
         self._history: deque[Observation] = deque(maxlen=obs_horizon)
         self._root, self._episode = [0] * self.num_envs, [0] * self.num_envs
         self._success = torch.zeros(self.num_envs, dtype=torch.bool)
-        self._own = torch.full((self.num_envs,), torch.nan)  # the simulator's last reward in this episode
 
     def reset(self, seeds: Sequence[int]) -> Observation:
         """See `ChunkEnv`. Environment i starts with the seed `episode_seed(seeds[i], 0)`."""
@@ -86,11 +85,8 @@ class BatchedChunkEnv:
             action = torch.where(running.to(chunk.device)[:, None], chunk[:, h], action)
             step = self._simulator.step(action)
             success = torch.where(running, step.success.cpu(), self._success)
-            own = step.reward.cpu()
-            change = torch.where(self._own.isnan(), 0.0, own - self._own)
-            earned = self._reward.of(own, change, success.float() - self._success.float())
+            earned = self._reward.of(step.reward.cpu(), success.float() - self._success.float())
             reward[:, h] = torch.where(running, earned, 0.0)
-            self._own = torch.where(running, own, self._own)
             self._success, succeeded, steps = success, succeeded | (success & running), steps + running
             self._append(step.obs, running)
             ends = step.terminated.cpu() | (success if self._reward.terminate_on_success else torch.zeros_like(success))
@@ -111,7 +107,6 @@ class BatchedChunkEnv:
         seeds = [episode_seed(root, n) for root, n in zip(self._root, self._episode, strict=True)]
         first = self._simulator.reset(seeds, done)
         self._success &= ~done
-        self._own[done] = torch.nan
         past = list(self._history) or [first] * (self._history.maxlen or 1)
         self._history.extend([_where(done, first, old) for old in past])
         return self._stacked()

@@ -61,36 +61,32 @@ class ChunkEnv(Protocol):
 @final
 @dataclass(frozen=True)
 class Reward:
-    """What is rewarded, per control step: parts of the environment's own reward, and success. Not all may be 0.
+    """What is rewarded, per control step: the environment's own reward, and success; one of them at least.
 
     env: times the environment's own. A shaped one of Meta-World then pays for staying near the goal and not for
       reaching it, which ends the episode.
-    env_change: times how much the environment's own has risen since the step before; 0 at an episode's first step. Over
-      an episode that is its last reward less its first: progress is paid once and taken back when lost (potential-based
-      shaping, Ng et al. 1999, without its discount).
-    success: times (success now - success before), in the same way.
+    success: times (success now - success before): paid once, and taken back when it is lost.
     terminate_on_success: whether success ends the episode, where the environment goes on by itself (flowpolicy's own
       tasks all end).
     """
 
     env: float = 0.0
-    env_change: float = 0.0
     success: float = 1.0
     terminate_on_success: bool = True
 
     def __post_init__(self) -> None:
         """Raise ValueError when nothing is rewarded."""
         if self.sparse and self.success == 0.0:
-            raise ValueError("reward: nothing is rewarded; set reward.success, reward.env or reward.env_change")
+            raise ValueError("reward: nothing is rewarded; set reward.success or reward.env")
 
     @property
     def sparse(self) -> bool:
         """Whether success alone is rewarded."""
-        return self.env == 0.0 and self.env_change == 0.0
+        return self.env == 0.0
 
-    def of(self, own: Number, change: Number, gained: Number) -> Number:
-        """own: the environment's reward.   change: its rise.   gained: that of success, 1, 0 or -1."""
-        return self.env * own + self.env_change * change + self.success * gained
+    def of(self, own: Number, gained: Number) -> Number:
+        """own: the environment's reward.   gained: the rise of success, 1, 0 or -1."""
+        return self.env * own + self.success * gained
 
 
 def make_chunk_env(
@@ -183,7 +179,6 @@ class _Slot:
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=obs_horizon)
         self._root = self._episode = 0
         self._success = False
-        self._own: float | None = None  # the environment's last reward in this episode
 
     def start(self, root: int | None = None) -> None:
         """The next episode; the first of a new stream where `root` is given. That one must not depend on what was
@@ -191,7 +186,7 @@ class _Slot:
         options = {"keep_scene": True} if root is None else None
         self._root, self._episode = (self._root, self._episode + 1) if root is None else (root, 0)
         first, _ = self.env.reset(seed=episode_seed(self._root, self._episode), options=options)
-        self._success, self._own = False, None
+        self._success = False
         self._history.extend([first] * (self._history.maxlen or 1))  # the first observation is repeated
 
     def stacked(self) -> dict[str, np.ndarray]:
@@ -205,11 +200,9 @@ class _Slot:
         for action in chunk:
             obs, reward, terminated, truncated, info = self.env.step(action)
             success = bool(info["success"])
-            own = float(reward)
-            change = 0.0 if self._own is None else own - self._own
-            rewards[steps] = self._reward.of(own, change, float(success) - float(self._success))
+            rewards[steps] = self._reward.of(float(reward), float(success) - float(self._success))
             self._history.append(obs)
-            self._own, self._success, succeeded, steps = own, success, succeeded or success, steps + 1
+            self._success, succeeded, steps = success, succeeded or success, steps + 1
             terminated = bool(terminated) or (success and self._reward.terminate_on_success)
             if terminated or truncated:
                 break

@@ -226,7 +226,7 @@ def _require_same(recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
         return numbers | {"loop": {**numbers["loop"], "iterations": 0}, "workers": 0, "task": task}
 
     before, now = (dict(flat(compared(facts))) for facts in (recorded, wanted))
-    if different := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
+    if different := sorted(key for key in now if before.get(key) != now.get(key)):
         key = different[0]
         raise ValueError(f"resume: {', '.join(different)} differ from what this run began with ({key} was "
                          f"{before.get(key)}, got {now.get(key)}); use its .hydra/overrides.yaml, or choose another "

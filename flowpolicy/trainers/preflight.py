@@ -77,8 +77,7 @@ def run_preflight(
         raise ValueError(
             f"preflight: {succeeded} of {finished} episodes succeed with exploration noise (std {std:.3f}), wanted "
             f"{min_success:.0%}: a sparse reward gives nothing to learn from. Train the policy on more demonstrations, "
-            "lower the noise (sampler.std_min, sampler.std_max), reward progress too (reward.env_change=0.1), or set "
-            "preflight.min_success=0 to try all the same"
+            "lower the noise (sampler.std_min, sampler.std_max), or set preflight.min_success=0 to try all the same"
         )
     passes = ppo.epochs * loop.decisions / _DECISIONS
     hours = loop.iterations * (loop.decisions * collect_s + passes * gradient_s) / 3600.0

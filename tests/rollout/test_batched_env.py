@@ -40,7 +40,7 @@ class CountingBatch:
 
 
 @pytest.mark.parametrize("obs_horizon", [1, 3])
-@pytest.mark.parametrize("reward", [Reward(), Reward(1.0, 2.0, success=5.0, terminate_on_success=False)])
+@pytest.mark.parametrize("reward", [Reward(), Reward(env=1.0, success=5.0, terminate_on_success=False)])
 def test_a_batch_equals_groups(obs_horizon: int, reward: Reward) -> None:
     words = {"action_horizon": 3, "obs_horizon": obs_horizon, "reward": reward}
     batch = BatchedChunkEnv(CountingBatch(6), **words)

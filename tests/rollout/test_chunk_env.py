@@ -112,19 +112,6 @@ def test_the_success_bonus_is_paid_once_and_taken_back():
     assert Reward().sparse and not OWN.sparse
 
 
-def test_progress_is_paid_once_and_taken_back_and_an_episode_begins_without_any():
-    class Rising(CountingEnv):
-        def step(self, action):
-            obs, _, _, _, info = super().step(action)
-            return obs, [3.0, 5.0, 4.0, 9.0][self.count - 1], False, self.count == 4, info | {"success": False}
-
-    with closing(make_chunk_env(Rising, 1, action_horizon=2, reward=Reward(env_change=2.0))) as env:
-        env.reset([0])
-        paid = [env.step(torch.zeros(1, 2, 1)).reward[0].tolist() for _ in range(4)]
-    assert paid == [[0.0, 4.0], [-2.0, 10.0]] * 2
-    assert not Reward(env_change=2.0).sparse
-
-
 def test_a_process_that_dies_is_named():
     with closing(make_chunk_env(partial(CountingEnv, crash_at=2), 2, action_horizon=4, workers=2, reward=OWN)) as env:
         env.reset([0, 1])

@@ -1,6 +1,7 @@
 """Fine-tuning: collect, update, evaluate without noise, checkpoint; resumed bit for bit."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -217,7 +218,8 @@ class PPOTrainer:
                  "clipped": "rl/clip_fraction", "std": "rl/std", "explained": "rl/explained_variance"}  # fmt: skip
         words = [f"{word} {metrics[name]:.3g}" for word, name in names.items() if name in metrics]
         words.append(f"{metrics['time/env_fps']:.0f} steps/s")
-        return ", ".join([f"eval {self._success:.2f}", *words])
+        seen = [] if math.isnan(self._success) else [f"eval {self._success:.2f}"]
+        return ", ".join([*seen, *words])
 
 
 def _environment(collected: Collected, episodes: Episodes, env_steps: int) -> dict[str, float]:

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("metaworld", reason="needs the extra metaworld")
 
+from flowpolicy.checkpoint import load_policy  # noqa: E402
 from flowpolicy.cli.main import main  # noqa: E402
 from flowpolicy.data.store import EpisodeStore  # noqa: E402
 from flowpolicy.embodiment import load_embodiment  # noqa: E402
@@ -75,3 +77,18 @@ def test_pictures_go_the_same_way(opengl, tmp_path: Path, encoder: str) -> None:
     assert main(["evaluate", f"checkpoint={run}", *EPISODE, f"out={tmp_path}/evaluation"]) == 0
     assert main(["data", "validate", str(store)]) == 0
     assert main(["data", "view", str(store)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_fine_tuning_reaches_the_encoder_of_clouds(run: Path, tmp_path: Path) -> None:
+    """Twenty iterations on clouds that are cast as the robot moves; the first ratio is 1, and the encoder learns."""
+    words = ["envs=2", "workers=2", "loop.iterations=20", "loop.decisions=2", "loop.eval_every=0", "ppo.warmup=1",
+             "ppo.minibatches=1", "ppo.epochs=1", "ppo.guard=false", "preflight.episodes=2", "preflight.min_success=0",
+             "receipt.episodes=0", "task.max_episode_steps=3", "reward.env=1"]  # fmt: skip
+    assert main(["finetune", f"checkpoint={run}", f"out={tmp_path}/rl", *words]) == 0
+    assert json.loads((tmp_path / "rl" / "preflight.json").read_text())["ratio_error"] <= 1e-4  # rounding of an encoder that sees other batches
+    lines = [json.loads(line) for line in (tmp_path / "rl" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 20 and all("rl/policy_loss" in line for line in lines[1:])
+    before, after = load_policy(run).encoder.state_dict(), load_policy(tmp_path / "rl").encoder.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())

@@ -116,7 +116,7 @@ class ManiSkillEnv(gymnasium.Env):
         """First observation of the episode that `seed` fixes.
 
         The scene is rebuilt, 0.2 s, because PhysX keeps contact state: a later step may else differ in the sixth digit.
-        options={"keep_scene": True} spares that.
+        options={"keep_scene": True} spares that, for tasks whose seed draws only where things lie.
         """
         super().reset(seed=seed)
         self._steps = 0

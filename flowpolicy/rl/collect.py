@@ -33,9 +33,10 @@ def collect(
     rows: list[tuple[Tensor, ...]] = []
     stored, chains, saturated = [], [], 0.0
     for _ in range(decisions):
+        _require_finite(observation=obs)
         decision = actor_critic.act(obs, generator)
         result = env.step(decision.chunk)
-        _require_finite(result.reward, obs, result.final_obs)
+        _require_finite(reward={"": result.reward}, observation=result.final_obs)
         done = result.terminated | result.truncated
         final_value = torch.zeros(env.num_envs, device=decision.value.device)
         if done.any():
@@ -103,8 +104,8 @@ class EpisodeCounter:
         return Episodes(n, successes, sum(returns) / max(n, 1), sum(lengths) / max(n, 1))
 
 
-def _require_finite(reward: Tensor, *observations: Observation) -> None:
-    bad = sorted({key for obs in observations for key, value in obs.items() if not torch.isfinite(value).all()})
-    if not torch.isfinite(reward).all() or bad:
-        what = f"observation {', '.join(bad)}" if bad else "reward"
-        raise ValueError(f"the simulator gave a {what} that is not finite; the last good checkpoint is kept")
+def _require_finite(**given: Observation) -> None:
+    for what, parts in given.items():
+        if bad := [key for key, value in parts.items() if not torch.isfinite(value).all()]:
+            named = f"{what} {', '.join(bad)}".strip()
+            raise ValueError(f"the simulator gave a {named} that is not finite; the last good checkpoint is kept")

@@ -21,14 +21,14 @@ class RewardScaler:
     def __call__(self, reward: Tensor, discount: Tensor, done: Tensor) -> Tensor:
         """All (T, N). discount: that of training, see `discounts`.   done: where an episode ends with that reward."""
         for step, gamma, ended in zip(reward.double().cpu(), discount.double().cpu(), done.cpu(), strict=True):
-            self._return = gamma * self._return + step
+            self._return += step
             count = self._count + len(step)
             shift = float(self._return.mean()) - self._mean
             spread = float((self._return - self._return.mean()).square().sum())
             self._square += spread + shift**2 * self._count * len(step) / count
             self._mean += shift * len(step) / count
             self._count = count
-            self._return = torch.where(ended, 0.0, self._return)
+            self._return = torch.where(ended, 0.0, gamma * self._return)
         return (reward / self.std).clamp(-self.clip, self.clip)
 
     @property

@@ -68,7 +68,8 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         """Raise ValueError for seeds that would choose the checkpoint and be reported as unseen, or total_steps < 1."""
         distance = self.receipt_seed - self.eval_seed
-        if -self.receipt_episodes < distance < self.eval_episodes:
+        both = self.receipt_episodes and self.loop.eval_every
+        if both and -self.receipt_episodes < distance < self.eval_episodes:
             raise ValueError(f"eval and receipt share seeds: {self.eval_episodes} from {self.eval_seed} and "
                              f"{self.receipt_episodes} from {self.receipt_seed}; move receipt.start_seed")  # fmt: skip
         if self.total_steps is not None and self.total_steps < 1:
@@ -192,14 +193,15 @@ def _receipt(out: Path, make_env: Callable[[], Any], settings: FinetuneSettings,
              device: torch.device | str, trusted_modules: Sequence[str],
              say: Callable[[str], None]) -> None:  # fmt: skip
     last, best = ((out / "checkpoints" / name).resolve() for name in ("last", "best"))
+    other = best if best.exists() and best != last else None  # without evaluations there is no best
     receipt = write_receipt(
-        out, make_env, before=out / "base", after=last, best=best if best != last else None, num_steps=num_steps,
+        out, make_env, before=out / "base", after=last, best=other, num_steps=num_steps,
         episodes=settings.receipt_episodes, start_seed=settings.receipt_seed, envs=settings.workers,
         device=device, trusted_modules=trusted_modules,
     )  # fmt: skip
     before, after = (receipt[name]["success_once"] for name in ("before", "after"))
-    best = f" (best: {receipt['best']['success_once']:.3f})" if "best" in receipt else ""
-    say(f"receipt     {before:.3f} -> {after:.3f}{best} on {settings.receipt_episodes} unseen seeds: "
+    beside = f" (best: {receipt['best']['success_once']:.3f})" if "best" in receipt else ""
+    say(f"receipt     {before:.3f} -> {after:.3f}{beside} on {settings.receipt_episodes} unseen seeds: "
         f"{receipt['verdict']} (p = {receipt['p_value']:.2g}); {out / 'receipt.html'}")  # fmt: skip
 
 
@@ -226,7 +228,7 @@ def _require_same(recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
         return numbers | {"loop": {**numbers["loop"], "iterations": 0}, "workers": 0, "task": task}
 
     before, now = (dict(flat(compared(facts))) for facts in (recorded, wanted))
-    if different := sorted(key for key in now if before.get(key) != now.get(key)):
+    if different := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
         key = different[0]
         raise ValueError(f"resume: {', '.join(different)} differ from what this run began with ({key} was "
                          f"{before.get(key)}, got {now.get(key)}); use its .hydra/overrides.yaml, or choose another "

@@ -18,9 +18,9 @@ from flowpolicy.data.collect import collect_episodes
 from flowpolicy.samplers.base import StochasticSampler
 from flowpolicy.trainers.finetune import FinetuneSettings
 from flowpolicy.trainers.ppo import PPOTrainer
-from flowpolicy.trainers.receipt import paired_test
+from flowpolicy.trainers.receipt import paired_test, write_receipt
 from flowpolicy_envs.experts.reach import make_expert
-from flowpolicy_envs.reach import ReachEnv
+from flowpolicy_envs.reach import ReachEnv, make_env
 
 TINY = ("envs=4", "workers=1", "loop.iterations=4", "loop.decisions=4", "loop.eval_every=2", "loop.checkpoint_every=2",
         "ppo.warmup=1", "ppo.minibatches=2", "ppo.guard=false", "eval.episodes=2", "preflight.episodes=4",
@@ -197,6 +197,16 @@ def test_a_receipt_counts_what_was_gained_and_lost():
     assert (found["before"]["success_once"], found["after"]["success_once"]) == (0.4, 0.6)
     assert paired_test([False] * 8, [True] * 8)["verdict"] == "better"
     assert paired_test([True] * 8, [False] * 8)["verdict"] == "worse"
+
+
+def test_a_receipt_shows_the_best_checkpoint_beside_the_last(base, tmp_path):
+    out = tmp_path / "rl"
+    assert finetune(base, out, "loop.eval_every=0", "preflight.episodes=0", "receipt.episodes=2") == 0
+    assert "best" not in json.loads((out / "receipt.json").read_text())  # nothing was evaluated, so nothing chosen
+    places = {"before": out / "base", "after": out / "checkpoints/000004", "best": out / "base"}
+    found = write_receipt(out, make_env, **places, num_steps=1, episodes=3)
+    assert found["best"]["checkpoint"].endswith("base") and 0.0 <= found["best"]["success_once"] <= 1.0
+    assert "best, chosen on other seeds" in (out / "receipt.html").read_text()
 
 
 def test_a_second_run_in_the_same_folder_and_other_numbers_on_resume_are_refused(base, tmp_path, capsys):

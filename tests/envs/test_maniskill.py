@@ -77,7 +77,8 @@ def test_a_scene_that_is_kept_starts_the_same_episode_and_is_forgotten_by_the_ne
     env.reset(seed=2)
     for action in episode.action[::-1]:  # leaves the cube somewhere else
         env.step(action)
-    kept, scene = replayed(keep_scene=True), env.base.scene
+    scene = env.base.scene
+    kept = replayed(keep_scene=True)
     assert all(np.array_equal(kept[0][key], wanted[0][key]) for key in wanted[0])
     assert np.allclose(kept[-1]["agent_pos"], wanted[-1]["agent_pos"], atol=1e-2)
     assert env.base.scene is scene

@@ -312,6 +312,12 @@ def test_another_policys_lines_in_an_arms_folder_are_noticed(here: Path, capsys:
     assert "has episodes of" in capsys.readouterr().err
 
 
+def test_a_checkpoint_is_compared_at_the_steps_that_it_records(here: Path):
+    file = here / "good/checkpoints/last/policy/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_steps": 2}))
+    assert [arm["num_steps"] for arm in compare("good/checkpoints/last", "poor", "episodes=2")["arms"]] == [2, 1]
+
+
 # ---- parts
 
 

@@ -96,9 +96,9 @@ def test_scaled_rewards_have_a_discounted_return_of_spread_one(kind):
     scaled = torch.cat([scaler(*part) for part in parts])[2000:]
     total, returns = torch.zeros(4), []
     for step, gamma, ended in zip(scaled, discount[2000:], done[2000:], strict=True):
-        total = gamma * total + step
+        total = total + step
         returns.append(total.clone())
-        total[ended] = 0.0
+        total = torch.where(ended, 0.0, gamma * total)
     assert 0.8 <= float(torch.stack(returns).std()) <= 1.25
 
 

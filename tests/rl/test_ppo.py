@@ -340,6 +340,11 @@ def test_a_broken_simulator_is_an_error():
         rolled_out(model(), Scripted(reward=float("nan")))
 
 
+def test_a_start_that_is_not_finite_is_the_simulators_fault_and_not_the_policys():
+    with pytest.raises(ValueError, match="observation agent_pos.* not finite"):
+        rolled_out(model(), Scripted(reset_value=float("nan")))
+
+
 def test_wrong_settings_are_refused():
     for bad in ({"gamma": 1.5}, {"epochs": 0}, {"actor_lr": -1.0}, {"bc_kind": "x"}, {"grad_clip": 0.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):

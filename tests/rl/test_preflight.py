@@ -67,6 +67,6 @@ class Fast(gymnasium.Env):
 
 
 def test_short_successes_do_not_crowd_out_long_failures():
-    """Ended first, counted first: 0.9 of the first 64 episodes to end are the short ones."""
+    """All of the first 64 episodes to end are the short ones, which 37 environments begin with."""
     found = flown(ActorCritic(imitated(steps=5), FlowNoise), envs=64, episodes=64, make=Fast)
-    assert found.episodes == 64 and 0.3 <= found.noisy_success <= 0.7
+    assert found.episodes == 64 and found.noisy_success == 37 / 64

@@ -59,8 +59,6 @@ def main(argv: list[str]) -> int:
 
 def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) -> list[Arm]:
     """One arm per DIR:K, one per DIR and entry of num_steps, one per evaluation folder."""
-    asked = facts["num_steps"]
-    listed = asked if isinstance(asked, list) else [asked]
     arms, places = [], []
     for word in given:
         match = re.fullmatch(r"(.+):(\d+)", word)
@@ -70,7 +68,7 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
         else:
             checkpoint = resolve_checkpoint(place)
             task, settings = task_for("compare", checkpoint, words)
-            steps = [int(match[2])] if match else listed if asked is not None else [own_steps(read_config(checkpoint))]
+            steps = [int(match[2])] if match else _steps(facts["num_steps"], checkpoint)
             found = [Arm("", k, Path(), checkpoint, task, settings) for k in steps]
         arms, places = arms + found, places + [place] * len(found)
     names = arm_names(places, [arm.num_steps for arm in arms], labels=facts["names"] or ())
@@ -80,3 +78,10 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
             / f"steps_{arm.num_steps}", arm.checkpoint, arm.task, arm.conditions)
         for name, folder, arm in zip(names, plain, arms, strict=True)
     ]  # fmt: skip
+
+
+def _steps(asked: int | list[int] | None, checkpoint: Path) -> list[int]:
+    """What num_steps asks for; the checkpoint's own where it does not."""
+    if asked is None:
+        return [own_steps(read_config(checkpoint))]
+    return asked if isinstance(asked, list) else [asked]

@@ -32,15 +32,19 @@ def collect(
     """
     rows: list[tuple[Tensor, ...]] = []
     stored, chains, saturated = [], [], 0.0
+    _require_finite(obs)
     for _ in range(decisions):
-        _require_finite(observation=obs)
         decision = actor_critic.act(obs, generator)
         result = env.step(decision.chunk)
-        _require_finite(reward={"": result.reward}, observation=result.final_obs)
+        if not torch.isfinite(result.reward).all():
+            raise ValueError("the simulator gave a reward that is not finite; the last good checkpoint is kept")
+        _require_finite(result.obs)
         done = result.terminated | result.truncated
         final_value = torch.zeros(env.num_envs, device=decision.value.device)
         if done.any():
-            final_value[done] = actor_critic.value({key: value[done] for key, value in result.final_obs.items()})
+            last = {key: value[done] for key, value in result.final_obs.items()}
+            _require_finite(last)
+            final_value[done] = actor_critic.value(last)
         facts = (result.reward, result.steps, result.terminated, result.truncated, result.success)
         rows.append((decision.log_prob, decision.value, final_value, *(fact.to(final_value.device) for fact in facts)))
         stored.append(decision.stored)
@@ -104,8 +108,7 @@ class EpisodeCounter:
         return Episodes(n, successes, sum(returns) / max(n, 1), sum(lengths) / max(n, 1))
 
 
-def _require_finite(**given: Observation) -> None:
-    for what, parts in given.items():
-        if bad := [key for key, value in parts.items() if not torch.isfinite(value).all()]:
-            named = f"{what} {', '.join(bad)}".strip()
-            raise ValueError(f"the simulator gave a {named} that is not finite; the last good checkpoint is kept")
+def _require_finite(obs: Observation) -> None:
+    if bad := [key for key, value in obs.items() if not torch.isfinite(value).all()]:
+        raise ValueError(f"the simulator gave an observation {', '.join(bad)} that is not finite; "
+                         "the last good checkpoint is kept")  # fmt: skip

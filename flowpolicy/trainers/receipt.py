@@ -9,8 +9,7 @@ import torch
 
 from flowpolicy.checkpoint import load_policy
 from flowpolicy.evaluation.page import Section, facts, page, pairs, table
-from flowpolicy.evaluation.paired import paired_outcomes
-from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.evaluation.paired import paired_outcomes, success_rate
 from flowpolicy.evaluation.svg import Line, Row, interval_chart, line_chart, number
 from flowpolicy.files import write_atomic
 from flowpolicy.rollout.episodes import run_episodes
@@ -55,9 +54,7 @@ def write_receipt(
     found: dict[str, Any] = {"episodes": episodes, "start_seed": start_seed, "num_steps": num_steps}
     found |= {"weights": "last", "checkpoint": str(after), **paired_test(outcomes["before"], outcomes["after"])}
     if best is not None:
-        low, high = wilson_interval(sum(outcomes["best"]), episodes)
-        share = sum(outcomes["best"]) / episodes
-        found["best"] = {"success_once": share, "ci_low": low, "ci_high": high, "checkpoint": str(best)}
+        found["best"] = {**success_rate(outcomes["best"]), "checkpoint": str(best)}
     write_json(run / "receipt.json", found)
     write_atomic(run / "receipt.html", _page(run, found))
     return found

@@ -74,7 +74,7 @@ def test_renoise_lifts_a_weak_policy_in_thirty_iterations():
     of imitation, the noisy policy rises from 0.24 to 0.92 and the deployed jump falls from 0.41 to 0.28."""
     weak = partial(train, Renoise(time=0.3), head="meanflow_u", bc_steps=150, iterations=30)
     found = [weak(seed=seed)[:2] for seed in range(3)]
-    assert all(before <= 0.45 and after >= before + 0.10 for before, after in found)
+    assert all(before <= 0.45 and after >= before + 0.20 for before, after in found)
     assert sum(after for _, after in found) / 3 >= 0.60
 
 

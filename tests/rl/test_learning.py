@@ -46,8 +46,9 @@ def test_flow_noise_makes_a_half_good_policy_whole_in_ten_iterations():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_renoise_makes_a_half_good_policy_whole(seed):
-    """Measured 0.588 -> 0.994, 0.983, 0.987."""
-    before, after, _, _ = train(Renoise(time=0.3), seed=seed)
+    """Measured 0.592 -> 1.000, 0.998, 1.000 (seeds 3 to 7: 0.999 to 1.000). With a net that predicts the action, the
+    noisy policy is whole and the deployed jump comes and goes: 0.994, 0.970, 0.964, in between down to 0.585."""
+    before, after, _, _ = train(Renoise(time=0.3), head="meanflow_u", bc_steps=320, seed=seed)
     assert 0.45 <= before <= 0.70 and after >= 0.97
 
 

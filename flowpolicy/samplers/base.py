@@ -1,5 +1,6 @@
 """What every stochastic sampler offers, and the two functions that use it: sample a chain, score a chain."""
 
+import warnings
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple, get_args
 
@@ -112,7 +113,7 @@ def chain_log_prob(sampler: StochasticSampler, velocity: Velocity, chain: Chain,
 
 
 def require_support(sampler: StochasticSampler, head: Head) -> None:
-    """Raise ValueError unless `head` gives what `sampler` needs."""
+    """Raise ValueError unless `head` gives what `sampler` needs; warn where it does and has not helped."""
     name, kind = type(sampler).__name__, type(head).__name__
     given = {"jumps": True, "velocity": head.has_velocity, "flow_map": head.has_flow_map}
     if not given[sampler.needs]:
@@ -121,6 +122,12 @@ def require_support(sampler: StochasticSampler, head: Head) -> None:
     if head.max_steps is not None and sampler.num_steps > head.max_steps:
         raise ValueError(
             f"{name} takes {sampler.num_steps} steps, {kind} at most {head.max_steps}; lower sampler.num_steps"
+        )
+    if sampler.needs == "flow_map" and head.parameterization == "x":
+        warnings.warn(
+            f"{name} with a net that predicts the action: its jumps drift apart, so the deployed policy can get worse. "
+            "Train with policy.head.parameterization=u, or use sampler=flow_noise",
+            stacklevel=2,
         )
 
 

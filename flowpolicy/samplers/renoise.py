@@ -19,9 +19,9 @@ class Renoise(StochasticSampler):
     exploration stays on the actions that the policy knows. The gradient goes through the deployed one-step map; the
     second jump is in no density (a semi-gradient), and needs u trained for every (r, 0): MeanFlow, not a net distilled
     at (1, 0) alone, nor flow matching, whose jump is the mean over all actions. And a net that predicts the velocity
-    (`parameterization="u"`) learns steadily with it, since its second jump starts from x_r; one that predicts the
-    action writes that anew, and on the reach task its deployed jump came and went between updates. In both cases the
-    noisy policy learns and the deployed one need not: compare `eval/success_once` with `env/success_once`.
+    (`parameterization="u"`), whose second jump starts from x_r; one that predicts the action writes it anew. On push-v3
+    the former took the deployed jump from 0.52 to 0.86, the latter from 0.44 to 0.09. On pick-place-v3 both noisy and
+    deployed policy stayed level or fell: compare `eval/success_once` with `env/success_once`.
     time: r; towards 0 local noise, towards 1 a fresh draw.
     Source: multistep sampling of Song et al. 2023 (Consistency Models), read as a policy; ours.
     """

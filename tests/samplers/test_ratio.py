@@ -1,5 +1,6 @@
 """The first PPO ratio is 1, for every sampler and head that go together; and the test would notice if it were not."""
 
+import warnings
 from functools import partial
 
 import pytest
@@ -112,6 +113,16 @@ def test_what_goes_together():
     assert {h for h, s in pairs if s == "langevin"} == {"meanflow", "meanflow_u", "dm1"}
     with pytest.raises(ValueError, match="at most 1"):
         require_support(FlowNoise(num_steps=2, **SHAPE), RegressionHead(ResidualMLP(width=8, **SHAPE)))
+
+
+@pytest.mark.parametrize("sampler", ["renoise", "langevin_2"])
+def test_a_flow_map_that_predicts_the_action_is_warned_of(sampler):
+    for head, warns in (("meanflow", True), ("meanflow_u", False)):
+        made, drawn = parts(head, sampler)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            require_support(drawn, made)
+        assert ["parameterization=u" in str(warning.message) for warning in seen] == [True] * warns
 
 
 def test_a_wrong_time_grid_is_noticed(monkeypatch):

@@ -19,14 +19,14 @@ class Head(nn.Module, ABC):
     max_steps: most network evaluations that make sense, None where any number does (1 for heads without an ODE).
     has_velocity: whether velocity(x_t, t, t) is the instantaneous one of the straight path between action and noise.
     has_flow_map: whether velocity(x_t, t, r) is trained as the average over [r, t] for every r, also to r = 0.
-    parameterization: of a head with a flow map: whether its net predicts the velocity ("u") or the action ("x").
+    parameterization: what the net of a head with a flow map predicts, "u" the velocity, "x" the action; None: unsaid.
     """
 
     net: VelocityNet
     max_steps: int | None = None
     has_velocity: bool = False
     has_flow_map: bool = False
-    parameterization: Parameterization = "x"
+    parameterization: Parameterization | None = None
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def chain_log_prob(sampler: StochasticSampler, velocity: Velocity, chain: Chain,
 
 
 def require_support(sampler: StochasticSampler, head: Head) -> None:
-    """Raise ValueError unless `head` gives what `sampler` needs; warn where it does and has not helped."""
+    """Raise ValueError unless `head` gives what `sampler` needs; warn where the deployed jump may get worse."""
     name, kind = type(sampler).__name__, type(head).__name__
     given = {"jumps": True, "velocity": head.has_velocity, "flow_map": head.has_flow_map}
     if not given[sampler.needs]:
@@ -125,8 +125,8 @@ def require_support(sampler: StochasticSampler, head: Head) -> None:
         )
     if sampler.needs == "flow_map" and head.parameterization == "x":
         warnings.warn(
-            f"{name} with a net that predicts the action: its jumps drift apart, so the deployed policy can get worse. "
-            "Train with policy.head.parameterization=u, or use sampler=flow_noise",
+            f"{name} with a net that predicts the action: the deployed policy can get worse. Train it with "
+            "policy.head.parameterization=u, or use sampler=flow_noise",
             stacklevel=2,
         )
 

@@ -128,6 +128,7 @@ def test_a_flow_says_what_it_has(head: str) -> None:
     assert not policy.head.has_velocity or equal
     assert not policy.head.has_flow_map or (apart and policy.head.has_velocity)
     assert policy.head.max_steps is None or not policy.head.has_flow_map
+    assert policy.head.parameterization in ("u", "x") or not policy.head.has_flow_map
 
 
 @every_head

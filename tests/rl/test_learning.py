@@ -82,12 +82,13 @@ def test_renoise_lifts_a_weak_policy_in_thirty_iterations():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_langevin_learns_and_stays_with_a_pull_on_the_velocity(seed):
+def test_langevin_with_a_pull_on_the_velocity_is_whole_after_sixty_iterations(seed):
     """Measured 0.729 (two steps) -> 1.000 three times; without the pull, which keeps u(y, r, r) a velocity and so the
-    score a score, it is above 0.99 after 30 iterations and falls to 0.748, 0.233 and 0.978."""
+    score a score, it is above 0.99 after 33 iterations and falls to 0.748, 0.233 and 0.978. With the pull and a net
+    that predicts the action: 0.961, 0.956, 0.880 (from 0.401)."""
     pull = {"bc_kind": "velocity", "bc_weight": 0.1, "bc_final": 0.1}
     before, after, _, _ = train(Langevin(), head="meanflow_u", bc_steps=150, seed=seed, **pull)
-    assert before <= 0.80 and after >= 0.97
+    assert before <= 0.80 and after >= 0.99
 
 
 @pytest.mark.slow

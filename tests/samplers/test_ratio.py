@@ -115,9 +115,12 @@ def test_what_goes_together():
         require_support(FlowNoise(num_steps=2, **SHAPE), RegressionHead(ResidualMLP(width=8, **SHAPE)))
 
 
-@pytest.mark.parametrize("sampler", ["renoise", "langevin_2"])
-def test_a_flow_map_that_predicts_the_action_is_warned_of(sampler):
-    for head, warns in (("meanflow", True), ("meanflow_u", False)):
+@pytest.mark.parametrize(
+    ("sampler", "unlucky"),
+    [("renoise", True), ("langevin_2", True), ("flow_noise_1", False), ("flow_sde_full_4", False)],
+)
+def test_a_flow_map_that_predicts_the_action_is_warned_of(sampler, unlucky):
+    for head, warns in (("meanflow", unlucky), ("meanflow_u", False)):
         made, drawn = parts(head, sampler)
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")

@@ -1,7 +1,6 @@
 """Group-relative advantages: the formula, which decisions count, groups of equal starts, and that they teach."""
 
 from contextlib import closing
-from functools import partial
 
 import pytest
 import torch
@@ -9,11 +8,8 @@ import torch
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.group import first_episodes, group_advantage
 from flowpolicy.rl.ppo import PPOSettings
-from flowpolicy.samplers.flow_noise import FlowNoise
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
-from tests.rl.toy import imitated, reach_env, success
-
-WIDE = partial(FlowNoise, std_min=0.3, std_max=0.3)
+from tests.rl.toy import WIDE, imitated, reach_env, success, train_in_groups
 
 
 def test_advantages_are_returns_relative_to_the_group() -> None:
@@ -66,20 +62,9 @@ class Starts:
         self.env.close()
 
 
-def trained(env, *, iterations: int, **changes) -> tuple[ActorCritic, PPOTrainer]:
-    policy = imitated("meanflow", steps=300)
-    torch.manual_seed(0)
-    model = ActorCritic(policy, WIDE)
-    settings = PPOSettings(advantage="group", actor_lr=1e-4, minibatches=4, target_kl=0.0, **changes)
-    loop = LoopSettings(iterations=iterations, decisions=10, eval_every=0, checkpoint_every=iterations)
-    trainer = PPOTrainer(model, env, ppo=settings, loop=loop, sparse=True, seed=0, progress=False)
-    trainer.run()
-    return model, trainer
-
-
 def test_each_iteration_starts_groups_alike_and_leaves_the_critic_alone() -> None:
     with closing(Starts(reach_env(16))) as env:
-        model, trainer = trained(env, iterations=2, group_size=4)
+        model, trainer = train_in_groups(env, iterations=2, group_size=4)
         before = ActorCritic(imitated("meanflow", steps=300), WIDE).policy
     assert len(env.seeds) == 2 and env.seeds[0] != env.seeds[1]
     for seeds in env.seeds:
@@ -90,7 +75,7 @@ def test_each_iteration_starts_groups_alike_and_leaves_the_critic_alone() -> Non
 
 def test_groups_must_be_whole() -> None:
     with closing(reach_env(12)) as env, pytest.raises(ValueError, match="multiple of ppo.group_size=8, got 12"):
-        trained(env, iterations=1)
+        train_in_groups(env, iterations=1)
     with pytest.raises(ValueError, match="group_size must be at least 2"):
         PPOSettings(advantage="group", group_size=1)
 
@@ -107,5 +92,5 @@ def test_episodes_that_did_not_end_are_not_compared() -> None:
 def test_groups_make_a_half_good_policy_nearly_whole() -> None:
     """Measured 0.588 -> 1.000."""
     with closing(reach_env()) as env:
-        model, _ = trained(env, iterations=60)
+        model, _ = train_in_groups(env, iterations=60)
     assert success(model.policy) >= 0.95

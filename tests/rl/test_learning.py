@@ -1,7 +1,6 @@
 """Fine-tuning on the reach task: what must learn does, what must not does not, the same seed gives the same bits."""
 
 import copy
-from contextlib import closing
 from functools import partial
 
 import gymnasium
@@ -9,31 +8,11 @@ import pytest
 import torch
 
 from flowpolicy.rl import ppo as ppo_module
-from flowpolicy.rl.actor_critic import ActorCritic
-from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.samplers.flow_noise import FlowNoise
-from flowpolicy.samplers.flow_sde import FlowSDE
-from flowpolicy.samplers.langevin import Langevin
 from flowpolicy.samplers.renoise import Renoise
 from flowpolicy_envs.reach import make_env
-from tests.rl.toy import fine_tune, imitated, reach_env, success
-
-WIDE = partial(FlowNoise, std_min=0.3, std_max=0.3)
-NUMBERS = {"actor_lr": 1e-4, "critic_lr": 1e-3, "minibatches": 4, "value_clip": 0.0, "target_kl": 0.0}
-
-
-def train(sampler, *, head="meanflow", bc_steps=300, iterations=60, seed=0, env=None, **changes):
-    """Returns (success before, after) without noise at the sampler's deployed steps, and the model."""
-    policy = imitated(head, steps=bc_steps)
-    torch.manual_seed(seed)
-    model = ActorCritic(policy, sampler)
-    steps = model.sampler.deploy_steps
-    before = success(policy, num_steps=steps)
-    seen = []
-    with closing(env or reach_env()) as envs:
-        settings = PPOSettings(**{**NUMBERS, **changes})
-        fine_tune(model, envs, settings, iterations=iterations, seed=seed, see=lambda i, found: seen.append(found))
-    return before, success(policy, num_steps=steps), model, seen
+from tests.rl.reach_table import RUNS
+from tests.rl.toy import WIDE, imitated, reach_env, train
 
 
 @pytest.mark.slow
@@ -49,7 +28,7 @@ def test_flow_noise_makes_a_half_good_policy_whole_in_ten_iterations():
 def test_renoise_makes_a_half_good_policy_whole(seed):
     """Measured 0.592 -> 1.000, 0.998, 1.000 (seeds 3 to 7: 0.999 to 1.000). With a net that predicts the action, the
     noisy policy is whole and the deployed jump comes and goes: 0.994, 0.970, 0.964, in between down to 0.585."""
-    before, after, _, _ = train(Renoise(time=0.3), head="meanflow_u", bc_steps=320, seed=seed)
+    before, after, _, _ = train(RUNS["renoise"].sampler, seed=seed, **RUNS["renoise"].settings)
     assert 0.45 <= before <= 0.70 and after >= 0.97
 
 
@@ -58,7 +37,7 @@ def test_renoise_makes_a_half_good_policy_whole(seed):
 def test_flow_sde_makes_a_half_good_policy_whole(seed):
     """Measured 0.611 -> 1.000 three times, with a net that predicts the velocity. With "x", where a step of the net
     moves the action itself, 60 iterations reached 0.940, 0.963 and 0.982, and twice the learning rate diverged."""
-    before, after, _, _ = train(FlowSDE(num_steps=4), head="flow_matching", bc_steps=80, iterations=40, seed=seed)
+    before, after, _, _ = train(RUNS["flow_sde"].sampler, seed=seed, **RUNS["flow_sde"].settings)
     assert 0.45 <= before <= 0.70 and after >= 0.97
 
 
@@ -86,8 +65,7 @@ def test_langevin_with_a_pull_on_the_velocity_is_whole_after_sixty_iterations(se
     """Measured 0.729 (two steps) -> 1.000 three times; without the pull, which keeps u(y, r, r) a velocity and so the
     score a score, it is above 0.99 after 33 iterations and falls to 0.748, 0.233 and 0.978. With the pull and a net
     that predicts the action: 0.961, 0.956, 0.880 (from 0.401)."""
-    pull = {"bc_kind": "velocity", "bc_weight": 0.1, "bc_final": 0.1}
-    before, after, _, _ = train(Langevin(), head="meanflow_u", bc_steps=150, seed=seed, **pull)
+    before, after, _, _ = train(RUNS["langevin, pull"].sampler, seed=seed, **RUNS["langevin, pull"].settings)
     assert before <= 0.80 and after >= 0.99
 
 

@@ -1,6 +1,7 @@
 """The reach task for learning tests: half-good policies, and a loop of collect and update without a trainer."""
 
 import copy
+from contextlib import closing
 from functools import cache, partial
 
 import numpy as np
@@ -16,13 +17,18 @@ from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import collect
 from flowpolicy.rl.ppo import PPO, PPOSettings, has_signal
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
+from flowpolicy.samplers.flow_noise import FlowNoise
 from flowpolicy.seeding import derive
+from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from flowpolicy.types import Batch
 from flowpolicy_envs.reach import EMBODIMENT, STEP, make_env
 
 HORIZON = 4
+WIDE = partial(FlowNoise, std_min=0.3, std_max=0.3)
+NUMBERS = {"actor_lr": 1e-4, "critic_lr": 1e-3, "minibatches": 4, "value_clip": 0.0, "target_kl": 0.0}
 HEADS = {"meanflow": MeanFlowHead, "meanflow_u": partial(MeanFlowHead, parameterization="u"),
-         "flow_matching": partial(FlowMatchingHead, parameterization="u")}  # fmt: skip
+         "flow_matching": partial(FlowMatchingHead, parameterization="u"),
+         "flow_matching_x": FlowMatchingHead}  # fmt: skip
 
 
 def demonstrations(count: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,3 +113,29 @@ def fine_tune(model: ActorCritic, env: ChunkEnv, settings: PPOSettings, *, itera
         found = ppo.update(rollout, reward, actor=actor, bc_weight=bc_weight, order=order, noise=noise)
         if see is not None:
             see(iteration, found | {"success": successes / max(int(rollout.done.sum()), 1)})
+
+
+def train(sampler, *, head="meanflow", bc_steps=300, iterations=60, seed=0, env=None, **changes):
+    """(success before, after), without noise at the sampler's deployed steps; the model; what each iteration found."""
+    policy = imitated(head, steps=bc_steps)
+    torch.manual_seed(seed)
+    model = ActorCritic(policy, sampler)
+    steps = model.sampler.deploy_steps
+    before = success(policy, num_steps=steps)
+    seen = []
+    with closing(env or reach_env()) as envs:
+        settings = PPOSettings(**{**NUMBERS, **changes})
+        fine_tune(model, envs, settings, iterations=iterations, seed=seed, see=lambda i, found: seen.append(found))
+    return before, success(policy, num_steps=steps), model, seen
+
+
+def train_in_groups(env, *, iterations: int, **changes) -> tuple[ActorCritic, PPOTrainer]:
+    """Group advantages on the trainer's own loop, from the policy that `train` begins with."""
+    policy = imitated("meanflow", steps=300)
+    torch.manual_seed(0)
+    model = ActorCritic(policy, WIDE)
+    settings = PPOSettings(advantage="group", actor_lr=1e-4, minibatches=4, target_kl=0.0, **changes)
+    loop = LoopSettings(iterations=iterations, decisions=10, eval_every=0, checkpoint_every=iterations)
+    trainer = PPOTrainer(model, env, ppo=settings, loop=loop, sparse=True, seed=0, progress=False)
+    trainer.run()
+    return model, trainer

@@ -25,6 +25,7 @@ import numcodecs
 import numpy as np
 import zarr
 
+from flowpolicy.data.codecs import array_metadata, require_harmless
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.files import beside, remove_leftovers, replace_folder
 
@@ -159,7 +160,9 @@ class EpisodeStore:
         """Read the small tables without judging them; callers want `open`."""
         self.path = Path(path).absolute()
         _require_layout(self.path)
-        attrs: dict[str, Any] = dict(zarr.open_group(self.path, mode="r", zarr_format=2).attrs)
+        require_harmless(self.path)
+        root = zarr.open_group(self.path, mode="r", zarr_format=2, use_consolidated=False)
+        attrs: dict[str, Any] = dict(root.attrs)
         if attrs.get("format", FORMAT) != FORMAT or attrs.get("format_version", 1) > FORMAT_VERSION:
             raise ValueError(
                 f"{self.path}: wanted {FORMAT} version <= {FORMAT_VERSION}, got {attrs.get('format')} version "
@@ -170,7 +173,7 @@ class EpisodeStore:
         self.keys = tuple(sorted(folder.parent.name for folder in (self.path / "data").glob("*/.zarray")))
         recorded = tuple(key for key in self.keys if key not in ("action", "reward"))
         self.obs_keys = tuple(self.embodiment.obs) if self.embodiment else recorded
-        metadata = {key: _metadata(self.path / "data" / key) for key in self.keys}
+        metadata = {key: array_metadata(self.path / "data" / key) for key in self.keys}
         self.shapes = {key: tuple(meta["shape"]) for key, meta in metadata.items()}
         self.dtypes = {key: np.dtype(meta["dtype"]) for key, meta in metadata.items()}
         self.episode_ends = self._read("meta/episode_ends").astype(np.int64)
@@ -232,8 +235,8 @@ class EpisodeStore:
         if len(bad := np.flatnonzero(np.diff(ends, prepend=0) <= 0)):
             problems.append(f"meta/episode_ends must increase; episode {bad[0]} has no steps (ends at {ends[bad[0]]})")
         for key, shape in self.shapes.items():
-            if shape[0] != ends[-1]:
-                problems.append(f"data/{key} has {shape[0]} steps, meta/episode_ends ends at {ends[-1]}; truncated?")
+            if (steps := shape[0] if shape else 0) != ends[-1]:
+                problems.append(f"data/{key} has {steps} steps, meta/episode_ends ends at {ends[-1]}; truncated?")
         return problems
 
     def _require_key(self, key: str) -> None:
@@ -262,7 +265,7 @@ def chunk_problems(folder: Path, *, decode: bool = False) -> list[str]:
     zarr reads a missing chunk as zeros without a word, and a cut Blosc buffer may crash the decoder; so both are
     looked for first. decode: also decompress every chunk.
     """
-    meta = _metadata(folder)
+    meta = array_metadata(folder)
     grid = [math.ceil(size / chunk) for size, chunk in zip(meta["shape"], meta["chunks"], strict=True)]
     separator = meta.get("dimension_separator", ".")
     array = zarr.open_array(folder, mode="r", zarr_format=2) if decode else None
@@ -272,7 +275,7 @@ def chunk_problems(folder: Path, *, decode: bool = False) -> list[str]:
         name = separator.join(map(str, index)) or "0"
         file = folder / name
         if not file.is_file():
-            problems.append(f"chunk {name} is missing (zarr would read it as {meta['fill_value']})")
+            problems.append(f"chunk {name} is missing (zarr would read it as {meta.get('fill_value')})")
         elif problem := _size_problem(file, meta, wanted):
             problems.append(f"chunk {name} is truncated: {problem}")
         elif array is not None:
@@ -305,18 +308,11 @@ def _require_layout(path: Path) -> None:
             raise ValueError(f"{path} is no episode store: {name} is missing; was its writing or copying interrupted?")
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / ".zarray").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder}/.zarray is damaged ({error}); copy or write the store again") from error
-
-
 def _size_problem(file: Path, meta: dict[str, Any], wanted: int) -> str:
     """Wrong size of one chunk file as far as its name and header tell, or an empty string."""
     size = file.stat().st_size
-    compressor = meta["compressor"]
-    if compressor is None and not meta["filters"]:
+    compressor = meta.get("compressor")
+    if compressor is None and not meta.get("filters"):
         return "" if size == wanted else f"{size} bytes, wanted {wanted}"
     if compressor is not None and compressor["id"] == "blosc":
         with file.open("rb") as stream:
@@ -326,7 +322,7 @@ def _size_problem(file: Path, meta: dict[str, Any], wanted: int) -> str:
         raw_size, _, stored = struct.unpack("<4xIII", header)
         if stored != size:
             return f"{size} bytes, its header says {stored}"
-        if raw_size != wanted and not meta["filters"]:
+        if raw_size != wanted and not meta.get("filters"):
             return f"it holds {raw_size} bytes decompressed, wanted {wanted}"
     return "" if size else "0 bytes"
 

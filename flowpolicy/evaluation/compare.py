@@ -16,8 +16,9 @@ from flowpolicy.evaluation.compare_page import comparison_page
 from flowpolicy.evaluation.comparison import Comparison, conclude
 from flowpolicy.evaluation.evaluate import START_SEED
 from flowpolicy.evaluation.pairs import Requirement, check_requirement, compare_pairs
-from flowpolicy.evaluation.rows import append_rows, only_writer, require_unchanged
+from flowpolicy.evaluation.rows import append_rows, require_unchanged
 from flowpolicy.files import drop_cut_line, write_atomic
+from flowpolicy.locks import only_writer
 from flowpolicy.tracking import write_json
 
 LOOK_EVERY = 20  # episodes between two looks of a sequential comparison; not of `envs`, on which no result may depend

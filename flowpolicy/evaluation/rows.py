@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowpolicy.files import append_lines
 from flowpolicy.rollout.episodes import EpisodeResult
 
 FACTS = ("task", "task_id", "checkpoint", "num_steps")  # of a line, beside the seed: what was run
@@ -26,30 +26,8 @@ def episode_row(facts: Mapping[str, Any], result: EpisodeResult) -> dict[str, An
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines in one write; missing folders are made. No lines: nothing is written."""
-    if not rows:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
-@contextmanager
-def only_writer(folder: Path, name: str = "lock") -> Iterator[None]:
-    """Hold `folder` for this process while the block runs; the system frees it however the process ends.
-
-    name: of the hidden lock file; another one is another lock. Raises ValueError when a process that runs holds it.
-    """
-    import fcntl  # POSIX, as the simulators are
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{name}").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder} is being written by another command; wait for it, or choose another out="
-                             ) from error  # fmt: skip
-        yield
+    """Add lines in one write, and flush; missing folders are made. No lines: nothing is written."""
+    append_lines(path, map(json.dumps, rows))
 
 
 def weights_digest(checkpoint: Path) -> str:

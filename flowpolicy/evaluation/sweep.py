@@ -15,9 +15,10 @@ from flowpolicy.evaluation.arms import Arm, ArmResult, Rollouts, asked_of, requi
 from flowpolicy.evaluation.comparison import Comparison, conclude
 from flowpolicy.evaluation.folders import read_lines
 from flowpolicy.evaluation.processes import run_all
-from flowpolicy.evaluation.rows import FACTS, append_rows, only_writer, require_unchanged
+from flowpolicy.evaluation.rows import FACTS, append_rows, require_unchanged
 from flowpolicy.evaluation.sweep_page import sweep_markdown, sweep_page
 from flowpolicy.files import drop_cut_line, write_atomic
+from flowpolicy.locks import only_writer
 from flowpolicy.tracking import versions, write_json
 
 _CHUNK = 10  # episodes between two saves of a process

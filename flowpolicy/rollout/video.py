@@ -1,11 +1,12 @@
 """Frames to an mp4 file, written beside and renamed."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+
+from flowpolicy.files import beside, move_file, remove_leftovers
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray], *, fps: float) -> None:
@@ -16,15 +17,17 @@ def write_video(path: Path, frames: Sequence[np.ndarray], *, fps: float) -> None
     if not frames:
         raise ValueError(f"write_video: no frames for {path}")
     imageio = _imageio()
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.part.mp4")
+    remove_leftovers(path)
+    new = beside(path)
+    new = new.with_name(f"{new.name}.mp4")
     height, width = (size // 2 * 2 for size in frames[0].shape[:2])  # yuv420p halves both
     try:
-        with imageio.get_writer(beside, fps=fps, codec="libx264", macro_block_size=2) as writer:
+        with imageio.get_writer(new, fps=fps, codec="libx264", macro_block_size=2) as writer:
             for frame in frames:
                 writer.append_data(frame[:height, :width])
-        os.replace(beside, path)
+        move_file(new, path)
     finally:
-        beside.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
 
 
 def require_video() -> None:

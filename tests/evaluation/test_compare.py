@@ -22,7 +22,7 @@ from flowpolicy.evaluation.compare import Plan
 from flowpolicy.evaluation.compare_page import frontier
 from flowpolicy.evaluation.evaluate import Task
 from flowpolicy.evaluation.pairs import compare_pairs
-from flowpolicy.evaluation.rows import only_writer
+from flowpolicy.locks import only_writer
 from tests.cli.test_report import tags
 
 ROOT = Path(__file__).parents[2]

@@ -17,9 +17,9 @@ from flowpolicy.cli.main import main
 from flowpolicy.evaluation.arms import Arm, ArmResult
 from flowpolicy.evaluation.comparison import conclude
 from flowpolicy.evaluation.evaluate import Task
-from flowpolicy.evaluation.rows import only_writer
 from flowpolicy.evaluation.sweep import Grid, sweep
 from flowpolicy.evaluation.sweep_page import format_sweep
+from flowpolicy.locks import only_writer
 from tests.cli.test_report import tags
 from tests.evaluation.test_compare import lines, start, wait_until
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowpolicy import files
 from flowpolicy.checkpoint import resolve_checkpoint
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 from flowpolicy.trainers.state import Checkpoints
@@ -78,6 +79,7 @@ def test_a_save_killed_at_any_change_of_the_disk_is_resumed_and_cleaned_up(
                 before.save(30, 0.9)  # replaces `last` and `best`, and both of the older checkpoints go
             finished = not died()
         resolve_checkpoint(folder / "last")
+        monkeypatch.setattr(files, "_PROCESS", f"{count:08x}")  # another process goes on
         after = Run(folder)
         restored.append(after.restore())
         if restored[-1] == 20:

@@ -20,8 +20,8 @@ class ActionRepresentation(nn.Module):
     relative: minus the measured state at the chunk's current observation (the last of To), the same for all H steps.
     delta: minus the previous step's action; the first step minus the measured state.
     Only dimensions for which the embodiment names a measured state (`reference_index` >= 0) are changed: a gripper
-    command or a velocity stays as it is. Raises ValueError for an unknown representation, for `relative` and `delta`
-    where the embodiment names no state at all, and for a reference that does not fit the action or the state.
+    command or a velocity stays as it is. Raises ValueError for an unknown representation, and for `relative` and
+    `delta` where the embodiment names no state at all.
     """
 
     index: Tensor
@@ -36,12 +36,6 @@ class ActionRepresentation(nn.Module):
             raise ValueError(
                 f"action_representation={kind} needs a measured state to subtract, but the embodiment "
                 f"'{embodiment.robot}' (action kind {embodiment.action_kind}) names none; use absolute"
-            )
-        wanted, got = embodiment.action_dim, len(embodiment.reference_index)
-        if has_reference and wanted != got:
-            raise ValueError(
-                f"embodiment '{embodiment.robot}': reference_index must have an entry per action dimension ({wanted}), "
-                f"got {got}; -1 stands for a dimension without one"
             )
         self.kind, self.key = kind, embodiment.reference_key
         index = torch.tensor(embodiment.reference_index if has_reference else [-1] * embodiment.action_dim)

@@ -1,15 +1,21 @@
 """The contract between data, policy and robot: keys, shapes, units, frames, control rate, action kind.
 
-It is written into every dataset and every checkpoint; two that disagree do not meet (`require_match`).
+It is written into every dataset and every checkpoint; two that disagree do not meet (`require_match`). What it says is
+checked when it is made, and made again when it is read: one that exists can be acted on.
 """
 
 import json
-import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, final
 
 SCHEMA_VERSION = 1
+DTYPES = ("float32", "uint8")  # what stores, policies and bundles carry; uint8 is for images
+_RESERVED = ("action", "reward")  # a store has arrays of these names beside the observations
+_LARGEST = 3.4e38  # of float32, in which policies compute
 _LISTED = 4  # differences that one error message names
 
 
@@ -21,7 +27,7 @@ class CloudSpec:
     points: how many; 512 in DP3 and MP1.   crop_low, crop_high: corners of the box that is kept, metres in `frame`.
     frame: "world", "base" or "camera:<name>".   color: whether red, green and blue in 0..1 follow the coordinates.
     voxel_m: edge of the grid that thins the points before farthest-point sampling; 0 is no grid.
-    Raises ValueError for a box without volume, fewer than one point or a negative grid.
+    Raises ValueError for a box without volume or end, fewer than one point or a negative grid.
     """
 
     points: int = 512
@@ -34,15 +40,17 @@ class CloudSpec:
     def __post_init__(self) -> None:
         """Corners from JSON or yaml are lists; two specs must compare equal all the same."""
         for name in ("crop_low", "crop_high"):
-            object.__setattr__(self, name, tuple(float(bound) for bound in getattr(self, name)))
-        if len(self.crop_low) != 3 or len(self.crop_high) != 3:
-            raise ValueError(f"CloudSpec: wanted 3 numbers per corner, got {self.crop_low} and {self.crop_high}")
-        if not all(low < high for low, high in zip(self.crop_low, self.crop_high, strict=True)):
-            raise ValueError(
-                f"CloudSpec: wanted crop_low < crop_high on each axis, got {self.crop_low}, {self.crop_high}"
-            )
-        if self.points < 1 or not 0 <= self.voxel_m < math.inf:
-            raise ValueError(f"CloudSpec: wanted points >= 1 and voxel_m >= 0, got {self.points} and {self.voxel_m}")
+            corner = _numbers(f"CloudSpec: {name}", getattr(self, name))
+            _require(len(corner) == 3, f"CloudSpec: {name}", "3 numbers per corner", corner)
+            object.__setattr__(self, name, corner)
+        _require(all(low < high for low, high in zip(self.crop_low, self.crop_high, strict=True)), "CloudSpec",
+                 "crop_low < crop_high on each axis", (self.crop_low, self.crop_high))  # fmt: skip
+        object.__setattr__(self, "points", _whole("CloudSpec: points", self.points, least=1))
+        (voxel_m,) = _numbers("CloudSpec: voxel_m", [self.voxel_m])
+        _require(voxel_m >= 0, "CloudSpec: voxel_m", "a number >= 0", self.voxel_m)
+        object.__setattr__(self, "voxel_m", voxel_m)
+        _require(isinstance(self.color, bool), "CloudSpec: color", "true or false", self.color)
+        _text("CloudSpec: frame", self.frame)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,7 +70,9 @@ class CloudSpec:
 class KeySpec:
     """One observation key, or the action: shape per time step, unit, frame, and a name per entry (may be empty).
 
-    cloud: how the point cloud was made, where the key is one. Raises ValueError when it says another shape or frame.
+    names: one per entry of the last axis.   dtype: "float32", or "uint8" for an image (height, width, channels).
+    cloud: how the point cloud was made, where the key is one.
+    Raises ValueError naming field, value and rule, also when the cloud says another shape or frame.
     """
 
     shape: tuple[int, ...]
@@ -74,8 +84,21 @@ class KeySpec:
 
     def __post_init__(self) -> None:
         """Two statements about one cloud must not contradict each other."""
+        sizes = _list("KeySpec: shape", self.shape, "whole numbers")
+        object.__setattr__(self, "shape", tuple(_whole("KeySpec: shape", size, least=1) for size in sizes))
+        for name in ("unit", "frame", "dtype"):
+            _text(f"KeySpec: {name}", getattr(self, name))
+        names = tuple(_text("KeySpec: names", name) for name in _list("KeySpec: names", self.names, "texts"))
+        object.__setattr__(self, "names", names)
+        entries = self.shape[-1] if self.shape else 1
+        _require(len(names) in (0, entries), "KeySpec: names", f"one per entry of shape {self.shape} or none", names)
+        _require(self.dtype in DTYPES, "KeySpec: dtype", " or ".join(DTYPES), self.dtype)
+        _require(self.dtype != "uint8" or len(self.shape) == 3, "KeySpec: dtype", "uint8 for images (H, W, C) only",
+                 f"{self.dtype} with shape {self.shape}")  # fmt: skip
         if self.cloud is None:
             return
+        _require(isinstance(self.cloud, CloudSpec), "KeySpec: cloud", "a CloudSpec", self.cloud)
+        _require(self.dtype == "float32", "KeySpec: dtype", "float32 for a cloud", self.dtype)
         if self.shape != self.cloud.shape:
             raise ValueError(
                 f"KeySpec: the cloud has shape {self.cloud.shape}, got shape {self.shape}; pass cloud.shape"
@@ -90,13 +113,15 @@ class Embodiment:
     """What a robot (or simulator) sees and accepts.
 
     robot: model name, for people.
-    obs: key -> KeySpec.    action: KeySpec of one action step.
+    obs: key -> KeySpec; a key is letters, digits, - and _.    action: KeySpec of one action step, (A,).
     action_kind: what the numbers mean: "joint_position", "eef_delta", "velocity", ...
-    action_low, action_high: bounds per action dimension, in action units.
+    action_low, action_high: bounds per action dimension, in action units; finite, low <= high. Equal bounds are an
+      entry that the robot takes at this value only.
     reference_key, reference_index: the observation entry that each action dimension is an absolute target for, or -1
       where there is none (a gripper command, a velocity); this is what `relative` and `delta` subtract. Empty key: no
       dimension has one.
     gripper: what the gripper numbers mean, in words.    control_hz: action steps per second.
+    Raises ValueError naming field, value and rule.
     """
 
     robot: str
@@ -110,6 +135,50 @@ class Embodiment:
     reference_index: tuple[int, ...] = ()
     gripper: str = ""
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    def __post_init__(self) -> None:
+        """Field by field; numbers become Python's own, so that every record is JSON."""
+        for name in ("robot", "action_kind", "reference_key", "gripper"):
+            _text(f"embodiment: {name}", getattr(self, name))
+        _require(isinstance(self.obs, Mapping) and len(self.obs) > 0, "embodiment: obs", "key -> KeySpec", self.obs)
+        object.__setattr__(self, "obs", dict(self.obs))
+        for key, spec in self.obs.items():
+            _require_key(key)
+            _require(isinstance(spec, KeySpec) and spec.shape != (), f"embodiment: obs.{key}",
+                     "a KeySpec with a shape of at least one number", spec)  # fmt: skip
+        action_is_vector = isinstance(self.action, KeySpec) and len(self.action.shape) == 1
+        _require(action_is_vector and self.action.dtype == "float32", "embodiment: action",
+                 "a KeySpec of shape (A,) and dtype float32", self.action)  # fmt: skip
+        (control_hz,) = _numbers("embodiment: control_hz", [self.control_hz])
+        _require(control_hz > 0, "embodiment: control_hz", "a number above 0", self.control_hz)
+        object.__setattr__(self, "control_hz", control_hz)
+        for name in ("action_low", "action_high"):
+            bounds = _numbers(f"embodiment: {name}", getattr(self, name))
+            _require(len(bounds) == self.action_dim, f"embodiment: {name}", f"{self.action_dim} numbers, one per entry "
+                     "of action.shape", bounds)  # fmt: skip
+            object.__setattr__(self, name, bounds)
+        for i, (low, high) in enumerate(zip(self.action_low, self.action_high, strict=True)):
+            _require(low <= high, f"embodiment: action_low[{i}]", f"at most action_high[{i}] = {high:g}", low)
+        object.__setattr__(self, "reference_index", self._checked_reference())
+        version = _whole("embodiment: schema_version", self.schema_version, least=1)
+        _require(version == SCHEMA_VERSION, "embodiment: schema_version", str(SCHEMA_VERSION), version)
+
+    def _checked_reference(self) -> tuple[int, ...]:
+        field_name, given = "embodiment: reference_index", self.reference_index
+        index = tuple(_whole(field_name, i, least=-1) for i in _list(field_name, given, "whole numbers"))
+        _require(len(index) in (0, self.action_dim), field_name, f"{self.action_dim} numbers, one per entry of "
+                 "action.shape, or none", index)  # fmt: skip
+        if not self.reference_key:
+            _require(max(index, default=-1) < 0, "embodiment: reference_key", "a key of obs for reference_index to "
+                     f"count in, {index}", self.reference_key)  # fmt: skip
+            return index
+        spec = self.obs.get(self.reference_key)
+        _require(spec is not None and len(spec.shape) == 1, "embodiment: reference_key",
+                 f"one of the vectors in obs {list(self.obs)}", self.reference_key)  # fmt: skip
+        assert spec is not None
+        _require(max(index, default=-1) < spec.shape[0], field_name,
+                 f"numbers below {spec.shape[0]}, the length of {self.reference_key}, or -1", index)  # fmt: skip
+        return index
 
     @property
     def action_dim(self) -> int:
@@ -127,6 +196,7 @@ class Embodiment:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Embodiment":
         """Inverse of `to_dict`. Raises ValueError for a newer schema, and naming keys that are missing or unknown."""
+        _require(isinstance(data, Mapping), "embodiment", "an object", data)
         if (version := data.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
             raise ValueError(
                 f"embodiment: wanted schema_version {SCHEMA_VERSION}, got {version}; use the flowpolicy that wrote it"
@@ -137,21 +207,73 @@ class Embodiment:
             raise ValueError(f"embodiment: unknown keys {sorted(unknown)}; known are {sorted(known)}")
         if missing := required - set(data):
             raise ValueError(f"embodiment: missing keys {sorted(missing)}; was the record written by hand?")
-        values = dict(data)
-        values["obs"] = {key: _key_spec(f"obs.{key}", spec) for key, spec in data["obs"].items()}
-        values["action"] = _key_spec("action", data["action"])
-        for name in ("action_low", "action_high", "reference_index"):
-            if name in values:
-                values[name] = tuple(values[name])
-        return Embodiment(**values)
+        _require(isinstance(data["obs"], Mapping), "embodiment: obs", "an object, key -> shape, unit, ...", data["obs"])
+        obs = {key: _key_spec(f"obs.{key}", spec) for key, spec in data["obs"].items()}
+        return Embodiment(**{**data, "obs": obs, "action": _key_spec("action", data["action"])})
 
 
-def _key_spec(name: str, data: dict[str, Any]) -> KeySpec:
+def _key_spec(name: str, data: Any) -> KeySpec:
+    """Of its record; the error says which key it is about."""
     known = [f.name for f in fields(KeySpec)]
-    if "shape" not in data or set(data) - set(known):
-        raise ValueError(f"embodiment: {name}: wanted shape and any of {known[1:]}, got {sorted(data)}")
-    cloud = CloudSpec(**data["cloud"]) if "cloud" in data else None
-    return KeySpec(**{**data, "shape": tuple(data["shape"]), "names": tuple(data.get("names", ())), "cloud": cloud})
+    if not isinstance(data, Mapping) or "shape" not in data or set(data) - set(known):
+        got = sorted(data) if isinstance(data, Mapping) else data
+        raise ValueError(f"embodiment: {name}: wanted shape and any of {known[1:]}, got {got}")
+    try:
+        return KeySpec(**{**data, "cloud": _cloud_spec(data.get("cloud"))})
+    except ValueError as error:
+        raise ValueError(f"embodiment: {name}: {error}") from error
+
+
+def _cloud_spec(data: Any) -> CloudSpec | None:
+    if data is None:
+        return None
+    known = {f.name for f in fields(CloudSpec)}
+    corners = {"crop_low", "crop_high"}
+    if not isinstance(data, Mapping) or not corners <= set(data) <= known:
+        got = sorted(data) if isinstance(data, Mapping) else data
+        raise ValueError(f"cloud: wanted {sorted(corners)} and any of {sorted(known - corners)}, got {got}")
+    return CloudSpec(**data)
+
+
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    """Raise ValueError unless the rule holds: which field, what it must be, what it is."""
+    if not holds:
+        raise ValueError(f"{name}: wanted {rule}, got {_short(repr(value))}")
+
+
+def _require_key(key: object) -> None:
+    """Keys are names of arrays in a store, of modules in a policy and of files: no slash, no dot."""
+    plain = isinstance(key, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", key) is not None
+    _require(plain, "embodiment: obs", "keys of letters, digits, - and _", key)
+    _require(key not in _RESERVED, "embodiment: obs", f"keys other than {' and '.join(_RESERVED)}", key)
+
+
+def _text(name: str, value: object) -> str:
+    _require(isinstance(value, str), name, "text", value)
+    return str(value)
+
+
+def _list(name: str, value: object, of: str) -> Sequence[Any]:
+    _require(isinstance(value, Sequence) and not isinstance(value, str | bytes), name, f"a list of {of}", value)
+    assert isinstance(value, Sequence)
+    return value
+
+
+def _whole(name: str, value: object, *, least: int) -> int:
+    good = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    _require(good, name, f"a whole number >= {least}", value)
+    assert isinstance(value, Integral)
+    return int(value)
+
+
+def _numbers(name: str, values: object) -> tuple[float, ...]:
+    """Finite ones, also in float32."""
+    given = _list(name, values, "numbers")
+    for value in given:
+        good = isinstance(value, Real) and not isinstance(value, bool)
+        small = good and value <= _LARGEST and not value < -_LARGEST  # compared as they are: float() of 10**400 raises
+        _require(small, name, "finite numbers", value)
+    return tuple(float(value) for value in given)
 
 
 def differences(wanted: Embodiment, got: Embodiment) -> list[str]:
@@ -234,5 +356,5 @@ def load_embodiment(path: Path) -> Embodiment:
     """Read what `save_embodiment` wrote. Raises ValueError naming the file when it is damaged or of another schema."""
     try:
         return Embodiment.from_dict(json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:  # JSON of another shape: a list, a number for a record
+    except ValueError as error:
         raise ValueError(f"{path}: {error}; restore the file or take another checkpoint") from error

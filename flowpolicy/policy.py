@@ -262,6 +262,8 @@ def build_policy(
     keys = list(embodiment.obs) if obs_keys is None else list(obs_keys)
     if unknown := [key for key in keys if key not in embodiment.obs]:
         raise ValueError(f"obs_keys: unknown {unknown}; the embodiment has {list(embodiment.obs)}")
+    if bad := [key for key in keys if hasattr(nn.ModuleDict, key) or keys.count(key) > 1]:
+        raise ValueError(f"obs_keys: {bad} are there twice or are words of torch's own; rename them or leave them out")
     representation = ActionRepresentation(action_representation, embodiment)
     if representation.kind != "absolute" and representation.key not in keys:
         raise ValueError(

@@ -58,8 +58,8 @@ def small_policy(*, seed: int = 0, **changes) -> FlowPolicy:
     """Random weights; `changes` go to build_policy."""
     torch.manual_seed(seed)
     options = {"horizon": 8, "obs_horizon": 2, "action_horizon": 4, "action_representation": "relative",
-               "head": MeanFlowHead, **changes}  # fmt: skip
-    return build_policy(embodiment=EMBODIMENT, encoder=StateEncoder, net=partial(ResidualMLP, width=32), **options)
+               "head": MeanFlowHead, "embodiment": EMBODIMENT, **changes}  # fmt: skip
+    return build_policy(encoder=StateEncoder, net=partial(ResidualMLP, width=32), **options)
 
 
 def observation(batch: int = 1, obs_horizon: int = 2) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from flowpolicy.actions import REPRESENTATIONS, ActionRepresentation
 from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.embodiment import KeySpec
 from flowpolicy.flow.sample import SAMPLERS, shift_chunk
 from flowpolicy.heads.alpha_flow import AlphaFlowHead
 from flowpolicy.heads.diffusion import DiffusionHead
@@ -103,6 +104,7 @@ def test_missing_or_misshapen_observations_are_refused_by_name() -> None:
         ({"action_representation": "polar"}, "absolute, relative, delta"),
         ({"obs_keys": ["env_state"]}, "subtracts 'agent_pos', which is not among .'env_state'."),
         ({"obs_keys": ["env_state"], "action_representation": "delta"}, "add it to policy.obs_keys or use absolute"),
+        ({"obs_keys": ["agent_pos", "agent_pos"]}, r"obs_keys: \['agent_pos', 'agent_pos'\] are there twice"),
     ],
 )
 def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
@@ -110,9 +112,10 @@ def test_impossible_policies_are_refused(changes: dict, message: str) -> None:
         small_policy(**changes)
 
 
-def test_a_reference_of_another_length_than_the_action_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"an entry per action dimension \(3\), got 2"):
-        ActionRepresentation("relative", replace(EMBODIMENT, reference_index=(1, 0)))
+def test_a_key_that_torch_s_modules_have_as_a_method_is_refused_by_name() -> None:
+    embodiment = replace(EMBODIMENT, obs={**EMBODIMENT.obs, "type": KeySpec((2,))})
+    with pytest.raises(ValueError, match=r"obs_keys: \['type'\] are .* words of torch's own"):
+        small_policy(embodiment=embodiment)
 
 
 def test_unused_keys_need_not_be_given() -> None:

@@ -66,11 +66,12 @@ class EpisodeWriter:
         refuse_existing(self.path, overwrite=overwrite)
         if clash := sorted(set(attrs) & set(_RESERVED)):
             raise ValueError(f"EpisodeWriter: attrs {clash} are reserved for the format; rename them")
-        if clash := sorted(set(embodiment.obs) & {"action", "reward"}):
-            raise ValueError(f"EpisodeWriter: observation keys {clash} are reserved; rename them in the embodiment")
         self.embodiment = embodiment
         self._attrs = {"format": FORMAT, "format_version": FORMAT_VERSION, "embodiment": embodiment.to_dict(), **attrs}
-        json.dumps(self._attrs)  # a value that is no JSON fails here, not after an hour of collecting
+        try:
+            json.dumps(self._attrs, allow_nan=False)  # fails here, not after an hour of collecting
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"EpisodeWriter: attrs must be JSON, got {error}; pass plain numbers and text") from error
         self._overwrite = overwrite
         self._temp = beside(self.path)
         self._lengths: list[int] = []
@@ -168,7 +169,10 @@ class EpisodeStore:
                 f"{self.path}: wanted {FORMAT} version <= {FORMAT_VERSION}, got {attrs.get('format')} version "
                 f"{attrs.get('format_version')}; a newer flowpolicy may read it"
             )
-        self.embodiment = Embodiment.from_dict(attrs["embodiment"]) if "embodiment" in attrs else None
+        try:
+            self.embodiment = Embodiment.from_dict(attrs["embodiment"]) if "embodiment" in attrs else None
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}; correct the record in its .zattrs") from error
         self.attrs = {name: value for name, value in attrs.items() if name not in _RESERVED}
         self.keys = tuple(sorted(folder.parent.name for folder in (self.path / "data").glob("*/.zarray")))
         recorded = tuple(key for key in self.keys if key not in ("action", "reward"))

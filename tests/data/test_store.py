@@ -175,6 +175,30 @@ def test_reserved_names_are_refused(tmp_path):
         EpisodeWriter(tmp_path / "a.zarr", EMBODIMENT, {"embodiment": 1})
 
 
+@pytest.mark.parametrize("value", [np.float32(1), {1, 2}, float("nan"), object()])
+def test_facts_that_are_no_json_are_refused_before_anything_is_written(tmp_path, value):
+    with pytest.raises(ValueError, match="EpisodeWriter: attrs must be JSON, got"):
+        EpisodeWriter(tmp_path / "a.zarr", EMBODIMENT, {"fact": value})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"action_low": [float("nan")] * 2}, "action_low: wanted finite numbers, got nan"),
+        ({"obs": {"agent_pos": {"shape": 3}}}, "obs.agent_pos: KeySpec: shape: wanted a list of whole numbers, got 3"),
+        ({"obs": 7}, "obs: wanted an object"),
+    ],
+)
+def test_an_impossible_record_in_a_store_is_one_line_that_names_the_store(tmp_path, change, line):
+    write(tmp_path / "a.zarr", seeds=range(1))
+    file = tmp_path / "a.zarr" / ".zattrs"
+    attrs = json.loads(file.read_text())
+    file.write_text(json.dumps({**attrs, "embodiment": attrs["embodiment"] | change}))
+    with pytest.raises(ValueError, match=f"a.zarr: embodiment: {line}"):
+        EpisodeStore.open(tmp_path / "a.zarr")
+
+
 def test_opening_what_is_no_store(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         EpisodeStore.open(tmp_path / "missing.zarr")

@@ -1,5 +1,6 @@
 """Clouds and images from the store to the robot's chunk: normalisers, types, memory, checkpoints, training."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_an_image_of_another_type_is_refused(store: EpisodeStore) -> None:
     obs = _dataset(store, policy).batch(torch.arange(2)).obs
     with pytest.raises(ValueError, match="'image_front' must be uint8, 0 to 255, got torch.float32"):
         policy.predict({**obs, "image_front": obs["image_front"] / 255}, generator=stream(0, "n"))
-    floats = Embodiment.from_dict({**_EMBODIMENT.to_dict(), "obs": {"image": {"shape": [40, 40, 3]}}})
+    floats = replace(_EMBODIMENT, obs={"image": KeySpec((40, 40, 3))}, reference_key="", reference_index=())
     with pytest.raises(ValueError, match=r"images \['image'\] must be uint8"):
         build_policy(embodiment=floats, encoder=None, net=None, head=None)  # type: ignore[arg-type]
 

@@ -22,8 +22,9 @@ STEPS, POINTS = 12, 40
 def _store(path: Path, *, columns: int = 3, image: int = 32, episodes: int = 3) -> EpisodeStore:
     """Seeing episodes of random clouds and images; image=0 leaves both out."""
     rng = np.random.default_rng(0)
-    seen = {"point_cloud": KeySpec((POINTS, columns)), "image_front": KeySpec((image, image, 3), dtype="uint8")}
-    keys = {"agent_pos": KeySpec((2,)), **(seen if image else {})}
+    keys = {"agent_pos": KeySpec((2,))}
+    if image:
+        keys |= {"point_cloud": KeySpec((POINTS, columns)), "image_front": KeySpec((image, image, 3), dtype="uint8")}
     embodiment = Embodiment("point", keys, KeySpec((2,), names=("dx", "dy")), "velocity", 10.0, (-1, -1), (1, 1))
     with EpisodeWriter(path, embodiment, {"task": "<b>toy</b>"}) as writer:
         for seed in range(episodes):

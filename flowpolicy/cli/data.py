@@ -57,10 +57,10 @@ def _collect(argv: list[str]) -> int:
 def record(task: "DictConfig", path: Path, *, episodes: int, seed: int, workers: int, overwrite: bool = False) -> None:
     """Collect with the expert of a composed task; print the success rate and the path."""
     from flowpolicy.cli import config
+    from flowpolicy.cli.store_task import store_facts
     from flowpolicy.data.collect import collect_episodes
 
-    facts = {f"task_{key}": value for key, value in config.plain(task).items() if not isinstance(value, dict)}
-    attrs = {"task": facts.pop("task_name"), **facts, "seed": seed, "flowpolicy_version": __version__}
+    attrs = {**store_facts(config.plain(task)), "seed": seed, "flowpolicy_version": __version__}
     report = collect_episodes(config.instantiate(task.expert), path, episodes=episodes, seed=seed, workers=workers,
                               attrs=attrs, overwrite=overwrite)  # fmt: skip
     rate = f"expert success rate {report.success_rate:.3f}, {report.seconds:.1f} s"

@@ -26,21 +26,27 @@ def own_steps(recorded: dict[str, Any]) -> int:
     return steps if isinstance(steps, int) and steps >= 1 else 1
 
 
-def with_task(argv: Sequence[str], own: dict[str, Any]) -> list[str]:
-    """The overrides, led by the checkpoint's own task unless they name one; the yaml is ours, not the checkpoint's.
+def with_task(argv: Sequence[str], own: dict[str, Any], *, source: str = "the checkpoint's config.json") -> list[str]:
+    """The overrides, led by the task `own` unless they name one; the yaml is ours, not that of the `source`."""
+    if any(argument.startswith("task=") for argument in argv):
+        return list(argv)
+    words = task_words(own, source=source)
+    return [f"task={own['name']}", *words, *argv]
+
+
+def task_words(own: dict[str, Any], *, source: str) -> list[str]:
+    """What `own` says of its task apart from its name, as overrides.
 
     Names must be plain words and values hold no interpolation: either could reach a `_target_` of the yaml.
     """
-    if any(argument.startswith("task=") for argument in argv):
-        return list(argv)
     facts = {key: value for key, value in own.items() if key != "name" and not isinstance(value, dict | list)}
     view = own["view"] if isinstance(own.get("view"), dict) else {}
     seen = {f"view.{key}": value for key, value in view.items() if key != "_target_" and not isinstance(value, dict)}
     names = [str(own.get("name", "")), *facts, *(name.removeprefix("view.") for name in seen)]
     facts |= seen
     if not all(re.fullmatch(r"\w[\w-]*", name) for name in names) or any("$" in str(v) for v in facts.values()):
-        raise ValueError(f"the checkpoint's config.json names no task, got {str(own)[:80]}; pass task=… task.id=…")
-    return [f"task={own['name']}", *(f"task.{key}={json.dumps(value)}" for key, value in facts.items()), *argv]
+        raise ValueError(f"{source} names no task, got {str(own)[:80]}; pass task=… task.id=…")
+    return [f"task.{key}={json.dumps(value)}" for key, value in facts.items()]
 
 
 def without_task(argv: Sequence[str]) -> list[str]:

@@ -1,13 +1,14 @@
 """flowpolicy train: imitation. Demonstrations in, a one-step policy out.
 
-  flowpolicy train dataset.path=demos.zarr task=maniskill task.id=PickCube-v1 out=runs/pick
-  flowpolicy train dataset.path=demos.zarr task=metaworld task.id=push-v3 policy/head=meanflow trainer.steps=8000
-  flowpolicy train -m seed=0,1,2 dataset.path=toy.zarr task=toy 'out=runs/toy_${seed}'
-  flowpolicy train dataset.path=assembly.zarr task=metaworld task.id=assembly-v3 task.obs=point_cloud \
-      policy/encoder=point_cloud policy/head=mp1_small trainer.batch_size=64
+  flowpolicy train dataset.path=demos.zarr out=runs/pick
+  flowpolicy train dataset.path=demos.zarr policy/head=meanflow trainer.steps=8000
+  flowpolicy train -m seed=0,1,2 dataset.path=toy.zarr 'out=runs/toy_${seed}'
+  flowpolicy train dataset.path=assembly.zarr policy/encoder=point_cloud policy/head=mp1_small trainer.batch_size=64
 
   dataset.path=PATH          store from `flowpolicy data collect` (required)
-  task=toy|maniskill|metaworld   task.id=...   task.obs=state
+  task=toy|reach|maniskill|metaworld   task.id=...   task.obs=state   default: what the store says that it is of; to
+                             train on demonstrations of one task as another is refused. Demonstrations of a task of
+                             your own, which has no simulator here: task.env=null
   policy/head=...            the first of a line is the method, the others published or smaller settings of it
       meanflow|dm1|dm1_legacy|mp1|mp1_released|mp1_small|omp   imf_dual|uca   alpha_flow|ofp   shortcut
       consistency   flow_matching   drift|dbp   diffusion|dp3   regression   mip|idp
@@ -39,7 +40,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from flowpolicy.cli import config
+from flowpolicy.cli import config, store_task
 from flowpolicy.cli.recipe import digest
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.files import claim_folder
@@ -51,16 +52,15 @@ from flowpolicy.trainers.run import SimulatorCheck, train_policy
 def main(argv: list[str]) -> int:
     """Train once, or once per combination with -m."""
     for overrides in config.expand(argv):
-        _train(config.load("train", overrides), overrides)
+        _train(*store_task.load(overrides), overrides)
     return 0
 
 
-def _train(cfg: DictConfig, overrides: list[str]) -> None:
+def _train(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> None:
     facts = config.plain(cfg)
     settings = TrainerSettings.from_dict(facts["trainer"])
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
-    store = EpisodeStore.open(cfg.dataset.path)
     check = None
     if facts["task"].get("env") and (settings.eval_every or cfg.debug):
         check = SimulatorCheck(config.instantiate(cfg.task.env), **facts["eval"])

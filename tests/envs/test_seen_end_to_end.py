@@ -53,11 +53,13 @@ def test_another_view_is_an_error_that_says_how_to_mend_it(run: Path, capsys: py
 
 
 def test_training_beside_a_simulator_that_sees_otherwise_is_refused(run: Path, capsys: pytest.CaptureFixture) -> None:
-    words = ["train", *CLOUD, f"dataset.path={run.parent / 'demos.zarr'}", *SMALL, "policy/encoder=point_cloud"]
-    assert main([*words, "trainer.eval_every=3", f"out={run}2"]) == 2
-    assert "To see as the dataset does, pass task.view.points=40 'task.view.crop_high=" in capsys.readouterr().err
-    assert main(["train", "task=metaworld", "task.id=reach-v3", *words[5:], "trainer.eval_every=3", f"out={run}2"]) == 2
+    words = ["train", f"dataset.path={run.parent / 'demos.zarr'}", *SMALL, "policy/encoder=point_cloud"]
+    check = ["trainer.eval_every=3", "eval.episodes=1", "task.max_episode_steps=3"]
+    assert main([*words, *check, "task.view.points=30", "task.view.renderer=ray", f"out={run}2"]) == 2
+    assert "To see as the dataset does, pass task.view.points=40" in capsys.readouterr().err
+    assert main([*words, *check, "task=metaworld", "task.obs=state", f"out={run}2"]) == 2
     assert "To see as the dataset does, pass task.obs=point_cloud" in capsys.readouterr().err
+    assert main([*words, *check, f"out={run}2"]) == 0  # task, observations and view are the store's
 
 
 def test_the_encoder_of_states_takes_no_cloud(run: Path, capsys: pytest.CaptureFixture) -> None:

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol, final, get_args
 
+from flowpolicy.extras import how_to_install
 from flowpolicy.files import drop_cut_line, write_atomic
 
 VERSIONED = (
@@ -92,7 +93,7 @@ class WandbTracker:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError('wandb is not installed; pip install "flowpolicy[wandb]"') from error
+            raise ImportError(f"wandb is not installed; {how_to_install('wandb')}") from error
         Path(directory).mkdir(parents=True, exist_ok=True)
         self.mode = wandb_mode()
         self._run = wandb.init(

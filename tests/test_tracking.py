@@ -121,7 +121,7 @@ def test_wandb_records_offline(no_login: Path):
 
 def test_without_wandb_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ImportError, match=r'pip install "flowpolicy\[wandb\]"'):
+    with pytest.raises(ImportError, match=r'pip install -e ".*\[wandb\]"'):
         WandbTracker(tmp_path)
 
 

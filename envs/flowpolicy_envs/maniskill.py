@@ -15,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
+from flowpolicy.extras import how_to_install
 from flowpolicy.pointcloud import EmptyCropError, make_cloud
 from flowpolicy_envs import rendering_maniskill as rendering
 
@@ -23,7 +24,6 @@ Observation = dict[str, NDArray[Any]]
 
 _MODES = {"state": "state_dict", "point_cloud": "rgb+depth", "rgb": "rgb"}
 JOINTS = ("agent.qpos", "agent.qvel")
-_INSTALL = 'ManiSkill is not installed; pip install "flowpolicy[maniskill]"'
 
 
 @final
@@ -287,7 +287,7 @@ def import_mani_skill() -> list[str]:
             from mani_skill.utils.logging_utils import logger
             from mani_skill.utils.registration import REGISTERED_ENVS
     except ImportError as error:
-        raise ImportError(_INSTALL) from error
+        raise ImportError(f"ManiSkill is not installed; {how_to_install('maniskill')}") from error
     sapien.set_log_level("error")
     logger.setLevel(logging.ERROR)
     return sorted(REGISTERED_ENVS)

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
+from flowpolicy.extras import how_to_install
 from flowpolicy.pointcloud import EmptyCropError, make_cloud, unproject
 from flowpolicy_envs import rendering_mujoco as rendering
 
@@ -25,7 +26,6 @@ CAMERA = "corner2"
 
 _CAMERA_POSITION = (0.6, 0.295, 0.8)  # m; DP3 moves the camera closer and keeps its direction
 _FILM_CAMERA, _FILM_SIZE = "corner3", (240, 320)
-_INSTALL = 'Meta-World is not installed; pip install "flowpolicy[metaworld]"'
 _HAND = 4  # observation entries 0..3: hand x, y, z and gripper opening; objects follow, 7 entries each
 
 
@@ -236,7 +236,7 @@ def _environments() -> Mapping[str, Any]:
     try:
         from metaworld.env_dict import ALL_V3_ENVIRONMENTS
     except ImportError as error:
-        raise ImportError(_INSTALL) from error
+        raise ImportError(f"Meta-World is not installed; {how_to_install('metaworld')}") from error
     return ALL_V3_ENVIRONMENTS
 
 

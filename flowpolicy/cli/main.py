@@ -26,6 +26,8 @@ import sys
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from flowpolicy.extras import how_to_install
+
 VERBS = (
     "data", "train", "finetune", "evaluate", "compare", "sweep", "protocol", "bench", "export", "report", "info",
     "doctor",
@@ -69,7 +71,7 @@ def _one_line(error: BaseException) -> str:
         where = f" at {error.filename}" if error.filename else ""
         return f"disk full{where}; files written before are whole. Free some space and run again (train: resume=true)"
     if isinstance(error, ImportError) and (missing := (error.name or "").partition(".")[0]) in _TRAIN_EXTRA:
-        return f'{missing} is not installed; pip install "flowpolicy[train]"'
+        return f"{missing} is not installed; {how_to_install('train')}"
     while error.__cause__ is not None and isinstance(error, HydraException | OmegaConfBaseException):
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__

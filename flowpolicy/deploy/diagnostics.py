@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, final
 
 import torch
 
+from flowpolicy.extras import how_to_install
 from flowpolicy.tracking import versions
 
 Status = Literal["ok", "missing", "broken"]
@@ -147,35 +148,32 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def _extra(name: str) -> str:
-    return f'pip install "flowpolicy[{name}]"'
-
-
 def _again(*names: str) -> str:
     return f"pip install --force-reinstall --no-deps {' '.join(names)}"
 
 
 PROBES = (
-    Probe("core", ("torch",), _CORE, "pip install flowpolicy", "pip install --force-reinstall flowpolicy"),
-    Probe("train", ("zarr", "numba", "gymnasium"), _TRAIN, _extra("train"), _again("zarr", "numba", "gymnasium")),
+    Probe("core", ("torch",), _CORE, how_to_install(), _again("torch", "scipy", "hydra-core", "safetensors", "tqdm")),
+    Probe("train", ("zarr", "numba", "gymnasium"), _TRAIN, how_to_install("train"),
+          _again("zarr", "numba", "gymnasium")),
     Probe("maniskill", ("mani_skill", "gymnasium"),
           "from flowpolicy_envs.maniskill import make_env" + _STEP.format(id="PickCube-v1"),
-          _extra("maniskill"), _again("mani_skill", "sapien")),
-    Probe("maniskill planner", ("mplib",), "import mplib", _extra("maniskill"), _again("mplib")),
+          how_to_install("maniskill"), _again("mani_skill", "sapien")),
+    Probe("maniskill planner", ("mplib",), "import mplib", how_to_install("maniskill"), _again("mplib")),
     Probe("metaworld", ("metaworld", "gymnasium"),
           "from flowpolicy_envs.metaworld import make_env" + _STEP.format(id="reach-v3"),
-          _extra("metaworld"), _again("metaworld", "mujoco")),
-    Probe("wandb", ("wandb",), "import wandb; assert callable(wandb.init)", _extra("wandb"), _again("wandb")),
-    Probe("video", ("imageio", "imageio-ffmpeg"), _VIDEO, _extra("video"), _again("imageio", "imageio-ffmpeg")),
-    Probe("export", ("onnx", "onnxscript", "onnxruntime"), _EXPORT, _extra("export"),
+          how_to_install("metaworld"), _again("metaworld", "mujoco")),
+    Probe("wandb", ("wandb",), "import wandb; assert callable(wandb.init)", how_to_install("wandb"), _again("wandb")),
+    Probe("video", ("imageio", "imageio-ffmpeg"), _VIDEO, how_to_install("video"), _again("imageio", "imageio-ffmpeg")),
+    Probe("export", ("onnx", "onnxscript", "onnxruntime"), _EXPORT, how_to_install("export"),
           _again("onnx", "onnxscript", "onnxruntime")),
     Probe("torchvision", ("torchvision",), "import torchvision", "", _TORCHVISION_FIX),
-    Probe("EGL (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, _extra("metaworld"), _EGL_FIX,
+    Probe("EGL (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, how_to_install("metaworld"), _EGL_FIX,
           env={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}, driver=True),
-    Probe("OSMesa (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, _extra("metaworld"), _OSMESA_FIX,
+    Probe("OSMesa (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, how_to_install("metaworld"), _OSMESA_FIX,
           env={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}, driver=True),
-    Probe("rays (MuJoCo)", ("mujoco",), _RAYS, _extra("metaworld"), _again("mujoco")),
-    Probe("Vulkan (SAPIEN)", ("sapien",), _SAPIEN_FRAME, _extra("maniskill"), _VULKAN_FIX, driver=True),
+    Probe("rays (MuJoCo)", ("mujoco",), _RAYS, how_to_install("metaworld"), _again("mujoco")),
+    Probe("Vulkan (SAPIEN)", ("sapien",), _SAPIEN_FRAME, how_to_install("maniskill"), _VULKAN_FIX, driver=True),
 )  # fmt: skip
 
 

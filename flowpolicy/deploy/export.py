@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowpolicy.deploy.runtime import GRAPH_FILE, OUTPUT, SCHEMA_VERSION, input_names
 from flowpolicy.embodiment import save_embodiment
+from flowpolicy.extras import how_to_install
 from flowpolicy.policy import FlowPolicy, is_image
 from flowpolicy.tracking import versions, write_json
 
@@ -28,7 +29,7 @@ def require_export() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(f'export needs {error.name}; pip install "flowpolicy[export]"') from error
+        raise ImportError(f"export needs {error.name}; {how_to_install('export')}") from error
 
 
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:

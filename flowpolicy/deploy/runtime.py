@@ -3,7 +3,7 @@
     policy = OnnxPolicy("bundle")
     chunk = policy.predict(obs, rng=np.random.default_rng(0))  # obs: key -> (1, To, ...), robot units
 
-`pip install --no-deps flowpolicy` beside numpy and onnxruntime is enough. Clouds are made by
+flowpolicy's wheel, installed with `pip install --no-deps`, beside numpy and onnxruntime is enough. Clouds are made by
 `flowpolicy.pointcloud.make_cloud` as preprocess.json says, which takes numba besides.
 """
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.embodiment import Embodiment
+from flowpolicy.extras import how_to_install
 from flowpolicy.rollout.vector_env import describe, episode_seed, guarded, tensors
 from flowpolicy.types import Observation
 
@@ -110,7 +111,7 @@ def make_chunk_env(
     try:
         from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
     except ImportError as error:
-        raise ImportError('gymnasium is not installed; pip install "flowpolicy[train]"') from error
+        raise ImportError(f"gymnasium is not installed; {how_to_install('train')}") from error
     make = partial(
         _Group, make_env, size=num_envs // workers, obs_horizon=obs_horizon, action_horizon=action_horizon,
         reward=reward or Reward(),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.embodiment import Embodiment
+from flowpolicy.extras import how_to_install
 from flowpolicy.types import Observation
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def make_vector_env(
     try:
         from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
     except ImportError as error:
-        raise ImportError('gymnasium is not installed; pip install "flowpolicy[train]"') from error
+        raise ImportError(f"gymnasium is not installed; {how_to_install('train')}") from error
     fns: list[Callable[[], Any]] = [partial(_LastingEnv, make_env, index) for index in range(num_envs)]
     if num_envs > 1 if asynchronous is None else asynchronous:
         envs = AsyncVectorEnv(fns, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED)

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import numpy as np
 
+from flowpolicy.extras import how_to_install
 from flowpolicy.files import beside, move_file, remove_leftovers
 
 
@@ -40,5 +41,5 @@ def _imageio() -> ModuleType:
         import imageio.v2
         import imageio_ffmpeg  # noqa: F401  imageio finds it by itself, and fails late without it
     except ImportError as error:
-        raise ImportError('videos need imageio with ffmpeg; pip install "flowpolicy[video]"') from error
+        raise ImportError(f"videos need imageio with ffmpeg; {how_to_install('video')}") from error
     return imageio.v2

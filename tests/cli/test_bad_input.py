@@ -17,6 +17,7 @@ from flowpolicy.cli import config
 from flowpolicy.cli.main import main
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.deploy.diagnostics import PROBES, run_probe
+from flowpolicy.extras import how_to_install
 from tests.helpers import write_store
 
 ROOT = Path(__file__).parents[2]
@@ -247,7 +248,7 @@ def test_a_missing_extra_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
     words = [*words, "dataset.path=demos.zarr", *SMALL] if words[0] == "train" else words
-    assert f'pip install "flowpolicy[{extra}]"' in complaint(capsys, *words)
+    assert how_to_install(extra) in complaint(capsys, *words)
 
 
 @pytest.mark.slow

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flowpolicy.extras import how_to_install
+
 ROOT = Path(__file__).parents[2]
 CODE = """
 import contextlib, io, json, sys
@@ -38,5 +40,5 @@ def test_the_core_alone_names_the_extra_in_one_line(tmp_path: Path) -> None:
     for words, (code, lines) in zip(needing, answers, strict=False):
         assert code == 2 and len(lines) == 1, words
         assert lines[0].startswith(f"flowpolicy {words[0]}: ")
-        assert lines[0].endswith('is not installed; pip install "flowpolicy[train]"')
+        assert lines[0].endswith(f"is not installed; {how_to_install('train')}")
     assert answers[len(needing) :] == [[0, []]] * len(working)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.store import Episode
+from flowpolicy.extras import how_to_install
 from flowpolicy_envs.maniskill import ManiSkillEnv, Obs, Observation, View, make_env
 
 # task -> name of ManiSkill's solution function for it, in mani_skill.examples.motionplanning.panda.solutions
@@ -96,6 +97,6 @@ def _solution(id: str) -> Callable[..., Any]:
         from mani_skill.examples.motionplanning.panda import solutions
     except ImportError as error:
         raise ImportError(
-            f'the motion planner of {id} cannot be loaded ({error}); pip install "flowpolicy[maniskill]" with numpy < 2'
+            f"the motion planner of {id} cannot be loaded ({error}); {how_to_install('maniskill')}"
         ) from error
     return getattr(solutions, SOLUTIONS[id])

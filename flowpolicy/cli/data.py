@@ -19,6 +19,8 @@ collect runs the task's expert and keeps the successful episodes, actions clippe
   episodes    successful episodes to keep [100]       out        store to write; must not exist [required]
   seed        first episode's seed; then seed+1, …    workers    processes [1]
   overwrite   replace an existing store, once the new one is complete [false]
+  Killed, crashed or interrupted, the same command goes on: what was tried lies in the hidden folder .OUT.journal until
+  the store is whole. A seed on which a worker process dies is named and left out.
 inspect prints counts, shapes, episode lengths and statistics per dimension.
 validate prints findings: NaN, damaged chunks, frozen or duplicate episodes, clipped actions, wrong shapes, …
 view writes one offline HTML page [PATH with .html]: per episode its outcome, actions, camera frames, turning clouds.
@@ -64,7 +66,8 @@ def record(task: "DictConfig", path: Path, *, episodes: int, seed: int, workers:
     report = collect_episodes(config.instantiate(task.expert), path, episodes=episodes, seed=seed, workers=workers,
                               attrs=attrs, overwrite=overwrite)  # fmt: skip
     rate = f"expert success rate {report.success_rate:.3f}, {report.seconds:.1f} s"
-    print(f"{report.episodes} episodes from {report.attempts} attempts, {rate}\n{report.path}")
+    crashed = f", {len(report.crashed)} seeds left out after a crash: {report.crashed}" if report.crashed else ""
+    print(f"{report.episodes} episodes from {report.attempts} attempts, {rate}{crashed}\n{report.path}")
 
 
 def _inspect(argv: list[str]) -> int:

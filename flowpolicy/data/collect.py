@@ -1,21 +1,24 @@
 """Record demonstrations: try seeds in order, keep the first N successes, whatever the number of processes."""
 
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
+from functools import partial
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from flowpolicy.data.store import Episode, EpisodeWriter
+from flowpolicy.data.journal import Journal, journal_folder
+from flowpolicy.data.store import Episode, EpisodeWriter, refuse_existing
+from flowpolicy.data.workers import Expert, InProcess, Workers, seeds_after
 from flowpolicy.embodiment import Embodiment
+from flowpolicy.files import remove_folder
+from flowpolicy.locks import only_writer
 
 # Give up when fewer than 1 in 20 attempts succeed, judged after 60: an expert as good as that rule allows (planners of
 # the hardest tasks reach 1 in 3) is stopped by bad luck with probability < 1e-8.
@@ -23,28 +26,18 @@ _JUDGE_AFTER = 60
 _MIN_SUCCESS_RATE = 0.05
 
 
-class Expert(Protocol):
-    """Solves one task; each episode is fixed by its seed alone, whatever ran before it in the same process."""
-
-    embodiment: Embodiment
-
-    def episode(self, seed: int) -> Episode:
-        """One attempt: obs[t] was seen before action[t]; actions lie in the action space, as they were executed."""
-        ...
-
-    def close(self) -> None:
-        """Free the simulator."""
-        ...
-
-
 class CollectReport(NamedTuple):
-    """What was collected. attempts: seeds tried up to the last one kept; success_rate: episodes / attempts."""
+    """What was collected. attempts: seeds tried up to the last one kept; success_rate: episodes / attempts.
+
+    crashed: those of them whose process died, which are left out.
+    """
 
     episodes: int
     attempts: int
     success_rate: float
     seconds: float
     path: Path
+    crashed: tuple[int, ...] = ()
 
 
 def collect_episodes(
@@ -63,117 +56,100 @@ def collect_episodes(
     make_expert: picklable when workers > 1 (a module's function, or a functools.partial of one).
     workers: processes; 1 stays in this one. The store is the same, bit for bit, for every number.
     attrs: facts about the task for the store.
-    Raises ValueError for arguments out of range, actions outside the action space, or an expert that nearly always
-    fails; RuntimeError when a worker dies. Nothing is left at `path` then.
+    Every attempt is noted in the hidden folder .NAME.journal beside the store; after a kill, a crash or an error the
+    same call goes on from there, with any number of workers, to the same store. A seed on which a worker process dies
+    is left out.
+    Raises FileExistsError when `path` exists, ValueError for arguments out of range, a folder that another process is
+    collecting into, actions outside the action space, or an expert that nearly always fails; RuntimeError when workers
+    keep dying.
     """
     if episodes < 1 or workers < 1 or seed < 0:
         raise ValueError(f"collect: wanted episodes >= 1, workers >= 1, seed >= 0, got {episodes}, {workers}, {seed}")
-    started = time.monotonic()
-    source = _InProcess(make_expert) if workers == 1 else _Workers(make_expert, workers)
-    with (
-        closing(source),
-        EpisodeWriter(Path(path), source.embodiment, attrs or {}, overwrite=overwrite) as writer,
-        tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar,
-    ):
-        kept = attempts = 0
-        for episode in source.episodes(seed):
-            attempts += 1
-            if episode.success:
-                _require_executable(episode, source.embodiment)
-                writer.add(episode)
-                kept += 1
-                bar.update()
-            bar.set_postfix(success_rate=f"{kept / attempts:.2f}", refresh=False)
-            if kept == episodes:
-                break
-            if attempts >= _JUDGE_AFTER and kept < _MIN_SUCCESS_RATE * attempts:
-                raise ValueError(
-                    f"collect: the expert solved {kept} of {attempts} seeds; wanted at least {_MIN_SUCCESS_RATE:.0%}. "
-                    "Allow it more steps, or check the task with one episode"
-                )
-    return CollectReport(kept, attempts, kept / attempts, time.monotonic() - started, Path(path).absolute())
-
-
-def _require_executable(episode: Episode, embodiment: Embodiment) -> None:
-    low, high = np.asarray(embodiment.action_low, np.float32), np.asarray(embodiment.action_high, np.float32)
-    inside = (episode.action >= low) & (episode.action <= high)  # NaN is outside
-    if not inside.all():
-        step, dim = np.argwhere(~inside)[0]
-        raise ValueError(
-            f"collect: seed {episode.seed}, step {step}: action[{dim}] = {episode.action[step, dim]} is outside "
-            f"[{low[dim]}, {high[dim]}]; the expert must clip an action before executing it"
-        )
-
-
-@final
-class _InProcess:
-    """Attempts one after the other, here."""
-
-    def __init__(self, make_expert: Callable[[], Expert]) -> None:
-        self._expert = make_expert()
-        self.embodiment = self._expert.embodiment
-
-    def episodes(self, seed: int) -> Iterator[Episode]:
-        """Endless attempts, in seed order."""
-        return map(self._expert.episode, count(seed))
-
-    def close(self) -> None:
-        self._expert.close()
-
-
-@final
-class _Workers:
-    """Attempts in spawned processes (simulators do not survive a fork), handed out in seed order."""
-
-    def __init__(self, make_expert: Callable[[], Expert], workers: int) -> None:
-        self._make_expert = make_expert
-        self._ahead = 2 * workers  # enough that no worker waits for the writer, little enough to waste
-        self._pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-        with ExitStack() as undo, _crash_explained("the start"):
-            undo.callback(self.close)
-            self.embodiment = self._pool.submit(_worker_embodiment, make_expert).result()
-            undo.pop_all()
-
-    def episodes(self, seed: int) -> Iterator[Episode]:
-        """Endless attempts, in seed order."""
-        pending: list[tuple[int, Future[Episode]]] = []
-        for next_seed in count(seed):
-            with _crash_explained(f"seed {pending[0][0] if pending else next_seed} or one of the next"):
-                pending.append((next_seed, self._pool.submit(_worker_episode, self._make_expert, next_seed)))
-                if len(pending) < self._ahead:
-                    continue
-                episode = pending.pop(0)[1].result()
-            yield episode
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    started, path, attrs = time.monotonic(), Path(path).absolute(), dict(attrs or {})
+    refuse_existing(path, overwrite=overwrite)
+    with _reserved(journal_folder(path)):
+        refuse_existing(path, overwrite=overwrite)  # whoever held the folder may just have finished
+        with closing(InProcess(make_expert) if workers == 1 else Workers(make_expert, workers)) as source:
+            facts = {"expert": _describe(make_expert), "seed": seed, "attrs": attrs,
+                     "embodiment": source.embodiment.to_dict()}  # fmt: skip
+            with (
+                Journal(path, facts) as journal,
+                EpisodeWriter(path, source.embodiment, attrs, overwrite=overwrite) as writer,
+                tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar,
+            ):
+                if len(journal):
+                    print(f"collect: {journal.successes} episodes of {len(journal)} attempts are there already",
+                          file=sys.stderr)  # fmt: skip
+                attempts, crashed = _keep_successes(source, journal, writer, bar, episodes=episodes, first=seed)
+    return CollectReport(episodes, attempts, episodes / attempts, time.monotonic() - started, path, crashed)
 
 
 @contextmanager
-def _crash_explained(when: str) -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"collect: a worker process died at {when} (simulator crash or out of memory); "
-            "try workers=1 to see its own message"
-        ) from error
+def _reserved(folder: Path) -> Iterator[None]:
+    """Hold the journal's folder for this process; what was not begun leaves none behind."""
+    with only_writer(folder):
+        try:
+            yield
+        finally:
+            if folder.is_dir() and not any(not file.name.startswith(".") for file in folder.iterdir()):
+                remove_folder(folder)
 
 
-_expert: Expert | None = None  # one per worker process, made at its first task
+def _keep_successes(source: InProcess | Workers, journal: Journal, writer: EpisodeWriter, bar: tqdm, *,
+                    episodes: int, first: int) -> tuple[int, tuple[int, ...]]:  # fmt: skip
+    """Add the first `episodes` successes in seed order; how many seeds that took, and which of them crashed."""
+    kept, crashed = 0, []
+    for attempts, (seed, episode) in enumerate(_in_order(source, journal, first), start=1):
+        if journal.crashed(seed):
+            crashed.append(seed)
+            tqdm.write(f"collect: a worker process died on seed {seed}, which is left out", file=sys.stderr)
+        if episode is not None:
+            writer.add(episode)
+            kept += 1
+            bar.update()
+        bar.set_postfix(success_rate=f"{kept / attempts:.2f}", refresh=False)
+        if kept == episodes:
+            return attempts, tuple(crashed)
+        if attempts >= _JUDGE_AFTER and kept < _MIN_SUCCESS_RATE * attempts:
+            raise ValueError(
+                f"collect: the expert solved {kept} of {attempts} seeds; wanted at least {_MIN_SUCCESS_RATE:.0%}. "
+                "Allow it more steps, or check the task with one episode"
+            )
+    raise AssertionError("seeds do not end")
 
 
-def _worker_expert(make_expert: Callable[[], Expert]) -> Expert:
-    global _expert
-    if _expert is None:
-        torch.set_num_threads(1)  # the workers share the cores
-        _expert = make_expert()
-    return _expert
+def _in_order(source: InProcess | Workers, journal: Journal, first: int) -> Iterator[tuple[int, Episode | None]]:
+    """(seed, its episode or None) for first, first + 1, ...; only what the journal does not hold is tried."""
+    found = source.attempts(seeds_after(first, journal), journal)
+    refused: dict[int, str] = {}  # an error when its turn comes, which it may never
+    for seed in count(first):
+        while seed not in journal and seed not in refused:
+            tried, episode = next(found)
+            if episode is not None and episode.success and (problem := _unexecutable(episode, source.embodiment)):
+                refused[tried] = problem
+            else:
+                journal.add(tried, episode)
+        if seed in refused:
+            raise ValueError(f"collect: seed {seed}, {refused[seed]}")
+        yield seed, journal.episode(seed)
 
 
-def _worker_embodiment(make_expert: Callable[[], Expert]) -> Embodiment:
-    return _worker_expert(make_expert).embodiment
+def _unexecutable(episode: Episode, embodiment: Embodiment) -> str:
+    """What is wrong with the first action outside the action space, or nothing."""
+    low, high = np.asarray(embodiment.action_low, np.float32), np.asarray(embodiment.action_high, np.float32)
+    inside = (episode.action >= low) & (episode.action <= high)  # NaN is outside
+    if inside.all():
+        return ""
+    step, dim = np.argwhere(~inside)[0]
+    return (
+        f"step {step}: action[{dim}] = {episode.action[step, dim]} is outside [{low[dim]}, {high[dim]}]; the expert "
+        "must clip an action before executing it"
+    )
 
 
-def _worker_episode(make_expert: Callable[[], Expert], seed: int) -> Episode:
-    return _worker_expert(make_expert).episode(seed)
+def _describe(make_expert: Callable[[], Expert]) -> dict[str, Any]:
+    """What is called with what, without addresses in memory: the same text for the same command."""
+    called = make_expert.func if isinstance(make_expert, partial) else make_expert
+    with_ = {**make_expert.keywords, "args": make_expert.args} if isinstance(make_expert, partial) else {}
+    words = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in with_.items()}
+    return {"target": f"{called.__module__}.{called.__qualname__}", **words}

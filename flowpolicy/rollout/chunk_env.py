@@ -1,6 +1,5 @@
 """N environments that take whole chunks: for training, where episodes follow each other and every successor counts."""
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.extras import how_to_install
+from flowpolicy.processes import begin_simulator
 from flowpolicy.rollout.vector_env import describe, episode_seed, guarded, tensors
 from flowpolicy.types import Observation
 
@@ -226,8 +226,7 @@ class _Group:
     ) -> None:
         from gymnasium import spaces
 
-        if multiprocessing.parent_process() is not None:
-            torch.set_num_threads(1)  # the simulators share the cores
+        begin_simulator()
         self._slots = [_Slot(make_env(), obs_horizon=obs_horizon, reward=reward) for _ in range(size)]
         self._first = index * size
         env = self._slots[0].env

@@ -1,6 +1,5 @@
 """N copies of one gymnasium environment, stepped together in this process or one process each; no hidden resets."""
 
-import multiprocessing
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.extras import how_to_install
+from flowpolicy.processes import begin_simulator
 from flowpolicy.types import Observation
 
 if TYPE_CHECKING:
@@ -176,8 +176,7 @@ class _LastingEnv:
     """
 
     def __init__(self, make_env: Callable[[], "gymnasium.Env"], index: int) -> None:
-        if multiprocessing.parent_process() is not None:
-            torch.set_num_threads(1)  # the simulators share the cores
+        begin_simulator()
         self._env = make_env()
         self._index = index
         self.observation_space, self.action_space = self._env.observation_space, self._env.action_space

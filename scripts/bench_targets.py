@@ -31,7 +31,7 @@ from flowpolicy.trainers.ema import ExponentialMovingAverage
 from flowpolicy.trainers.schedule import warmup_cosine
 
 NUM_STEPS = (1, 2, 4, 16)  # of the table
-REFERENCE, REFERENCE_STEPS = "flow_matching", 100  # a line after the table
+REFERENCE, REFERENCE_STEPS = "flow_matching_published", 100  # a line after the table
 BATCH, WIDTH, LR = 256, 128, 1e-3
 DIRECTIONS = 128
 

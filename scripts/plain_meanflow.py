@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowpolicy.flow.losses import adaptive_weight, masked_mean_square
+from flowpolicy.flow.losses import masked_mean_square
 from flowpolicy.flow.path import expand, interpolate
-from flowpolicy.flow.times import sample_time_pairs
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.nets.base import Features
 
@@ -25,8 +24,7 @@ def plain_loss(
     """
     assert head.objective == "meanflow" and head.guidance is None and head.direction is None
     noise = torch.randn(action.shape, generator=generator)
-    t, r = sample_time_pairs(len(action), p_equal=head.p_equal, p_start=head.p_start, mean=head.time_mean,
-                             std=head.time_std, generator=generator)  # fmt: skip
+    t, r = head.times.pairs(len(action), generator, p_equal=head.p_equal)
     x_t, path_velocity = interpolate(action, noise, t)
 
     def velocity(x: Tensor, time: Tensor, start: Tensor) -> tuple[Tensor, Features]:
@@ -34,7 +32,7 @@ def plain_loss(
 
     u, derivative, features = jvp(velocity, (x_t, t, r), (path_velocity, torch.ones_like(t), torch.zeros_like(r)))
     target = (path_velocity - expand(t - r, x_t) * derivative).detach()
-    loss = adaptive_weight(masked_mean_square(u - target, mask), power=head.loss_power, eps=head.loss_eps).mean()
+    loss = head.weighting(masked_mean_square(u - target, mask))
     return loss if head.dispersive is None else loss + head.dispersive.weight * head.dispersive(features, cond)
 
 

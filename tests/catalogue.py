@@ -1,5 +1,6 @@
 """Small policies of every encoder, net and head in the catalogue of yaml files, for tests that must hold for all."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,14 @@ def options(group: str) -> list[str]:
 
 
 def policy_config(
-    *, encoder: str = "state", net: str = "mlp", head: str = "meanflow", **changes: Any
+    *, encoder: str = "state", net: str = "mlp", head: str = "meanflow", words: Sequence[str] = (), **changes: Any
 ) -> dict[str, Any]:
-    """What `create_policy` takes; `changes` go to build_policy."""
+    """What `create_policy` takes.   words: of the command line; `changes` go to build_policy."""
     net, _, attention = net.partition(":")
     small = [f"policy.net.{word}" for word in _SMALL.get(net, [])]
     small += [f"policy.net.attention={attention}"] * bool(attention)
-    words = [f"policy/encoder={encoder}", f"policy/net={net}", f"policy/head={head}", "dataset.path=none", *small]
-    node = config.plain(config.load("train", words))["policy"]
+    parts = [f"policy/encoder={encoder}", f"policy/net={net}", f"policy/head={head}", "dataset.path=none", *small]
+    node = config.plain(config.load("train", [*parts, *words]))["policy"]
     own = {"horizon": 8, "obs_horizon": 2, "action_horizon": 4, "action_representation": "relative"}
     return {**node, **own, "obs_keys": SEEN_BY[encoder], **changes}
 

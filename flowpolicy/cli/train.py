@@ -10,8 +10,11 @@
                              train on demonstrations of one task as another is refused. Demonstrations of a task of
                              your own, which has no simulator here: task.env=null
   policy/head=...            the first of a line is the method, the others published or smaller settings of it
-      meanflow|dm1|dm1_legacy|mp1|mp1_released|mp1_small|omp   imf_dual|uca   alpha_flow|ofp   shortcut
-      consistency   flow_matching   drift|dbp   diffusion|dp3   regression   mip|idp
+      meanflow|dm1|dm1_legacy|mp1|mp1_released|mp1_small|omp   imf_dual|uca   alpha_flow|ofp
+      shortcut|shortcut_published   consistency|consistency_published   flow_matching|flow_matching_published
+      drift|dbp   diffusion|dp3   regression   mip|idp
+  policy/times=one_step|whole_path|logit_normal|uniform   flow times in training, in place of the head's own numbers
+  policy/weighting=adaptive|squared_error                 and the weight of its errors; the same for every head
   policy/net=mlp|unet1d|unet1d_mp1|unet1d_dp3|joint_transformer|joint_transformer_small|joint_transformer_uca
   policy/encoder=state|point_cloud|point_cloud_relative|resnet18|vit
   policy.horizon=16   policy.obs_horizon=1   policy.action_horizon=12   policy.action_representation=...

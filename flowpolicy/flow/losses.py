@@ -1,7 +1,8 @@
 """Loss terms shared by heads: masked squared error, adaptive weight, the four dispersive losses."""
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,26 @@ def adaptive_weight(error: Tensor, *, power: float, eps: float) -> Tensor:
     if power == 0.0:
         return error
     return error / (error.detach() + eps).pow(power)
+
+
+@final
+@dataclass(frozen=True)
+class LossWeighting:
+    """How the squared errors of a batch become its loss: the mean of `adaptive_weight`; the same for every head.
+
+    Raises ValueError for a negative power or eps.
+    """
+
+    power: float = 0.5
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not (self.power >= 0.0 and self.eps >= 0.0):
+            raise ValueError(f"wanted loss_power >= 0 and loss_eps >= 0, got {self.power} and {self.eps}")
+
+    def __call__(self, error: Tensor) -> Tensor:
+        """error: (B,) non-negative.   Returns a scalar."""
+        return adaptive_weight(error, power=self.power, eps=self.eps).mean()
 
 
 def direction_loss(u: Tensor, velocity: Tensor, mask: Tensor) -> Tensor:

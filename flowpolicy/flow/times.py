@@ -1,7 +1,64 @@
-"""Flow times: the pairs (t, r) that training sees and the grid that sampling walks."""
+"""Flow times: those that training sees, alone or as pairs (t, r), and the grid that sampling walks."""
+
+from dataclasses import dataclass
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
+
+TimeLaw = Literal["logit_normal", "uniform"]
+
+
+@final
+@dataclass(frozen=True)
+class FlowTimes:
+    """The flow times that a head trains on; the same object draws them for every head.
+
+    law: "logit_normal" of mean and std, or "uniform" on [0, 1), where mean and std play no part.
+    p_start: share of the draws with t = 1, where sampling starts and which neither law ever reaches.
+    Raises ValueError for an unknown law, a share outside of [0, 1] or a negative std.
+    """
+
+    law: TimeLaw = "logit_normal"
+    mean: float = 1.0
+    std: float = 1.5
+    p_start: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.law not in get_args(TimeLaw):
+            raise ValueError(f"time_law must be one of {', '.join(get_args(TimeLaw))}, got {self.law!r}")
+        if not 0.0 <= self.p_start <= 1.0:
+            raise ValueError(f"p_start is the share of draws with t = 1 and must lie in [0, 1], got {self.p_start}")
+        if not self.std >= 0.0:
+            raise ValueError(f"time_std must be at least 0, got {self.std}")
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Independent times of the law, without starts, of that shape on the generator's device."""
+        if self.law == "uniform":
+            return torch.rand(shape, generator=generator, device=generator.device)
+        return logit_normal(shape, mean=self.mean, std=self.std, generator=generator)
+
+    def single(self, batch: int, generator: torch.Generator) -> Tensor:
+        """(B,) times t, a share p_start of them 1."""
+        t = self.draw((batch,), generator)
+        return self._with_starts(t, generator) if self.p_start else t
+
+    def pairs(self, batch: int, generator: torch.Generator, *, p_equal: float) -> tuple[Tensor, Tensor]:
+        """Pairs 0 <= r <= t <= 1, the first `num_equal_times(batch, p_equal)` of them with r = t.
+
+        Two times of the law, the larger is t; with probability p_start t is 1 instead.
+        Returns t and r, both (B,), on the generator's device. Batches are drawn independently, so which rows get r = t
+        does not matter; fixing them to the front lets the Jacobian product run on a slice of static shape.
+        Source: Geng et al. 2025, section 4.2 (there the share of r != t is given); p_start is ours.
+        """
+        pair = self.draw((2, batch), generator)
+        t, r = self._with_starts(pair.amax(dim=0), generator), pair.amin(dim=0)
+        equal = num_equal_times(batch, p_equal)
+        return t, torch.cat([t[:equal], r[equal:]])
+
+    def _with_starts(self, t: Tensor, generator: torch.Generator) -> Tensor:
+        start = torch.rand(t.shape, generator=generator, device=generator.device) < self.p_start
+        return torch.where(start, 1.0, t)
 
 
 def logit_normal(shape: tuple[int, ...], *, mean: float, std: float, generator: torch.Generator) -> Tensor:
@@ -17,31 +74,6 @@ def num_equal_times(batch: int, p_equal: float) -> int:
     if not 0.0 <= p_equal <= 1.0:
         raise ValueError(f"p_equal is the share of pairs with r = t and must lie in [0, 1], got {p_equal}")
     return round(batch * p_equal)
-
-
-def sample_time_pairs(
-    batch: int,
-    *,
-    p_equal: float,
-    p_start: float = 0.0,
-    mean: float = -0.4,  # Geng et al. 2025, table 1d: logit-normal(-0.4, 1.0) is the best of those tried
-    std: float = 1.0,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Pairs 0 <= r <= t <= 1, the first `num_equal_times(batch, p_equal)` of them with r = t.
-
-    Two logit-normal numbers, the larger is t; with probability p_start t is 1 instead, where sampling starts and which
-    a logit-normal never reaches.
-    Returns t and r, both (B,), on the generator's device. Batches are drawn independently, so which rows get r = t
-    does not matter; fixing them to the front lets the Jacobian product run on a slice of static shape.
-    Source: Geng et al. 2025, section 4.2 (there the share of r != t is given); p_start is ours.
-    """
-    pair = logit_normal((2, batch), mean=mean, std=std, generator=generator)
-    t, r = pair.amax(dim=0), pair.amin(dim=0)
-    start = torch.rand(batch, generator=generator, device=generator.device) < p_start
-    t = torch.where(start, 1.0, t)
-    equal = num_equal_times(batch, p_equal)
-    return t, torch.cat([t[:equal], r[equal:]])
 
 
 def time_grid(num_steps: int) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.flow.alpha_flow import alpha_flow_target
-from flowpolicy.flow.losses import adaptive_weight, masked_mean_square
+from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand, interpolate
-from flowpolicy.flow.times import logit_normal, sample_time_pairs
+from flowpolicy.flow.times import FlowTimes, TimeLaw
 from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
@@ -30,7 +30,8 @@ class AlphaFlowHead(Head):
       again to a time t' where g = teacher(condition) - teacher(null); pushes actions towards what tells this condition
       from the others. 0 is no null condition and no further cost; else it must be small, for it never stops pushing.
     cond_dropout: share of the rows trained on the null condition, where there is guidance.
-    consistency_share: of the rows.   p_start, time_mean, time_std, loss_power, loss_eps: as in `MeanFlowHead`.
+    consistency_share: of the rows.
+    p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in `MeanFlowHead`.
     Sources: One-Step Flow Policy (arXiv 2603.12480); its weights, shares and decay are not in the text, these are ours.
     """
 
@@ -50,6 +51,7 @@ class AlphaFlowHead(Head):
         guidance_weight: float = 0.0,
         cond_dropout: float = 0.1,
         p_start: float = 0.1,
+        time_law: TimeLaw = "logit_normal",
         time_mean: float = 1.0,
         time_std: float = 1.5,
         loss_power: float = 0.5,
@@ -71,8 +73,8 @@ class AlphaFlowHead(Head):
         self.consistency_share, self.consistency_weight = consistency_share, consistency_weight
         self.kappa_end, self.teacher_decay = kappa_end, teacher_decay
         self.guidance_weight, self.cond_dropout = guidance_weight, cond_dropout
-        self.p_start, self.time_mean, self.time_std = p_start, time_mean, time_std
-        self.loss_power, self.loss_eps = loss_power, loss_eps
+        self.times = FlowTimes(time_law, time_mean, time_std, p_start)
+        self.weighting = LossWeighting(loss_power, loss_eps)
         self.teacher = copy.deepcopy(net).requires_grad_(False)
         self.null = nn.Parameter(torch.zeros(net.cond_dim)) if guidance_weight else None
         self.register_buffer("progress", torch.zeros(()))
@@ -86,8 +88,8 @@ class AlphaFlowHead(Head):
         batch = action.shape[0]
         noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
         count = max(1, round(batch * self.consistency_share))  # the rows in front
-        t = self._times(batch, generator)[0].to(action.dtype)
-        t_long, r_long = (time.to(action.dtype) for time in self._times(count, generator))
+        t = self.times.pairs(batch, generator, p_equal=0.0)[0].to(action.dtype)
+        t_long, r_long = (time.to(action.dtype) for time in self.times.pairs(count, generator, p_equal=0.0))
         kappa = self._kappa_bound() * torch.rand(count, generator=generator, device=action.device)
         net_cond = cond if self.null is None else self._with_null(self.null, cond, generator)
         x_t, path_velocity = interpolate(action, noise, t)
@@ -101,7 +103,7 @@ class AlphaFlowHead(Head):
         ).to(action.dtype)  # fmt: skip
         velocity = masked_mean_square(u[:batch] - path_velocity, mask)
         consistency = masked_mean_square(u[batch:] - target, mask[:count])
-        loss = self._weighted(velocity) + self.consistency_weight * self._weighted(consistency)
+        loss = self.weighting(velocity) + self.consistency_weight * self.weighting(consistency)
         metrics = {"loss_velocity": velocity.mean(), "loss_consistency": consistency.mean(), "kappa": kappa.mean()}
         if self.null is not None:
             guidance = self._guidance(self.null, x_long, t_long, cond[:count], mask[:count], generator)
@@ -116,16 +118,8 @@ class AlphaFlowHead(Head):
         for teacher, student in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
             teacher.lerp_(student, 1.0 - self.teacher_decay)
 
-    def _weighted(self, error: Tensor) -> Tensor:
-        return adaptive_weight(error, power=self.loss_power, eps=self.loss_eps).mean()
-
     def _kappa_bound(self) -> Tensor:
         return (1.0 - self.progress).square().clamp_min(self.kappa_end)
-
-    def _times(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return sample_time_pairs(
-            count, p_equal=0.0, p_start=self.p_start, mean=self.time_mean, std=self.time_std, generator=generator
-        )
 
     def _velocity(self, net: VelocityNet, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
         return to_velocity(net(x_t, t, r, cond), x_t, t, self.parameterization, t_min=self.t_min)
@@ -144,7 +138,7 @@ class AlphaFlowHead(Head):
         y = self.velocity(x_t, t, torch.zeros_like(t), cond).to(x_t.dtype)
         with torch.no_grad():
             noise = torch.randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
-            time = logit_normal(t.shape, mean=self.time_mean, std=self.time_std, generator=generator).to(t.dtype)
+            time = self.times.draw(t.shape, generator).to(t.dtype)
             x_again, _ = interpolate(x_t - expand(t, x_t) * y, noise, time)
             nothing = null.to(cond.dtype).expand_as(cond)
             push = self._teach(x_again, time, time, cond) - self._teach(x_again, time, time, nothing)

@@ -6,8 +6,9 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from flowpolicy.flow.losses import masked_mean_square
+from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand, interpolate
+from flowpolicy.flow.times import FlowTimes, TimeLaw
 from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
@@ -25,7 +26,11 @@ class ConsistencyHead(Head):
     velocity_weight: of |v(x_t, t) - v(x_r, r)|^2, where both lie inside the segment; 1e-5.
     target: what becomes of f(x_r, r). "gradient": trained like f(x_t, t), as FlowPolicy's code does;
       "stop_gradient": a constant; "ema": a constant from an averaged copy of the net, as the paper writes.
-    teacher_decay: of that copy, per training step.   parameterization: "u" or "x", as in `MeanFlowHead`.
+    teacher_decay: of that copy, per training step.
+    parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in `MeanFlowHead`.
+      The times are of t, shrunk to [0, 1 - eps], so that p_start is the share at 1 - eps, where sampling starts; the
+      weighting is of the endpoint term, and that of the velocities stays a squared error. As published: time_law
+      "uniform", p_start 0 and loss_power 0.
     The loss is the published one over delta^2, so that it is no smaller than that of other heads: Adam divides by
     sqrt(second moment) + 1e-8, and the published one's gradients come near 1e-8.
     Sources: Zhang et al. 2025 (FlowPolicy); Yang et al. 2024 (Consistency Flow Matching); times are 1 - theirs.
@@ -42,6 +47,12 @@ class ConsistencyHead(Head):
         velocity_weight: float = 1e-5,
         target: Target = "gradient",
         teacher_decay: float = 0.999,
+        p_start: float = 0.1,
+        time_law: TimeLaw = "logit_normal",
+        time_mean: float = 1.0,
+        time_std: float = 1.5,
+        loss_power: float = 0.5,
+        loss_eps: float = 1e-3,
         t_min: float = 0.05,
     ) -> None:
         super().__init__()
@@ -56,6 +67,8 @@ class ConsistencyHead(Head):
         self.parameterization: Parameterization = parameterization
         self.segments, self.delta, self.eps, self.velocity_weight = segments, delta, eps, velocity_weight
         self.target, self.teacher_decay = target, teacher_decay
+        self.times = FlowTimes(time_law, time_mean, time_std, p_start)
+        self.weighting = LossWeighting(loss_power, loss_eps)
         self.teacher = copy.deepcopy(net).requires_grad_(False) if target == "ema" else None
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
@@ -66,7 +79,7 @@ class ConsistencyHead(Head):
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_endpoint over delta^2, loss_consistency (of the velocities, unweighted)."""
         noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
-        t = (1.0 - self.eps) * torch.rand(action.shape[0], generator=generator, device=action.device)
+        t = (1.0 - self.eps) * self.times.single(action.shape[0], generator)
         r = (t - self.delta).clamp_min(0.0)
         end = ((t * self.segments).ceil() - 1.0).clamp_min(0.0) / self.segments
         x_t, _ = interpolate(action, noise, t)
@@ -78,11 +91,11 @@ class ConsistencyHead(Head):
             v_r = self._target_velocity(x_r, r, cond)
         arrival = x_t - expand(t - end, x_t) * v_t
         wanted = torch.where(expand(r > 0.0, x_t), x_r - expand(r - end, x_t) * v_r, action)
-        endpoint = masked_mean_square(arrival - wanted, mask).mean() / self.delta**2
+        endpoint = masked_mean_square(arrival - wanted, mask) / self.delta**2  # (B,)
         inside = t - end > 1.01 * self.delta
         velocity = (masked_mean_square(v_t - v_r, mask) * inside).mean()
-        loss = endpoint + self.velocity_weight / self.delta**2 * velocity
-        return LossOutput(loss, {"loss_endpoint": endpoint.detach(), "loss_consistency": velocity.detach()})
+        loss = self.weighting(endpoint) + self.velocity_weight / self.delta**2 * velocity
+        return LossOutput(loss, {"loss_endpoint": endpoint.mean().detach(), "loss_consistency": velocity.detach()})
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

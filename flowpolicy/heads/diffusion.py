@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.flow.diffusion import add_noise, ancestral_step, cosine_signal, ddim_step
-from flowpolicy.flow.losses import masked_mean_square
+from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand
 from flowpolicy.heads.base import Head
 from flowpolicy.nets.base import VelocityNet
@@ -27,6 +27,7 @@ class DiffusionHead(Head):
     spacing: which levels K steps visit. "trailing" starts at the last one, so that any K works; "leading" is what DP3
       and Diffusion Policy use: it starts K levels earlier and calls pure noise what is not (one step gives 0 success).
       Both equal diffusers' wherever K divides train_steps.
+    loss_power, loss_eps: `LossWeighting`; power 0 is the published squared error.
     Sources: Ho et al. 2020 (DDPM); Song et al. 2021 (DDIM); Chi et al. 2023; Ze et al. 2024 (DP3); Lin et al. 2024,
     "Common Diffusion Noise Schedules and Sample Steps are Flawed" (spacing).
     """
@@ -40,6 +41,8 @@ class DiffusionHead(Head):
         prediction: Prediction = "sample",
         train_steps: int = 100,
         spacing: Spacing = "trailing",
+        loss_power: float = 0.0,
+        loss_eps: float = 1e-3,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
@@ -48,6 +51,7 @@ class DiffusionHead(Head):
             raise ValueError(f"spacing must be 'trailing' or 'leading', got {spacing!r}")
         self.net, self.prediction, self.spacing = net, prediction, spacing
         self.train_steps = self.max_steps = train_steps
+        self.weighting = LossWeighting(loss_power, loss_eps)
         self.register_buffer("signal", cosine_signal(train_steps), persistent=False)  # (T+1,)
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
@@ -70,8 +74,8 @@ class DiffusionHead(Head):
         level = torch.randint(1, self.train_steps + 1, size, generator=generator, device=action.device)
         output = self._predict(add_noise(action, noise, self.signal[level]), level, cond)
         wanted = action if self.prediction == "sample" else noise
-        error = masked_mean_square(output - wanted, mask).mean()
-        return LossOutput(error, {f"loss_{self.prediction}": error.detach()})
+        error = masked_mean_square(output - wanted, mask)
+        return LossOutput(self.weighting(error), {f"loss_{self.prediction}": error.mean().detach()})
 
     def _levels(self, end: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         """Noise level of the state before and after a jump of length `gap` that ends at time `end`; each (B,) int64."""

@@ -5,10 +5,10 @@ from typing import final, get_args
 import torch
 from torch import Tensor
 
-from flowpolicy.flow.losses import adaptive_weight, masked_mean_square
+from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.meanflow import Derivative, time_derivative
 from flowpolicy.flow.path import expand, interpolate
-from flowpolicy.flow.times import sample_time_pairs
+from flowpolicy.flow.times import FlowTimes, TimeLaw
 from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
@@ -20,7 +20,7 @@ class DualMeanFlowHead(Head):
 
     Where MeanFlow sets r = t on a share of the rows, here all rows train both, so r = t needs no share of its own, and
     the instantaneous velocity is the direction of the derivative as in "imf" of `MeanFlowHead`.
-    parameterization, p_start, time_mean, time_std, loss_power, loss_eps, derivative: as in `MeanFlowHead`.
+    parameterization, p_start, time_law, time_mean, time_std, loss_power, loss_eps, derivative: as in `MeanFlowHead`.
     velocity_weight: of the instantaneous term; 1 as published, where leaving it out costs 3 to 10 points.
     A step costs a forward and backward pass of twice the batch and one Jacobian product of the batch.
     Source: UCA-Flow (arXiv 2608.16153); Geng et al. 2025, "Improved Mean Flows".
@@ -36,6 +36,7 @@ class DualMeanFlowHead(Head):
         parameterization: Parameterization = "x",
         velocity_weight: float = 1.0,
         p_start: float = 0.1,
+        time_law: TimeLaw = "logit_normal",
         time_mean: float = 1.0,
         time_std: float = 1.5,
         loss_power: float = 0.5,
@@ -47,13 +48,11 @@ class DualMeanFlowHead(Head):
         check_parameterization(parameterization)
         if derivative not in get_args(Derivative):
             raise ValueError(f"derivative must be 'jvp' or 'difference', got {derivative!r}")
-        if not 0.0 <= p_start <= 1.0:
-            raise ValueError(f"p_start is the share of pairs with t = 1 and must lie in [0, 1], got {p_start}")
         self.net, self.t_min = net, t_min
         self.parameterization: Parameterization = parameterization
-        self.velocity_weight, self.p_start = velocity_weight, p_start
-        self.time_mean, self.time_std = time_mean, time_std
-        self.loss_power, self.loss_eps = loss_power, loss_eps
+        self.velocity_weight = velocity_weight
+        self.times = FlowTimes(time_law, time_mean, time_std, p_start)
+        self.weighting = LossWeighting(loss_power, loss_eps)
         self.derivative: Derivative = derivative
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
@@ -63,11 +62,7 @@ class DualMeanFlowHead(Head):
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_meanflow (the average's) and loss_velocity (the instantaneous), unweighted."""
         noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
-        t, r = sample_time_pairs(
-            action.shape[0], p_equal=0.0, p_start=self.p_start, mean=self.time_mean, std=self.time_std,
-            generator=generator,
-        )  # fmt: skip
-        t, r = t.to(action.dtype), r.to(action.dtype)
+        t, r = (time.to(action.dtype) for time in self.times.pairs(action.shape[0], generator, p_equal=0.0))
         x_t, path_velocity = interpolate(action, noise, t)
         both = self.velocity(x_t.repeat(2, 1, 1), t.repeat(2), torch.cat([t, r]), cond.repeat(2, 1))
         instant, u = both.to(action.dtype).chunk(2)  # (B, H, A) each
@@ -76,8 +71,6 @@ class DualMeanFlowHead(Head):
             "loss_meanflow": masked_mean_square(u + expand(t - r, u) * slope - path_velocity, mask),
             "loss_velocity": masked_mean_square(instant - path_velocity, mask),
         }
-        average, velocity = (
-            adaptive_weight(error, power=self.loss_power, eps=self.loss_eps).mean() for error in errors.values()
-        )
+        average, velocity = (self.weighting(error) for error in errors.values())
         metrics = {name: error.mean().detach() for name, error in errors.items()}
         return LossOutput(average + self.velocity_weight * velocity, metrics)

@@ -5,7 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowpolicy.flow.losses import masked_mean_square
+from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand
 from flowpolicy.flow.precision import excess_precision
 from flowpolicy.heads.base import Head
@@ -24,16 +24,26 @@ class IterativeRegressionHead(Head):
     noise_level: 0.1 in both papers.   The second term weighs ((1 - noise_level) / noise_level)^2 = 81 times the first.
     precision: IDP's weighting: an action entry counts 1 + `excess_precision` times, more where similar observations
       agree on it; with it one step is meant. False is MIP, meant for two.
+    loss_power, loss_eps: `LossWeighting` of each of the two terms; power 0 is the published squared error.
     Sources: Pan et al. 2025, "Much Ado About Noising" (MIP); Implicit Drifting Policy (arXiv 2606.01098).
     """
 
     max_steps = 2
 
-    def __init__(self, net: VelocityNet, *, noise_level: float = 0.1, precision: bool = False) -> None:
+    def __init__(
+        self,
+        net: VelocityNet,
+        *,
+        noise_level: float = 0.1,
+        precision: bool = False,
+        loss_power: float = 0.0,
+        loss_eps: float = 1e-3,
+    ) -> None:
         super().__init__()
         if not 0.0 < noise_level < 1.0:
             raise ValueError(f"noise_level must lie in (0, 1), got {noise_level}; both papers use 0.1")
         self.net, self.noise_level, self.precision = net, noise_level, precision
+        self.weighting = LossWeighting(loss_power, loss_eps)
         self.second_weight = ((1.0 - noise_level) / noise_level) ** 2
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
@@ -52,7 +62,7 @@ class IterativeRegressionHead(Head):
         answers = self._answer(seen, torch.cat([ones, self.noise_level * ones]), cond.repeat(2, 1))
         errors = (answers.to(action.dtype) - action.repeat(2, 1, 1)).chunk(2)
         stretch = (1.0 + excess_precision(action, cond, mask)).sqrt() if self.precision else 1.0
-        first, second = (masked_mean_square(error * stretch, mask).mean() for error in errors)
+        first, second = (self.weighting(masked_mean_square(error * stretch, mask)) for error in errors)
         plain = [masked_mean_square(error.detach(), mask).mean() for error in errors]
         loss = first + self.second_weight * second
         return LossOutput(loss, {"loss_first": plain[0], "loss_second": plain[1]})

@@ -5,8 +5,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from flowpolicy.flow.losses import masked_mean_square
+from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand, interpolate
+from flowpolicy.flow.times import FlowTimes, TimeLaw
 from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
@@ -20,8 +21,10 @@ class ShortcutHead(Head):
     the grid of multiples of d, where sampling asks; on the others u(x_t, t, t) on noise - action.
     halvings: d is 2^-m with m uniform in 0 ... halvings - 1; 7 gives the paper's 128 shortest jumps. The halves of the
       shortest d have d / 2 = 0 for their length: below it the field counts as straight, and nothing else trains it.
-    consistency_share: 0.25 in the paper.   The times of the other rows are uniform on [0, 1].
-    parameterization: "u" or "x", as in `MeanFlowHead`.
+    consistency_share: 0.25 in the paper.
+    parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in `MeanFlowHead`;
+      a jump takes the cell of its grid that a time of that law falls into. As published: time_law "uniform", p_start 0
+      and loss_power 0.
     Source: Frans et al. 2025, "One Step Diffusion via Shortcut Models", algorithm 1, where t = 1 - ours and the half
     jumps come from averaged weights; here they come from the weights themselves.
     """
@@ -35,6 +38,12 @@ class ShortcutHead(Head):
         parameterization: Parameterization = "x",
         consistency_share: float = 0.25,
         halvings: int = 7,
+        p_start: float = 0.1,
+        time_law: TimeLaw = "logit_normal",
+        time_mean: float = 1.0,
+        time_std: float = 1.5,
+        loss_power: float = 0.5,
+        loss_eps: float = 1e-3,
         t_min: float = 0.05,
     ) -> None:
         super().__init__()
@@ -46,6 +55,8 @@ class ShortcutHead(Head):
         self.net, self.t_min = net, t_min
         self.parameterization: Parameterization = parameterization
         self.consistency_share, self.halvings = consistency_share, halvings
+        self.times = FlowTimes(time_law, time_mean, time_std, p_start)
+        self.weighting = LossWeighting(loss_power, loss_eps)
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
         """See `Head`."""
@@ -63,16 +74,16 @@ class ShortcutHead(Head):
         u = self.velocity(x_t, t, t - length, cond)
         error = masked_mean_square(u.to(action.dtype) - target, mask)
         metrics = {"loss_velocity": error[num_jumps:].mean(), "loss_consistency": error[:num_jumps].mean()}
-        return LossOutput(error.mean(), {name: value.detach() for name, value in metrics.items()})
+        return LossOutput(self.weighting(error), {name: value.detach() for name, value in metrics.items()})
 
     def _times(self, batch: int, num_jumps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(B,) flow times and jump lengths; the jumps first, then rows of length 0."""
         device = generator.device
         halving = torch.randint(self.halvings, (num_jumps,), generator=generator, device=device)
         length = 0.5**halving
-        uniform = torch.rand(batch, generator=generator, device=device)
-        grid = (uniform[:num_jumps] / length).floor() + 1.0  # 1 ... 1 / length
-        t = torch.cat([grid * length, uniform[num_jumps:]])
+        t = self.times.single(batch, generator)
+        cell = (t[:num_jumps] / length).floor().clamp_max(1.0 / length - 1.0)  # 0 ... 1 / length - 1
+        t = torch.cat([(cell + 1.0) * length, t[num_jumps:]])
         return t, torch.cat([length, torch.zeros(batch - num_jumps, device=device)])
 
     @torch.no_grad()

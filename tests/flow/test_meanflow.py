@@ -7,7 +7,7 @@ from torch import Tensor
 from flowpolicy.flow.meanflow import meanflow_correction, time_derivative, time_difference
 from flowpolicy.flow.path import expand, interpolate
 from flowpolicy.flow.sample import sample_ode
-from flowpolicy.flow.times import sample_time_pairs, time_grid
+from flowpolicy.flow.times import FlowTimes, time_grid
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.nets.unet1d import UNet1D
 from flowpolicy.seeding import stream
@@ -18,7 +18,10 @@ COND = torch.zeros(64, 1, dtype=torch.float64)
 def _batch(action: Tensor, p_equal: float = 0.5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = stream(3, "batch")
     noise = torch.randn(action.shape, generator=generator).double()
-    t, r = (value.double() for value in sample_time_pairs(len(action), p_equal=p_equal, generator=generator))
+    t, r = (
+        value.double()
+        for value in FlowTimes(mean=-0.4, std=1.0, p_start=0.0).pairs(len(action), generator, p_equal=p_equal)
+    )
     x_t, velocity = interpolate(action, noise, t)
     return x_t, velocity, t, r
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowpolicy.flow.path import interpolate, velocity_from_action
-from flowpolicy.flow.times import logit_normal, num_equal_times, sample_time_pairs, time_grid
+from flowpolicy.flow.times import FlowTimes, logit_normal, num_equal_times, time_grid
 from flowpolicy.seeding import derive, stream
 
 
@@ -29,7 +29,7 @@ def test_one_time_per_sample_is_required() -> None:
 
 
 def test_time_pairs_are_ordered_and_exactly_the_asked_share_is_equal() -> None:
-    t, r = sample_time_pairs(1000, p_equal=0.3, generator=stream(0, "times"))
+    t, r = FlowTimes(p_start=0.0).pairs(1000, stream(0, "times"), p_equal=0.3)
     assert num_equal_times(1000, 0.3) == 300
     assert torch.equal(t[:300], r[:300]) and bool((r[300:] < t[300:]).all())
     assert float(r.min()) > 0.0 and float(t.max()) < 1.0

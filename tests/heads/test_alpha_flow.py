@@ -7,7 +7,7 @@ from torch import Tensor
 from flowpolicy.flow.alpha_flow import alpha_flow_target
 from flowpolicy.flow.meanflow import time_derivative
 from flowpolicy.flow.path import expand, interpolate
-from flowpolicy.flow.times import sample_time_pairs
+from flowpolicy.flow.times import FlowTimes
 from flowpolicy.heads.alpha_flow import AlphaFlowHead
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.seeding import stream
@@ -25,7 +25,7 @@ def _head(**words) -> AlphaFlowHead:
 
 
 def _rows(action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    t, r = (time.to(action.dtype) for time in sample_time_pairs(len(action), p_equal=0.0, generator=stream(1, "t")))
+    t, r = (time.to(action.dtype) for time in FlowTimes().pairs(len(action), stream(1, "t"), p_equal=0.0))
     noise = torch.randn(action.shape, generator=stream(2, "n")).to(action.dtype)
     x_t, velocity = interpolate(action, noise, t)
     return x_t, velocity, t, r

@@ -14,6 +14,7 @@ from flowpolicy.seeding import stream
 
 ACTION, COND = torch.randn(64, 4, 2, generator=stream(0, "a")), torch.randn(64, 3, generator=stream(0, "c"))
 MASK = torch.ones(64, 4)
+PUBLISHED = {"p_start": 0.0, "time_law": "uniform", "loss_power": 0.0}
 
 
 def _head(**words) -> ConsistencyHead:
@@ -46,7 +47,7 @@ def test_straight_paths_have_zero_loss_and_end_at_the_action(segments: int) -> N
 @pytest.mark.parametrize("segments", [1, 2, 3])
 def test_loss_is_the_published_one_with_noise_at_time_zero(segments: int) -> None:
     """FlowPolicy's formulas written in its own time s = 1 - t, on the head's random numbers."""
-    head, generator, delta = _head(segments=segments), stream(1, "n"), 0.01
+    head, generator, delta = _head(segments=segments, **PUBLISHED), stream(1, "n"), 0.01
     noise = torch.randn(ACTION.shape, generator=generator)
     s = 1.0 - 0.99 * torch.rand(64, generator=generator)
     s[:3] = torch.tensor([0.995, 0.499, 1 / 3 - 0.005])  # at the data, and just before a segment's end

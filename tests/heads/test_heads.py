@@ -120,10 +120,8 @@ def test_weights_survive_a_state_dict_round_trip(name: str) -> None:
 def test_p_equal_one_is_flow_matching_bit_for_bit() -> None:
     """With r = t everywhere MeanFlow's loss is the flow-matching loss on the same times and noise."""
     action, cond, mask = _data()
-    head = _head("meanflow_x")
-    assert isinstance(head, MeanFlowHead)
-    head.p_equal, head.p_start, head.loss_power = 1.0, 0.0, 0.0
-    head.time_mean, head.time_std = 0.5, 1.0
+    net = _head("meanflow_x").net
+    head = MeanFlowHead(net, p_equal=1.0, p_start=0.0, loss_power=0.0, time_mean=0.5, time_std=1.0)
     generator = stream(1, "noise")
     noise = torch.randn(action.shape, generator=generator)
     pair = torch.sigmoid(0.5 + torch.randn((2, BATCH), generator=generator))

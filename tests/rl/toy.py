@@ -26,9 +26,15 @@ from flowpolicy_envs.reach import EMBODIMENT, STEP, make_env
 HORIZON = 4
 WIDE = partial(FlowNoise, std_min=0.3, std_max=0.3)
 NUMBERS = {"actor_lr": 1e-4, "critic_lr": 1e-3, "minibatches": 4, "value_clip": 0.0, "target_kl": 0.0}
+MULTI_STEP = {
+    "p_start": 0.0,
+    "time_mean": -0.4,
+    "time_std": 1.0,
+    "loss_power": 0.0,
+}  # times=logit_normal, squared error
 HEADS = {"meanflow": MeanFlowHead, "meanflow_u": partial(MeanFlowHead, parameterization="u"),
-         "flow_matching": partial(FlowMatchingHead, parameterization="u"),
-         "flow_matching_x": FlowMatchingHead}  # fmt: skip
+         "flow_matching": partial(FlowMatchingHead, parameterization="u", **MULTI_STEP),
+         "flow_matching_x": partial(FlowMatchingHead, **MULTI_STEP)}  # fmt: skip
 
 
 def demonstrations(count: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

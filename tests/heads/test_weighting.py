@@ -1,16 +1,19 @@
 """Flow times and loss weighting: one law with one meaning for every head of the catalogue, chosen by name."""
 
 import inspect
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra.utils import get_class
 
 from flowpolicy.checkpoint import create_policy
 from flowpolicy.flow.losses import LossWeighting
 from flowpolicy.flow.times import FlowTimes
 from flowpolicy.heads.base import Head
+from flowpolicy.paths import config_dir
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import stream
 from flowpolicy.types import Batch
@@ -18,18 +21,25 @@ from tests.catalogue import options, policy_config
 from tests.helpers import EMBODIMENT, observation
 
 NUMBERS = ("p_start", "time_law", "time_mean", "time_std", "loss_power", "loss_eps")
-LAW = NUMBERS[:4]
 BATCH = 64
-TIMES, WEIGHTINGS = options("times"), options("weighting")
 
 
+@cache
 def _config(head: str, *words: str) -> dict[str, Any]:
     return policy_config(head=head, words=words, obs_keys=None)
 
 
-def _policy(head: str, *words: str) -> FlowPolicy:
+@cache
+def _group(name: str) -> dict[str, Any]:
+    """The numbers of a group's file, e.g. "times/uniform"."""
+    return yaml.safe_load((config_dir() / "policy" / f"{name}.yaml").read_text())
+
+
+def _policy(head: str, **numbers: Any) -> FlowPolicy:
+    """With these numbers of the head in place of its own."""
     torch.manual_seed(0)
-    policy = create_policy(_config(head, *words), EMBODIMENT)
+    config = _config(head)
+    policy = create_policy({**config, "head": {**config["head"], **numbers}}, EMBODIMENT)
     with torch.no_grad():  # else a net that starts at zero has the same loss everywhere
         for parameter in policy.parameters():
             if not parameter.any():
@@ -44,7 +54,7 @@ def _loss(policy: FlowPolicy) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 def _takes(head: str, number: str) -> bool:
-    return number in inspect.signature(get_class(_config(head)["head"]["_target_"])).parameters
+    return number in _config(head)["head"]
 
 
 HEADS = options("head")
@@ -60,22 +70,25 @@ def test_every_velocity_is_trained_on_chosen_times_and_every_squared_error_is_we
     assert set(HEADS) - set(WEIGHED) == {"drift", "dbp"}
 
 
+@pytest.mark.parametrize("group", ["times", "weighting"])
+@pytest.mark.parametrize("head", ["shortcut", "mp1_released"])
+def test_a_name_sets_the_numbers_of_its_file_and_nothing_else(group: str, head: str) -> None:
+    for name in options(group):
+        chosen = _config(head, f"policy/{group}={name}")["head"]
+        assert chosen == {**_config(head)["head"], **_group(f"{group}/{name}")}
+    last = _config(head, "policy/times=one_step", "policy.head.time_mean=0.25")["head"]
+    assert last["time_mean"] == 0.25, "a number on the command line wins"
+
+
 @pytest.mark.parametrize("head", TIMED)
-@pytest.mark.parametrize("times", TIMES)
-def test_a_head_with_times_takes_every_law(head: str, times: str) -> None:
-    chosen, reference = (_config(name, f"policy/times={times}")["head"] for name in (head, "meanflow"))
-    own = _config(head)["head"]
-    if times == "uniform":  # which mean and std do not concern
-        assert chosen["time_law"] == "uniform" and chosen["p_start"] == 0.0
-    else:
-        assert [chosen[number] for number in LAW] == [reference[number] for number in LAW]
-    assert {**chosen, **{number: own[number] for number in LAW}} == own, "nothing else changes"
-    assert _loss(_policy(head, f"policy/times={times}"))[0].isfinite()
+def test_a_head_with_times_takes_every_law(head: str) -> None:
+    losses = [_loss(_policy(head, **_group(f"times/{name}")))[0] for name in options("times")]
+    assert all(loss.isfinite() for loss in losses) and len(set(map(float, losses))) == len(losses)
 
 
 @pytest.mark.parametrize("head", WEIGHED)
 def test_the_weighting_reaches_the_loss_and_changes_no_error(head: str) -> None:
-    plain, adaptive = (_loss(_policy(head, f"policy/weighting={name}")) for name in ("squared_error", "adaptive"))
+    plain, adaptive = (_loss(_policy(head, **_group(f"weighting/{name}"))) for name in ("squared_error", "adaptive"))
     assert abs(plain[0] - adaptive[0]) > 1e-2 * abs(plain[0])
     assert all(torch.equal(value, adaptive[1][name]) for name, value in plain[1].items())
 
@@ -83,7 +96,7 @@ def test_the_weighting_reaches_the_loss_and_changes_no_error(head: str) -> None:
 @pytest.mark.parametrize("head", sorted({*HEADS} - {*TIMED}))
 def test_a_head_without_flow_times_refuses_them(head: str) -> None:
     with pytest.raises(ValueError, match="unexpected keyword argument '(p_start|time_law)'"):
-        _policy(head, "policy/times=one_step")
+        _policy(head, **_group("times/one_step"))
 
 
 class _Times:
@@ -101,11 +114,10 @@ class _Times:
 
 
 @pytest.mark.parametrize("head", TIMED)
-@pytest.mark.parametrize(("words", "wanted"), [(("time_std=0.0", "time_mean=0.5"), 0.6224593), (("p_start=1.0",), 1.0)])
-def test_the_same_law_gives_every_head_the_same_times(head: str, words: tuple[str, ...], wanted: float) -> None:
+@pytest.mark.parametrize(("p_start", "wanted"), [(0.0, 0.6224593), (1.0, 1.0)])
+def test_the_same_law_gives_every_head_the_same_times(head: str, p_start: float, wanted: float) -> None:
     """A law of one time: t is that time in every trained row of every head, in a jump of shortcut's the grid's next."""
-    law = ["p_start=0.0", "time_law=logit_normal", *words]
-    policy = _policy(head, *(f"policy.head.{word}" for word in law))
+    policy = _policy(head, p_start=p_start, time_law="logit_normal", time_mean=0.5, time_std=0.0)
     times = _Times(policy)
     _loss(policy)
     jumps = (times.t > times.r) & head.startswith("shortcut")

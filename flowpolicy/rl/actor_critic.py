@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from flowpolicy.nets.value import ValueMLP
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.rl.rounding import masked_sum
 from flowpolicy.samplers.base import (
     Chain,
     StochasticSampler,
@@ -40,10 +41,12 @@ class Decision(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of stored decisions under the present weights. log_prob: (B,).   entropy, std: scalars, means over the entries
-    that count; the std is detached."""
+    """Of stored decisions under the present weights. log_prob: (B,).   entries: (B,), what log_prob times gives the
+    logarithm of the density: 1, or their number where log_prob is a mean.   entropy, std: scalars, means over the
+    entries that count; the std is detached."""
 
     log_prob: Tensor
+    entries: Tensor
     entropy: Tensor
     std: Tensor
 
@@ -132,12 +135,13 @@ class ActorCritic(nn.Module):
         scored = chain_log_prob(self.sampler, self.policy.head.velocity, chain, cond)
         counted = self._counted(chain.step).expand(scored.log_prob.shape)
         log_prob = self._reduce(scored.log_prob, chain.step)
-        return Score(log_prob, scored.entropy[counted].mean(), scored.std[counted].mean().detach())
+        entries = torch.ones_like(log_prob) if self.log_prob_reduction == "sum" else counted.sum((1, 2, 3))
+        return Score(log_prob, entries, scored.entropy[counted].mean(), scored.std[counted].mean().detach())
 
     def _reduce(self, log_prob: Tensor, step: Tensor) -> Tensor:
         """(B, S, H, A) -> (B,)."""
         counted = self._counted(step)
-        total = (log_prob * counted).sum((1, 2, 3))
+        total = masked_sum(log_prob, counted, (1, 2, 3))
         if self.log_prob_reduction == "sum":
             return total
         return total / (counted.sum((1, 2, 3)) * log_prob.shape[-1])

@@ -19,11 +19,10 @@ def gae(
     a truncated episode bootstraps.   discount: (T, N), see `discounts`.
     Source: Schulman et al. 2016, with Pardo et al. 2018 for time limits.
     """
-    delta = reward + discount * next_value * ~terminated - value
-    trace = discount * lam * ~done
+    delta = reward + torch.where(terminated, 0.0, discount * next_value) - value
     advantage, following = torch.empty_like(delta), torch.zeros_like(delta[0])
     for j in reversed(range(len(delta))):
-        following = delta[j] + trace[j] * following
+        following = delta[j] + torch.where(done[j], 0.0, discount[j] * lam * following)
         advantage[j] = following
     return advantage, advantage + value
 

@@ -5,10 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flowpolicy.rl.rounding import differ, masked_sum
+
 
 class GroupAdvantage(NamedTuple):
     """advantage: (T, N), the same for all decisions of an episode.   valid: (T, N) bool, without the groups in which
-    every episode had the same return: they say nothing.   used: share of the groups that are left."""
+    every episode had the same return up to rounding: they say nothing.   used: share of the groups that are left."""
 
     advantage: Tensor
     valid: Tensor
@@ -24,13 +26,17 @@ def group_advantage(reward: Tensor, valid: Tensor, *, discount: Tensor, group_si
     """(R - mean) / (standard deviation + 1e-4) over each group, with R the discounted return of the valid decisions.
 
     reward, valid, discount: (T, N); environments i G to (i + 1) G - 1 are a group of G = `group_size` from one start. N
-    must be divisible by G.
+    must be divisible by G. Groups without a difference have advantage 0.
     Sources: Shao et al. 2024 (GRPO); for robots RLinf's groups of environments that are reset alike.
     """
-    before = torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).cumprod(0)
-    groups = (reward * before * valid).sum(0).unflatten(0, (-1, group_size))  # (M, G)
+    before = torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).double().cumprod(0)
+    earned = reward * before  # float64: what is left is the rounding of the rewards themselves
+    groups, magnitude = (
+        masked_sum(x, valid, 0).unflatten(0, (-1, group_size)) for x in (earned, earned.abs())
+    )  # (M, G)
     spread = groups.std(dim=1, unbiased=False, keepdim=True)
-    relative = ((groups - groups.mean(dim=1, keepdim=True)) / (spread + 1e-4)).flatten()
-    differ = (groups != groups[:, :1]).any(dim=1)
-    kept = differ.repeat_interleave(group_size)
-    return GroupAdvantage(relative.expand_as(reward), valid & kept, float(differ.float().mean()))
+    told_apart = differ(groups, magnitude)
+    relative = (groups - groups.mean(dim=1, keepdim=True)) / (spread + 1e-4)
+    relative = torch.where(told_apart[:, None], relative, 0.0).flatten().to(reward.dtype)
+    kept = told_apart.repeat_interleave(group_size)
+    return GroupAdvantage(relative.expand_as(reward), valid & kept, float(told_apart.float().mean()))

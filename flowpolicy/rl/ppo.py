@@ -14,12 +14,15 @@ from flowpolicy.rl.bc import Kind, bc_loss
 from flowpolicy.rl.gae import Discount, chunk_reward, discounts, gae
 from flowpolicy.rl.group import group_advantage
 from flowpolicy.rl.rollout_buffer import Minibatch, Rollout, minibatches
+from flowpolicy.rl.rounding import differ, spreads
 from flowpolicy.samplers.base import require_choice
 
 Advantage = Literal["gae", "group"]
 Actor = Literal["train", "anchor", "hold"]
 """What an update does to the actor: the whole objective, the pull towards the reference alone, nothing."""
 _MAX_MEAN_CLIP = 0.05
+_KEPT = "; the last good checkpoint is kept. Lower ppo.actor_lr and ppo.critic_lr, or scale the rewards"
+_MAX_LOG_RATIO = 20.0  # exp of 89 overflows float32; a ratio of 5e8 is as wrong as any
 
 
 @final
@@ -32,13 +35,14 @@ class PPOSettings:
       decisions of a rollout must span one.
     gamma, lam, discount: see `gae`.   epochs, minibatches: passes over a rollout and parts of each.
     clip_low, clip_high: bounds of the ratio, 1 - clip_low to 1 + clip_high, on the summed log-density; the 0.01 of
-      DPPO, ReinFlow and DBPO belongs to its mean, and acts like 0.3 to 1.7 here.
+      DPPO, ReinFlow and DBPO belongs to its mean, and acts like 0.3 to 1.7 here. Log ratios end at -20 and 20.
       allow_large_clip: let a clip above 0.05 meet log_prob_reduction="mean", which then hardly ever clips.
     value_clip: how far a value may move per update, in units of the scaled return; 0 is anywhere.
     huber: where the value loss turns linear; 0 is squared error (half of it).
     actor_lr, critic_lr: of two AdamW without weight decay.   final_lr: share of both that is left at the end (cosine).
     grad_clip: largest gradient norm, of each.
-    target_kl: the actor stops for this iteration when the estimate E[ratio - 1 - log ratio] is larger; 0 is never.
+    target_kl: the actor stops for this iteration when the estimate E[ratio - 1 - log ratio] is larger; of the
+       density itself (the sum), whatever log_prob_reduction; 0 is never.
     entropy_weight: of the mean entropy of a scored entry; without effect where the noise is fixed.
     bc_weight, bc_final, bc_kind: see `bc_loss`; linear from one to the other over the iterations.
     warmup: first iterations, in which the critic alone learns.
@@ -80,7 +84,7 @@ class PPOSettings:
         require_choice("ppo.discount", self.discount, Discount)
         require_choice("ppo.bc_kind", self.bc_kind, Kind)
         for name, least in (("epochs", 1), ("minibatches", 1), ("group_size", 2)):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"ppo.{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -88,14 +92,17 @@ class PPOSettings:
         others = ("clip_low", "clip_high", "value_clip", "huber", "actor_lr", "critic_lr", "final_lr", "target_kl",
                   "bc_weight", "bc_final", "warmup", "min_success_episodes")  # fmt: skip
         for name in others:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"ppo.{name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"ppo.{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if not math.isfinite(self.entropy_weight):
+            raise ValueError(f"ppo.entropy_weight must be finite, got {self.entropy_weight}")
         if not self.grad_clip > 0:
             raise ValueError(f"ppo.grad_clip must be positive, got {self.grad_clip}")
 
 
 class PolicyLoss(NamedTuple):
-    """loss: scalar.   kl: scalar, E[ratio - 1 - log ratio].   clipped: share of ratios outside the bounds."""
+    """loss: scalar.   kl: scalar, E[ratio - 1 - log ratio] of the density.   clipped: share of ratios outside the
+    bounds."""
 
     loss: Tensor
     kl: Tensor
@@ -103,15 +110,25 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    entries: Tensor | float = 1.0,
 ) -> PolicyLoss:
-    """The clipped objective, negated; all (B,).   Source: Schulman et al. 2017; kl: Schulman's "k3", 2020."""
+    """The clipped objective, negated; all (B,).   entries: see `Score`, for the divergence.
+
+    A decision whose log ratio is beyond 20 on either side has no gradient.
+    Source: Schulman et al. 2017; kl: Schulman's "k3", 2020.
+    """
     log_ratio = (log_prob - old_log_prob).float()
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
     bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss = -torch.minimum(ratio * advantage, bounded * advantage).mean()
-    kl = (ratio - 1.0 - log_ratio).mean().detach()
-    return PolicyLoss(loss, kl, (ratio != bounded).float().mean().detach())
+    whole = (log_ratio.detach() * entries).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    return PolicyLoss(loss, (whole.exp() - 1.0 - whole).mean(), (ratio != bounded).float().mean().detach())
 
 
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, *, clip: float, huber: float) -> Tensor:
@@ -131,24 +148,37 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, *, clip: float
 
 
 def normalized(advantage: Tensor, valid: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the valid entries; (T, N) both."""
+    """Mean 0 and standard deviation 1 over the valid entries, (T, N) both; 0 elsewhere, and where all are equal up to
+    rounding."""
     chosen = advantage[valid]
-    return (advantage - chosen.mean()) / (chosen.std(unbiased=False) + 1e-5)
+    relative = (advantage - chosen.mean()) / (chosen.std(unbiased=False) + 1e-5)
+    return torch.where(valid & differ(chosen, chosen.abs()), relative, 0.0)
 
 
-def _explained(rollout: Rollout, returns: Tensor) -> float:
+def explained_variance(rollout: Rollout, returns: Tensor) -> float:
     """Share of the returns' variance that the critic foresaw."""
-    residual = (returns - rollout.value)[rollout.valid]
-    variance = float(returns[rollout.valid].var())
-    return 1.0 - float(residual.var()) / variance if variance > 1e-12 else 0.0
+    residual, chosen = (returns - rollout.value)[rollout.valid], returns[rollout.valid]
+    variance = float(chosen.var())
+    return 1.0 - float(residual.var()) / variance if spreads(variance, float(chosen.mean())) else 0.0
 
 
 def has_signal(rollout: Rollout, settings: PPOSettings, *, sparse: bool, successes: int) -> bool:
-    """Whether the rewards say anything about actions.   successes: episodes that ended well in this rollout."""
-    rewards = rollout.reward.sum(-1)[rollout.valid]
-    if bool((rewards == rewards[0]).all()):
+    """Whether the rewards say anything about actions: they differ by more than rounding.
+
+    successes: episodes that ended well in this rollout.
+    """
+    rewards = rollout.reward[rollout.valid]
+    if not bool(differ(rewards.sum(-1), rewards.abs().sum(-1))):
         return False
     return not sparse or successes >= settings.min_success_episodes
+
+
+def _skipped(name: str, found: defaultdict[str, list[float]]) -> int:
+    """How many steps of an optimiser were dropped; they leave `found`. Raises ValueError when all of them were."""
+    skipped = len(found.pop(f"skipped_{name}", []))
+    if skipped and f"grad_norm_{name}" not in found:
+        raise ValueError(f"no gradient of the {name} was finite in {skipped} steps{_KEPT}")
+    return skipped
 
 
 @final
@@ -196,6 +226,7 @@ class PPO:
 
         reward: (T, N), scaled or not.   actor: what happens to it; the critic always learns.
         order: shuffles, on the CPU.   noise: of the reference's pull, on the policy's device.
+        Raises ValueError when a density is no number, or no gradient of the actor or the critic is.
         """
         settings = self.settings
         discount = discounts(rollout.steps, gamma=settings.gamma, kind=settings.discount)
@@ -221,10 +252,10 @@ class PPO:
                 self._critic_step(cond.detach(), batch, found)
             if actor != "hold" and not stopped:
                 stopped = self._actor_step(cond, batch, found, actor=actor, bc_weight=bc_weight, noise=noise)
-        skipped = sum(found.pop("skipped", []))
+        skipped = sum(_skipped(name, found) for name in ("actor", "critic"))
         means = {f"rl/{name}": sum(values) / len(values) for name, values in found.items()}
         means |= {"rl/kl_stop": float(stopped), "rl/skipped_steps": skipped}
-        return means if grouped else means | {"rl/explained_variance": _explained(rollout, returns)}
+        return means if grouped else means | {"rl/explained_variance": explained_variance(rollout, returns)}
 
     def _batches(
         self, rollout: Rollout, advantage: Tensor, returns: Tensor, order: torch.Generator
@@ -260,8 +291,12 @@ class PPO:
                 batch.advantage,
                 clip_low=settings.clip_low,
                 clip_high=settings.clip_high,
+                entries=score.entries,
             )
-            if settings.target_kl and float(result.kl) > settings.target_kl:
+            kl = float(result.kl)
+            if math.isnan(kl):  # nan > target_kl is False
+                raise ValueError(f"the density of the policy is not finite{_KEPT}")
+            if settings.target_kl and kl > settings.target_kl:
                 return True
             measured = {"policy_loss": result.loss, "approx_kl": result.kl, "clip_fraction": result.clipped,
                         "entropy": score.entropy, "std": score.std}  # fmt: skip
@@ -292,7 +327,7 @@ class PPO:
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip))
         if not math.isfinite(norm):
-            found["skipped"].append(1.0)
+            found[f"skipped_{name}"].append(1.0)
             return
         found[f"grad_norm_{name}"].append(norm)
         optimizer.step()

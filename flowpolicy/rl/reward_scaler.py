@@ -5,6 +5,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowpolicy.rl.rounding import spreads
+
 
 @final
 class RewardScaler:
@@ -33,9 +35,9 @@ class RewardScaler:
 
     @property
     def std(self) -> float:
-        """Standard deviation of the returns seen; 1 before there are any that differ."""
+        """Standard deviation of the returns seen; 1 before there are any that differ by more than rounding."""
         variance = self._square / self._count if self._count else 0.0
-        return variance**0.5 if variance > 1e-12 else 1.0
+        return variance**0.5 if spreads(variance, self._mean) else 1.0
 
     def restart(self) -> None:
         """All environments begin new episodes."""

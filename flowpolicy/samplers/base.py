@@ -1,5 +1,6 @@
 """What every stochastic sampler offers, and the two functions that use it: sample a chain, score a chain."""
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from typing import Literal, NamedTuple, get_args
@@ -134,6 +135,15 @@ def require_support(sampler: StochasticSampler, head: Head) -> None:
 def every_step(batch: int, steps: int, generator: torch.Generator) -> Tensor:
     """(B, S) with 0 ... S-1 in every row."""
     return torch.arange(steps, device=generator.device).expand(batch, steps)
+
+
+def require_noise(level: float) -> None:
+    """Raise ValueError unless a sampler's `noise_level` is positive and finite."""
+    if not 0.0 < level < math.inf:
+        raise ValueError(
+            f"noise_level must be positive and finite, got {level}: without noise there is no density and nothing to "
+            "learn from; 0.5 is the default"
+        )
 
 
 def require_choice(name: str, value: str, choices: object) -> None:

@@ -47,8 +47,8 @@ class FlowNoise(StochasticSampler):
     ) -> None:
         super().__init__()
         require_choice("std_inputs", std_inputs, StdInputs)
-        if not 0.0 < std_min <= std_max:
-            raise ValueError(f"wanted 0 < std_min <= std_max, got {std_min=}, {std_max=}")
+        if not 0.0 < std_min <= std_max < math.inf:
+            raise ValueError(f"wanted 0 < std_min <= std_max, both finite, got {std_min=}, {std_max=}")
         time_grid(num_steps)
         self.num_steps = self.deploy_steps = num_steps
         self.std_min, self.std_max, self.std_inputs, self.decay = std_min, std_max, std_inputs, decay

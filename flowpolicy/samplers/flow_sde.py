@@ -9,7 +9,7 @@ from flowpolicy.flow.gaussian import Gaussian, sde_step, split
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import expand
 from flowpolicy.flow.times import time_grid
-from flowpolicy.samplers.base import StochasticSampler, every_step, require_choice
+from flowpolicy.samplers.base import StochasticSampler, every_step, require_choice, require_noise
 
 Mode = Literal["hybrid", "full", "window"]
 
@@ -37,8 +37,7 @@ class FlowSDE(StochasticSampler):
     def __init__(self, *, num_steps: int = 4, noise_level: float = 0.5, mode: Mode = "hybrid", window: int = 2) -> None:
         super().__init__()
         require_choice("mode", mode, Mode)
-        if not noise_level >= 0.0:
-            raise ValueError(f"noise_level must be at least 0, got {noise_level}")
+        require_noise(noise_level)
         if not 1 <= window <= num_steps and mode == "window":
             raise ValueError(f"window must be 1 to num_steps={num_steps}, got {window}")
         time_grid(num_steps)

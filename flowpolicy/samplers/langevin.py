@@ -9,7 +9,7 @@ from flowpolicy.flow.gaussian import Gaussian, score
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import expand
 from flowpolicy.flow.times import time_grid
-from flowpolicy.samplers.base import StochasticSampler, every_step, jump
+from flowpolicy.samplers.base import StochasticSampler, every_step, jump, require_noise
 
 
 @final
@@ -32,8 +32,7 @@ class Langevin(StochasticSampler):
         super().__init__()
         if num_steps < 2:
             raise ValueError(f"num_steps must be at least 2, got {num_steps}: the last step is deterministic")
-        if not noise_level >= 0.0:
-            raise ValueError(f"noise_level must be at least 0, got {noise_level}")
+        require_noise(noise_level)
         self.num_steps = self.deploy_steps = num_steps
         self.noise_level = noise_level
 

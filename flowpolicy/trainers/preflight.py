@@ -53,9 +53,9 @@ def run_preflight(
     """Collect until at least `episodes`, equally many of each environment, have ended, and check what was collected; no
     weight changes.
 
-    Raises ValueError when the first ratio is not 1, a part gets no gradient, or (sparse reward) fewer than the share
-    `min_success` of the episodes succeed: there would be nothing to learn from (ReinFlow's Square from 3 % fails, from
-    10 % it reaches 21 %, from 25 % 61 to 77 %).
+    Raises ValueError when the first ratio is not 1, a part gets no gradient or one that is not finite, or (sparse
+    reward) fewer than the share `min_success` of the episodes succeed: there would be nothing to learn from (ReinFlow's
+    Square from 3 % fails, from 10 % it reaches 21 %, from 25 % 61 to 77 %).
     """
     generator = stream(seed, "preflight", actor_critic.policy.action_low.device)
     obs = env.reset([derive(seed, f"preflight_env/{i}") for i in range(env.num_envs)])
@@ -119,7 +119,12 @@ def _check_gradients(
     for batch in minibatches(rollout, rollout.value, rollout.value, count=2, generator=shuffle):
         cond = actor_critic.features(batch.obs)
         score = actor_critic.score(cond, batch.chain)
-        ratio = (score.log_prob - batch.log_prob).exp()
+        ratio = ((score.log_prob - batch.log_prob) * score.entries).exp()  # of the density, not of its mean
+        if not_finite := int((~torch.isfinite(ratio)).sum()):  # max(error, nan) is error
+            raise ValueError(
+                f"preflight: {not_finite} of {len(ratio)} first ratios are not finite; is the sampler's noise positive "
+                "in every step, and are the policy's weights and observations finite?"
+            )
         error, std = max(error, float((ratio.detach() - 1.0).abs().max())), float(score.std)
         random = torch.randn(ratio.shape, generator=generator, device=ratio.device)
         ((ratio * random).mean() + actor_critic.critic(cond.detach()).square().mean()).backward()
@@ -135,7 +140,10 @@ def _check_gradients(
         parts["the encoder"] = actor_critic.policy.encoder
     for name, module in parts.items():
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if parameters and not any(p.grad is not None and bool(p.grad.any()) for p in parameters):
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            raise ValueError(f"preflight: the gradient of {name} is not finite; every step of it would be skipped")
+        if parameters and not any(bool(gradient.any()) for gradient in gradients):
             raise ValueError(f"preflight: no gradient reaches {name}; it would never learn")
     actor_critic.zero_grad(set_to_none=True)
     return error, std, seconds

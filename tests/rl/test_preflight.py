@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.samplers.flow_noise import FlowNoise
+from flowpolicy.samplers.flow_sde import FlowSDE
+from flowpolicy.samplers.langevin import Langevin
 from flowpolicy.trainers.ppo import LoopSettings
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy_envs.reach import ReachEnv
@@ -47,6 +49,48 @@ def test_a_part_that_no_gradient_reaches_is_named():
     model.policy.head.net = Wrapped(model.policy.head.net, torch.Tensor.detach)
     with pytest.raises(ValueError, match="no gradient reaches the policy's head"):
         flown(model)
+
+
+def test_a_density_that_is_not_finite_is_refused():
+    """Python's max(0.0, nan) is 0.0, and nan > x is False."""
+    model = ActorCritic(imitated(steps=5), FlowSDE(num_steps=2))
+    model.sampler.noise_level = 0.0  # past the constructor, which refuses it
+    with pytest.raises(ValueError, match="first ratios are not finite"):
+        flown(model)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_named():
+    model = ActorCritic(imitated(steps=5), FlowNoise)
+    model.policy.head.net.output.weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(ValueError, match="gradient of the policy's head is not finite"):
+        flown(model)
+
+
+@pytest.mark.parametrize("sampler", [FlowSDE, Langevin])
+@pytest.mark.parametrize("level", [0.0, -0.5, float("nan"), float("inf")])
+def test_a_sampler_without_noise_is_refused(sampler, level):
+    with pytest.raises(ValueError, match="noise_level must be positive and finite.*without noise there is no density"):
+        sampler(noise_level=level)
+
+
+@pytest.mark.parametrize("bounds", [(0.1, float("inf")), (float("nan"), 0.2), (0.1, float("nan"))])
+def test_a_standard_deviation_that_is_not_finite_is_refused(bounds):
+    with pytest.raises(ValueError, match="0 < std_min <= std_max"):
+        FlowNoise(action_dim=2, horizon=4, cond_dim=4, std_min=bounds[0], std_max=bounds[1])
+
+
+def test_the_first_ratio_is_that_of_the_density_whatever_its_reduction():
+    """A mean over the entries would hide most of what is wrong."""
+    found = []
+    for reduction in ("sum", "mean"):
+        model = ActorCritic(imitated(steps=5), FlowNoise, log_prob_reduction=reduction)
+        model.policy.head.net = Wrapped(
+            model.policy.head.net, lambda x: x + 3e-4 * x.requires_grad
+        )  # not in collection
+        with pytest.raises(ValueError, match="first ratio differs") as caught:
+            flown(model)
+        found.append(str(caught.value))
+    assert found[0] == found[1]
 
 
 class Fast(gymnasium.Env):

@@ -113,10 +113,14 @@ def test_without_noise_flow_sde_and_langevin_are_the_deterministic_sampler(num_s
     def euler(x, t, r, cond):  # flow matching: ignores r
         return gaussian_velocity(x, t, t)
 
-    chain = sample_chain(FlowSDE(num_steps=num_steps, noise_level=0.0, mode="full"), euler, noise, cond, rng())
+    sampler = FlowSDE(num_steps=num_steps, mode="full")
+    sampler.noise_level = 0.0  # past the constructor, which refuses it
+    chain = sample_chain(sampler, euler, noise, cond, rng())
     torch.testing.assert_close(chain.action, sample_ode(euler, noise, cond, times), rtol=0, atol=1e-6)
     if num_steps > 1:
-        chain = sample_chain(Langevin(num_steps=num_steps, noise_level=0.0), gaussian_velocity, noise, cond, rng())
+        sampler = Langevin(num_steps=num_steps)
+        sampler.noise_level = 0.0
+        chain = sample_chain(sampler, gaussian_velocity, noise, cond, rng())
         wanted = sample_ode(gaussian_velocity, noise, cond, times)
         torch.testing.assert_close(chain.action, wanted, rtol=0, atol=1e-6)
 

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.sample import sample_ode
-from flowpolicy.flow.times import time_grid
+from flowpolicy.flow.times import num_equal_times, time_grid
 from flowpolicy.policy import FlowPolicy
 
 Kind = Literal["paired", "velocity"]
+DIAGONAL_SHARE = 0.5  # of the rows have r = t; random pairs never do
 
 
 def bc_loss(
@@ -23,12 +24,13 @@ def bc_loss(
     num_steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Mean over batch, rows and action entries of a squared difference at the same noise; a scalar.
+    """Mean over batch, rows and action entries of a squared difference at the same point; a scalar.
 
     "paired": of the chunks of `num_steps` noise-free steps; it bounds the squared Wasserstein-2 distance of the two
       policies' actions from above.
-    "velocity": of the average velocities at random (r, t) on the paths to the reference's one-step chunks; it keeps
-      the inner maps and the diagonal in shape, which renoise and Langevin use.
+    "velocity": of the average velocities at random (r, t), r = t in half of the rows, on paths from the reference's
+      one-step chunks to noise of their own; it keeps the inner maps and the diagonal in shape, which renoise and
+      Langevin use.
     cond, reference_cond: (B, D), as the two policies see the same observations.
     Sources: Zhang et al. 2025 (ReinFlow, with one fixed noise); DBPO's anchor; π_RL.
     """
@@ -41,9 +43,13 @@ def bc_loss(
             wanted = sample_ode(frozen.velocity, noise, reference_cond, times)
         return (sample_ode(head.velocity, noise, cond, times) - wanted).square().mean()
     pair = torch.rand(2, len(cond), generator=generator, device=generator.device)
+    equal = num_equal_times(len(cond), DIAGONAL_SHARE)
+    pair[1, :equal] = pair[0, :equal]
     t, r = pair.amax(dim=0), pair.amin(dim=0)
+    # the noise that made the action is no fresh draw: with it x_t would be too wide, and never where the policy goes
+    fresh = torch.randn(shape, generator=generator, device=generator.device)
     with torch.no_grad():
         action = sample_ode(frozen.velocity, noise, reference_cond, time_grid(1))
-        x_t, _ = interpolate(action, noise, t)
+        x_t, _ = interpolate(action, fresh, t)
         wanted = frozen.velocity(x_t, t, r, reference_cond)
     return (head.velocity(x_t, t, r, cond) - wanted).square().mean()

@@ -37,6 +37,7 @@ from flowpolicy.cli import config
 from flowpolicy.cli.recipe import digest
 from flowpolicy.cli.tasks import own_task, with_task, without_task
 from flowpolicy.files import claim_folder
+from flowpolicy.rl.group import refuse_batch
 from flowpolicy.rollout.batched_env import BatchedSimulator
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
 from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
@@ -92,6 +93,5 @@ def _batch(cfg: DictConfig) -> Callable[[int], BatchedSimulator] | None:
         return None
     if not cfg.task.get("batched") or cfg.task.get("obs", "state") != "state":
         raise ValueError("batched=true: only task=maniskill with task.obs=state simulates as one batch (task.batched)")
-    if cfg.ppo.advantage == "group":
-        raise ValueError("batched=true: ppo.advantage=group needs equal starts, which a batch does not give; use gae")
+    refuse_batch(cfg.ppo.advantage)
     return config.instantiate(cfg.task.batched)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.rl.rounding import differ, masked_sum
+from flowpolicy.types import Observation
 
 
 class GroupAdvantage(NamedTuple):
@@ -20,6 +21,26 @@ class GroupAdvantage(NamedTuple):
 def first_episodes(done: Tensor) -> Tensor:
     """(T, N) bool: the decisions of each environment up to its first done, that one included.   done: (T, N)."""
     return done.int().cumsum(0) - done.int() == 0
+
+
+def refuse_batch(advantage: str) -> None:
+    """Raise ValueError for group advantages of simulators in one batch, which seed all starts from one number."""
+    if advantage == "group":
+        raise ValueError("batched=true: ppo.advantage=group needs equal starts, which a batch does not give; use gae")
+
+
+def require_equal_starts(obs: Observation, group_size: int) -> None:
+    """Raise ValueError unless the environments of each group see the same after a reset, key -> (N, To, ...).
+
+    Vectors alone are compared: renderers need not give the same picture twice.
+    """
+    for key, value in obs.items():
+        groups = value.unflatten(0, (-1, group_size))
+        if value.ndim == 3 and not torch.equal(groups, groups[:, :1].expand_as(groups)):
+            raise ValueError(
+                f"ppo.advantage=group needs equal starts, and environments of one group began with different {key}; "
+                "the simulator's reset must follow the seed of each, or use ppo.advantage=gae"
+            )
 
 
 def group_advantage(reward: Tensor, valid: Tensor, *, discount: Tensor, group_size: int) -> GroupAdvantage:

@@ -14,6 +14,7 @@ from flowpolicy.embodiment import require_match
 from flowpolicy.files import atomic_directory
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
+from flowpolicy.rl.group import refuse_batch
 from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rollout.batched_env import BatchedChunkEnv, BatchedSimulator
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
@@ -72,6 +73,8 @@ class FinetuneSettings:
         if both and -self.receipt_episodes < distance < self.eval_episodes:
             raise ValueError(f"eval and receipt share seeds: {self.eval_episodes} from {self.eval_seed} and "
                              f"{self.receipt_episodes} from {self.receipt_seed}; move receipt.start_seed")  # fmt: skip
+        if not 0 <= self.min_success <= 1:
+            raise ValueError(f"preflight.min_success must lie between 0 and 1, got {self.min_success}")
         if self.total_steps is not None and self.total_steps < 1:
             raise ValueError(f"rl.total_steps must be at least 1, got {self.total_steps}")
 
@@ -121,6 +124,8 @@ def finetune(
     Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for another embodiment, a head
     that the sampler cannot use, what `run_preflight` finds, or a run that differs from the one to be resumed.
     """
+    if make_batch is not None:
+        refuse_batch(settings.ppo.advantage)
     base, newest = out / "base", out / "checkpoints" / "last"
     begun = newest.exists()
     if begun and not resume:

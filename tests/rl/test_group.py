@@ -8,6 +8,7 @@ import torch
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.group import first_episodes, group_advantage
 from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.trainers.finetune import FinetuneSettings, finetune
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from tests.rl.toy import WIDE, imitated, reach_env, success, train_in_groups
 
@@ -94,3 +95,26 @@ def test_groups_make_a_half_good_policy_nearly_whole() -> None:
     with closing(reach_env()) as env:
         model, _ = train_in_groups(env, iterations=60)
     assert success(model.policy) >= 0.95
+
+
+class OneSeed(Starts):
+    """A batch that seeds from its first environment alone, as ManiSkill's does."""
+
+    def reset(self, seeds):
+        return super().reset([seeds[0] + i for i in range(len(seeds))])
+
+
+def test_starts_that_are_not_alike_are_refused() -> None:
+    with closing(OneSeed(reach_env(16))) as env, pytest.raises(ValueError, match="began with different agent_pos"):
+        train_in_groups(env, iterations=1)
+
+
+def test_a_batch_of_simulators_is_refused_before_it_is_built(tmp_path) -> None:
+    def never(*_):
+        raise AssertionError("a simulator was made")
+
+    settings = FinetuneSettings(ppo=PPOSettings(advantage="group"))
+    with pytest.raises(ValueError, match="ppo.advantage=group needs equal starts, which a batch does not give"):
+        finetune(
+            tmp_path, never, WIDE, out=tmp_path, settings=settings, make_batch=never, facts={}, start=never, seed=0
+        )

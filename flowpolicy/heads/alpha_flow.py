@@ -1,6 +1,7 @@
 """Alpha-flow head with an averaged teacher, One-Step Flow Policy's: one step without any derivative of the net."""
 
 import copy
+import math
 from typing import final
 
 import torch
@@ -63,7 +64,7 @@ class AlphaFlowHead(Head):
         for name, value in (("consistency_share", consistency_share), ("kappa_end", kappa_end)):
             if not 0.0 < value <= 1.0:
                 raise ValueError(f"{name} must lie in (0, 1], got {value}")
-        if guidance_weight < 0.0 or (guidance_weight and not 0.0 < cond_dropout < 1.0):
+        if not 0.0 <= guidance_weight < math.inf or (guidance_weight and not 0.0 < cond_dropout < 1.0):
             raise ValueError(
                 f"wanted guidance_weight >= 0 and, where it counts, cond_dropout in (0, 1), got {guidance_weight=}, "
                 f"{cond_dropout=}: without dropout nothing trains the null condition"

@@ -1,5 +1,6 @@
 """OMP's addition to MeanFlow: the average velocity shall point the way that the sampled path does."""
 
+import math
 from typing import final
 
 import torch
@@ -22,8 +23,8 @@ class DirectionAlignment(nn.Module):
 
     def __init__(self, *, weight: float = 0.1, decay: bool = False) -> None:
         super().__init__()
-        if weight < 0.0:
-            raise ValueError(f"direction: weight must be at least 0, got {weight}")
+        if not 0.0 <= weight < math.inf:
+            raise ValueError(f"direction: weight must be at least 0 and finite, got {weight}")
         self.weight, self.decay = weight, decay
         self.register_buffer("progress", torch.zeros(()))
 

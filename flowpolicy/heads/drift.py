@@ -1,5 +1,6 @@
 """Drift head: a one-step generator trained by moving its own samples towards the expert and apart from one another."""
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -50,7 +51,7 @@ class DriftHead(Head):
     ) -> None:
         super().__init__()
         check_parameterization(parameterization)
-        if num_samples < 1 or not temperatures or min(temperatures) <= 0.0:
+        if num_samples < 1 or not temperatures or not all(0.0 < value < math.inf for value in temperatures):
             raise ValueError(
                 f"wanted num_samples >= 1 and positive temperatures, got {num_samples=}, {list(temperatures)}"
             )

@@ -1,5 +1,6 @@
 """Classifier-free guidance folded into the training target, so that sampling stays one network evaluation."""
 
+import math
 from typing import final
 
 import torch
@@ -41,8 +42,8 @@ class Guidance(nn.Module):
         t_end: float = 1.0,
     ) -> None:
         super().__init__()
-        if omega <= 0.0 or kappa >= 1.0:
-            raise ValueError(f"guidance: wanted omega > 0 and kappa < 1, got {omega=}, {kappa=}")
+        if not 0.0 < omega < math.inf or not -math.inf < kappa < 1.0:
+            raise ValueError(f"guidance: wanted omega > 0 and kappa < 1, both finite, got {omega=}, {kappa=}")
         if not 0.0 <= cond_dropout < 1.0:
             raise ValueError(f"guidance: cond_dropout must lie in [0, 1), got {cond_dropout}")
         if not 0.0 <= t_start < t_end <= 1.0:

@@ -1,6 +1,7 @@
 """PPO on chunk decisions: clipped ratios of exact densities, a critic of its own, and the guards around them."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ class PPOSettings:
     clip_low, clip_high: bounds of the ratio, 1 - clip_low to 1 + clip_high, on the summed log-density; the 0.01 of
       DPPO, ReinFlow and DBPO belongs to its mean, and acts like 0.3 to 1.7 here. Log ratios end at -20 and 20.
       allow_large_clip: let a clip above 0.05 meet log_prob_reduction="mean", which then hardly ever clips.
-    value_clip: how far a value may move per update, in units of the scaled return; 0 is anywhere.
+    value_clip: how far a value may move per update, in units of the scaled return; 0 is anywhere. See
+      `warn_of_value_clip`.
     huber: where the value loss turns linear; 0 is squared error (half of it).
     actor_lr, critic_lr: of two AdamW without weight decay.   final_lr: share of both that is left at the end (cosine).
     grad_clip: largest gradient norm, of each.
@@ -98,6 +100,17 @@ class PPOSettings:
             raise ValueError(f"ppo.entropy_weight must be finite, got {self.entropy_weight}")
         if not self.grad_clip > 0:
             raise ValueError(f"ppo.grad_clip must be positive, got {self.grad_clip}")
+
+
+def warn_of_value_clip(settings: PPOSettings, *, sparse: bool) -> None:
+    """Warn where a clip in units of a scaled return meets dense rewards that nobody scales."""
+    if settings.value_clip and settings.advantage == "gae" and not sparse and not settings.scale_rewards:
+        warnings.warn(
+            f"ppo.value_clip={settings.value_clip:g} bounds how far a value moves per update, and dense rewards that "
+            "are not scaled have returns of any size: the critic can learn several times more slowly. Set "
+            "ppo.scale_rewards=true, or ppo.value_clip=0",
+            stacklevel=3,
+        )
 
 
 class PolicyLoss(NamedTuple):

@@ -1,5 +1,6 @@
 """N environments that take whole chunks: for training, where episodes follow each other and every successor counts."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,10 @@ class Reward:
     terminate_on_success: bool = True
 
     def __post_init__(self) -> None:
-        """Raise ValueError when nothing is rewarded."""
+        """Raise ValueError when nothing is rewarded, or with what is no number."""
+        for name in ("env", "success"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"reward.{name} must be finite, got {getattr(self, name)}")
         if self.sparse and self.success == 0.0:
             raise ValueError("reward: nothing is rewarded; set reward.success or reward.env")
 

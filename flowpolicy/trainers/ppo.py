@@ -16,8 +16,8 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect
 from flowpolicy.rl.gae import discounts
-from flowpolicy.rl.group import first_episodes
-from flowpolicy.rl.ppo import PPO, Actor, PPOSettings, has_signal
+from flowpolicy.rl.group import first_episodes, require_equal_starts
+from flowpolicy.rl.ppo import PPO, Actor, PPOSettings, has_signal, warn_of_value_clip
 from flowpolicy.rl.reward_scaler import RewardScaler
 from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.seeding import derive
@@ -51,7 +51,7 @@ class LoopSettings:
         """Raise ValueError for a number out of its range."""
         least = {"iterations": 1, "decisions": 1, "eval_every": 0, "checkpoint_every": 1, "keep_best": 0}
         for name, bound in least.items():
-            if getattr(self, name) < bound:
+            if not bound <= getattr(self, name) < math.inf:
                 raise ValueError(f"loop.{name} must be at least {bound}, got {getattr(self, name)}")
 
 
@@ -83,6 +83,7 @@ class PPOTrainer:
         if ppo.advantage == "group" and env.num_envs % ppo.group_size:
             raise ValueError(f"ppo.advantage=group needs envs that are a multiple of ppo.group_size={ppo.group_size}, "
                              f"got {env.num_envs}")  # fmt: skip
+        warn_of_value_clip(ppo, sparse=sparse)
         self.ppo = PPO(actor_critic, ppo)
         self.checkpoints, self.tracker, self.seed = checkpoints, tracker or CompositeTracker([]), seed
         self.evaluate, self.progress = evaluate, progress
@@ -180,9 +181,11 @@ class PPOTrainer:
         self.counter.restart()
         settings = self.ppo.settings
         alike = settings.group_size if settings.advantage == "group" else 1
-        return self.env.reset(
+        obs = self.env.reset(
             [derive(self.seed, f"rl_env/{self.iteration}/{i // alike}") for i in range(self.env.num_envs)]
         )
+        require_equal_starts(obs, alike)
+        return obs
 
     def _evaluate(self) -> float | None:
         if self.evaluate is None:

@@ -1,5 +1,6 @@
 """Preflight: what would make fine-tuning fail is refused by name; its success rate has no bias to short episodes."""
 
+import warnings
 from contextlib import closing
 from typing import Any
 
@@ -13,9 +14,11 @@ from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.samplers.flow_noise import FlowNoise
 from flowpolicy.samplers.flow_sde import FlowSDE
 from flowpolicy.samplers.langevin import Langevin
-from flowpolicy.trainers.ppo import LoopSettings
+from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy_envs.reach import ReachEnv
+from tests.rl.test_ppo import Scripted, rolled_out, run_update
+from tests.rl.test_ppo import model as ppo_model
 from tests.rl.toy import imitated, reach_env
 
 
@@ -114,3 +117,31 @@ def test_short_successes_do_not_crowd_out_long_failures():
     """All of the first 64 episodes to end are the short ones, which 37 environments begin with."""
     found = flown(ActorCritic(imitated(steps=5), FlowNoise), envs=64, episodes=64, make=Fast)
     assert found.episodes == 64 and found.noisy_success == 37 / 64
+
+
+def made(*, sparse: bool = False, **settings: Any) -> None:
+    with closing(reach_env(8)) as env:
+        model = ActorCritic(imitated(steps=5), FlowNoise)
+        PPOTrainer(model, env, ppo=PPOSettings(**settings), loop=LoopSettings(), sparse=sparse, seed=0, progress=False)
+
+
+def test_a_value_clip_on_dense_rewards_that_are_not_scaled_gets_a_warning():
+    with pytest.warns(UserWarning, match="ppo.value_clip=0.2 .* ppo.scale_rewards=true"):
+        made()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for quiet in ({"sparse": True}, {"value_clip": 0.0}, {"scale_rewards": True}, {"advantage": "group"}):
+            made(**quiet)
+
+
+def test_the_value_clip_slows_the_critic_where_rewards_are_not_scaled():
+    """Returns are near 20; one update moves the values by 2.8 towards them with the clip, by 7.4 without."""
+    found = {}
+    for clip in (0.2, 0.0):
+        actor_critic = ppo_model()
+        rollout = rolled_out(actor_critic, Scripted(reward=1.0))
+        before = rollout.value
+        run_update(actor_critic, rollout, actor="hold", value_clip=clip, critic_lr=3e-3)
+        after = actor_critic.critic(rollout.obs["features"])
+        found[clip] = float((after - before).mean())
+    assert 0.0 < found[0.2] < 0.5 * found[0.0]

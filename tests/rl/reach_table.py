@@ -1,5 +1,9 @@
-"""README's table of the reach task: python -m tests.rl.reach_table prints it, 15 minutes of one core."""
+"""README's table of the reach task: python -m tests.rl.reach_table prints it, 15 minutes of one core.
 
+python -m tests.rl.reach_table langevin "langevin, pull" prints these rows alone.
+"""
+
+import sys
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,34 +20,45 @@ PULL = {"bc_kind": "velocity", "bc_weight": 0.1, "bc_final": 0.1}
 
 
 class Run(NamedTuple):
-    """settings: of `train`."""
+    """imitated: steps of imitation, as many as give a policy that half works.   settings: others of `train`."""
 
     sampler: StochasticSampler | partial[StochasticSampler]
+    imitated: int
     settings: dict[str, Any]
+
+    def train(self, seed: int) -> tuple[float, float]:
+        """Success before and after."""
+        return train(self.sampler, seed=seed, bc_steps=self.imitated, **self.settings)[:2]
 
 
 RUNS = {
-    "flow_noise": Run(WIDE, {}),
-    "renoise": Run(Renoise(), {"head": "meanflow_u", "bc_steps": 320}),
-    "renoise, the net predicts the action": Run(Renoise(), {}),
-    "langevin, pull": Run(Langevin(), {"head": "meanflow_u", "bc_steps": 150, **PULL}),
-    "langevin, pull, the net predicts the action": Run(Langevin(), PULL),
-    "langevin": Run(Langevin(), {"head": "meanflow_u", "bc_steps": 150}),
-    "flow_sde": Run(FlowSDE(num_steps=4), {"head": "flow_matching", "bc_steps": 80, "iterations": 40}),
-    "flow_sde, the net predicts the action": Run(FlowSDE(num_steps=4), {"head": "flow_matching_x", "bc_steps": 360}),
+    "flow_noise": Run(WIDE, 300, {}),
+    "renoise": Run(Renoise(), 320, {"head": "meanflow_u"}),
+    "renoise, the net predicts the action": Run(Renoise(), 300, {}),
+    "langevin, pull": Run(Langevin(), 150, {"head": "meanflow_u", **PULL}),
+    "langevin, pull, the net predicts the action": Run(Langevin(), 300, PULL),
+    "langevin": Run(Langevin(), 150, {"head": "meanflow_u"}),
+    "flow_sde": Run(FlowSDE(num_steps=4), 80, {"head": "flow_matching", "iterations": 40}),
+    "flow_sde, the net predicts the action": Run(FlowSDE(num_steps=4), 360, {"head": "flow_matching_x"}),
 }
+GROUPS = "flow_noise, group advantages"
 
 
-def main() -> None:
-    """One line a run as soon as it is there: before, and after of training seeds 0, 1 and 2."""
+def main(wanted: list[str]) -> None:
+    """One line a run as soon as it is there: imitation steps, before, after of seeds 0, 1 and 2, iterations."""
     torch.set_num_threads(1)
-    for name, (sampler, settings) in RUNS.items():
-        found = [train(sampler, seed=seed, **settings)[:2] for seed in range(3)]
-        print(f"| {name} | {found[0][0]:.3f} | {' / '.join(f'{after:.3f}' for _, after in found)} |", flush=True)
-    with closing(reach_env()) as env:
-        model, _ = train_in_groups(env, iterations=60)
-    print(f"| flow_noise, group advantages, seed 0 | | {success(model.policy):.3f} |")
+    for name in wanted or [*RUNS, GROUPS]:
+        if name == GROUPS:
+            with closing(reach_env()) as env:
+                model, _ = train_in_groups(env, iterations=60)
+            print(f"| {name}, seed 0 | 300 | | {success(model.policy):.3f} | 60 |", flush=True)
+            continue
+        run = RUNS[name]
+        found = [run.train(seed) for seed in range(3)]
+        after = " / ".join(f"{after:.3f}" for _, after in found)
+        print(f"| {name} | {run.imitated} | {found[0][0]:.3f} | {after} | {run.settings.get('iterations', 60)} |",
+              flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

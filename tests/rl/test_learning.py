@@ -28,7 +28,7 @@ def test_flow_noise_makes_a_half_good_policy_whole_in_ten_iterations():
 def test_renoise_makes_a_half_good_policy_whole(seed):
     """Measured 0.592 -> 1.000, 0.998, 1.000 (seeds 3 to 7: 0.999 to 1.000). With a net that predicts the action, the
     noisy policy is whole and the deployed jump comes and goes: 0.994, 0.970, 0.964, in between down to 0.585."""
-    before, after, _, _ = train(RUNS["renoise"].sampler, seed=seed, **RUNS["renoise"].settings)
+    before, after = RUNS["renoise"].train(seed)
     assert 0.45 <= before <= 0.70 and after >= 0.97
 
 
@@ -37,7 +37,7 @@ def test_renoise_makes_a_half_good_policy_whole(seed):
 def test_flow_sde_makes_a_half_good_policy_whole(seed):
     """Measured 0.611 -> 1.000 three times, with a net that predicts the velocity. With "x", where a step of the net
     moves the action itself, 60 iterations reached 0.940, 0.963 and 0.982, and twice the learning rate diverged."""
-    before, after, _, _ = train(RUNS["flow_sde"].sampler, seed=seed, **RUNS["flow_sde"].settings)
+    before, after = RUNS["flow_sde"].train(seed)
     assert 0.45 <= before <= 0.70 and after >= 0.97
 
 
@@ -65,7 +65,7 @@ def test_langevin_with_a_pull_on_the_velocity_is_whole_after_sixty_iterations(se
     """Measured 0.729 (two steps) -> 1.000 three times; without the pull, which keeps u(y, r, r) a velocity and so the
     score a score, it is above 0.99 after 33 iterations and falls to 0.748, 0.233 and 0.978. With the pull and a net
     that predicts the action: 0.961, 0.956, 0.880 (from 0.401)."""
-    before, after, _, _ = train(RUNS["langevin, pull"].sampler, seed=seed, **RUNS["langevin, pull"].settings)
+    before, after = RUNS["langevin, pull"].train(seed)
     assert before <= 0.80 and after >= 0.99
 
 

@@ -124,8 +124,6 @@ def finetune(
     Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for another embodiment, a head
     that the sampler cannot use, what `run_preflight` finds, or a run that differs from the one to be resumed.
     """
-    if make_batch is not None:
-        refuse_batch(settings.ppo.advantage)
     base, newest = out / "base", out / "checkpoints" / "last"
     begun = newest.exists()
     if begun and not resume:
@@ -166,6 +164,7 @@ def _simulators(policy: FlowPolicy, make_env: Callable[[], Any], make_batch: Cal
                 settings: FinetuneSettings) -> ChunkEnv:  # fmt: skip
     words: Any = {"action_horizon": policy.action_horizon, "obs_horizon": policy.obs_horizon, "reward": settings.reward}
     if make_batch is not None:
+        refuse_batch(settings.ppo.advantage)
         return BatchedChunkEnv(make_batch(settings.envs), **words)
     return make_chunk_env(make_env, settings.envs, workers=settings.workers, **words)
 

@@ -8,7 +8,7 @@ import torch
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.group import first_episodes, group_advantage
 from flowpolicy.rl.ppo import PPOSettings
-from flowpolicy.trainers.finetune import FinetuneSettings, finetune
+from flowpolicy.trainers.finetune import FinetuneSettings, _simulators
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from tests.rl.toy import WIDE, imitated, reach_env, success, train_in_groups
 
@@ -109,12 +109,10 @@ def test_starts_that_are_not_alike_are_refused() -> None:
         train_in_groups(env, iterations=1)
 
 
-def test_a_batch_of_simulators_is_refused_before_it_is_built(tmp_path) -> None:
+def test_a_batch_of_simulators_is_refused_before_it_is_built() -> None:
     def never(*_):
         raise AssertionError("a simulator was made")
 
     settings = FinetuneSettings(ppo=PPOSettings(advantage="group"))
     with pytest.raises(ValueError, match="ppo.advantage=group needs equal starts, which a batch does not give"):
-        finetune(
-            tmp_path, never, WIDE, out=tmp_path, settings=settings, make_batch=never, facts={}, start=never, seed=0
-        )
+        _simulators(imitated(steps=5), never, never, settings)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import expand
 
@@ -19,7 +20,7 @@ def alpha_flow_target(
     0.489 (kappa 0.05), 0.440 (0.25), 0 (1): kappa must end small.
     Sources: Zhang et al. 2025 (AlphaFlow); One-Step Flow Policy (arXiv 2603.12480), whose target this is.
     """
-    with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False), without_tf32():
         walked = kappa * (t - r)
         x_m, m = x_t - expand(walked, x_t) * path_velocity, t - walked
         share = expand(kappa, x_t)

@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from flowpolicy.flow.exact import without_tf32
+
 Scale = Literal["positive", "all"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
@@ -49,6 +51,14 @@ def drift(
     """
     if scale not in SCALES:
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    # differences of products: in bfloat16 or TF32 what is left would be rounding
+    with torch.autocast(samples.device.type, enabled=False), without_tf32():
+        return _drift(samples, positives, temperatures, scale, valid)
+
+
+def _drift(
+    samples: Tensor, positives: Tensor, temperatures: Sequence[float], scale: Scale, valid: Tensor | None
+) -> Drift:
     num_samples = samples.shape[1]
     others = torch.cat([samples, positives], dim=1)  # (B, G + P, S), the first G repel
     squared = (samples[:, :, None] - others[:, None]).square().sum(dim=-1)  # (B, G, G + P)

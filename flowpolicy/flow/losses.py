@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowpolicy.flow.exact import without_tf32
+
 DispersiveKind = Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"]
 DISPERSIVE_KINDS: tuple[DispersiveKind, ...] = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
 
@@ -82,7 +84,7 @@ def dispersive_loss(
     z = features.reshape(features.shape[0], -1).float()  # (B, F)
     if len(z) == 1:
         return z.sum() * 0.0
-    with torch.autocast(z.device.type, enabled=False):  # small distances cancel in bf16
+    with torch.autocast(z.device.type, enabled=False), without_tf32():  # small distances cancel
         if kind == "infonce_cosine":
             unit = F.normalize(z, dim=-1)
             return _log_mean_exp(unit @ unit.T / temperature)

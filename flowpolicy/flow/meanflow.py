@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.path import expand
 
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -29,11 +30,12 @@ def time_derivative(
     x_t, tangent: (B, H, A).   t, r: (B,).   cond: (B, D).   Returns (B, H, A), detached.
     derivative: "jvp" is one Jacobian-vector product; "difference" two plain evaluations, see `time_difference`, for
       nets that a Jacobian product cannot go through (fused attention, sharded weights).
-    Runs in the dtype of its inputs with autocast off: bf16 keeps 8 significant bits, so for t - r < 0.004 the
-    correction (t - r) du/dt would round away against u.
+    Runs in the dtype of its inputs, with autocast and TF32 off: bf16 keeps 8 significant bits, so for t - r < 0.004
+    the correction (t - r) du/dt would round away against u; convolutions in TF32 cost a Jacobian product 0.1 % and the
+    quotient of differences up to all its digits (`without_tf32`).
     Source: Geng et al. 2025, equation 8: du/dt = v d_x u + d_t u.
     """
-    with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False), without_tf32():
         if derivative == "difference":
             return time_difference(velocity, x_t, t, r, cond, tangent)
         return torch.func.jvp(
@@ -77,7 +79,7 @@ def meanflow_correction(
     (Geng et al. 2025, "Improved Mean Flows", boundary form).
     path_velocity: (B, H, A) = noise - action.   derivative: see `time_derivative`.
     Raises ValueError for an unknown objective.
-    All of it with autocast off, for the reason that `time_derivative` gives.
+    All of it with autocast and TF32 off, for the reason that `time_derivative` gives.
     """
     if objective not in ("meanflow", "imf"):
         raise ValueError(f"objective must be 'meanflow' or 'imf', got {objective!r}")
@@ -89,7 +91,7 @@ def meanflow_correction(
     if objective == "meanflow":
         tangent = path_velocity[num_equal:]
     else:
-        with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False), without_tf32():
             tangent = velocity(x_t, t, t, cond)
     slope = time_derivative(velocity, x_t, t, r, cond, tangent, derivative=derivative)
     correction[num_equal:] = expand(t - r, x_t) * slope

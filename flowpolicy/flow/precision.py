@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from flowpolicy.flow.exact import without_tf32
+
 
 @torch.no_grad()
 def excess_precision(action: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
@@ -17,15 +19,17 @@ def excess_precision(action: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
     batch = action.shape[0]
     if batch < 3:  # no neighbours to compare
         return torch.zeros_like(action)
-    unit = torch.nn.functional.normalize(cond.float(), dim=-1)
-    own = torch.eye(batch, dtype=torch.bool, device=cond.device)
-    similar = (unit @ unit.T)[~own].reshape(batch, batch - 1)
-    similar = (similar - similar.mean(dim=1, keepdim=True)) / similar.std(dim=1, keepdim=True).clamp_min(1e-6)
-    weight = torch.zeros(batch, batch, device=cond.device)
-    weight[~own] = similar.softmax(dim=1).flatten()
-    everything = torch.full((1, batch), 1.0 / batch, device=cond.device)
-    conditional, marginal = (_precision(rows, action.float(), mask) for rows in (weight, everything))
-    return (conditional / marginal - 1.0).clamp_min(0.0).to(action.dtype)
+    # products of which differences are taken: in bfloat16 or TF32 what is left would be rounding
+    with torch.autocast(action.device.type, enabled=False), without_tf32():
+        unit = torch.nn.functional.normalize(cond.float(), dim=-1)
+        own = torch.eye(batch, dtype=torch.bool, device=cond.device)
+        similar = (unit @ unit.T)[~own].reshape(batch, batch - 1)
+        similar = (similar - similar.mean(dim=1, keepdim=True)) / similar.std(dim=1, keepdim=True).clamp_min(1e-6)
+        weight = torch.zeros(batch, batch, device=cond.device)
+        weight[~own] = similar.softmax(dim=1).flatten()
+        everything = torch.full((1, batch), 1.0 / batch, device=cond.device)
+        conditional, marginal = (_precision(rows, action.float(), mask) for rows in (weight, everything))
+        return (conditional / marginal - 1.0).clamp_min(0.0).to(action.dtype)
 
 
 def _precision(weight: Tensor, action: Tensor, mask: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.flow.alpha_flow import alpha_flow_target
+from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand, interpolate
 from flowpolicy.flow.times import FlowTimes, TimeLaw
@@ -137,7 +138,7 @@ class AlphaFlowHead(Head):
     ) -> Tensor:
         """|y - stop-gradient(y + g)|^2: its value is |g|^2, its gradient moves y along g."""
         y = self.velocity(x_t, t, torch.zeros_like(t), cond).to(x_t.dtype)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False), without_tf32():
             noise = torch.randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
             time = self.times.draw(t.shape, generator).to(t.dtype)
             x_again, _ = interpolate(x_t - expand(t, x_t) * y, noise, time)

@@ -6,6 +6,7 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
+from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand, interpolate
 from flowpolicy.flow.times import FlowTimes, TimeLaw
@@ -84,8 +85,8 @@ class ConsistencyHead(Head):
         end = ((t * self.segments).ceil() - 1.0).clamp_min(0.0) / self.segments
         x_t, _ = interpolate(action, noise, t)
         x_r, _ = interpolate(action, noise, r)
-        # float32: v at two times delta apart differs by less than what bfloat16 rounds away
-        with torch.autocast(action.device.type, enabled=False):
+        # v at two times delta apart differs by less than what bfloat16 rounds away, and by a few roundings of TF32
+        with torch.autocast(action.device.type, enabled=False), without_tf32():
             cond = cond.float()
             v_t = self._velocity(self.net, x_t, t, cond)
             v_r = self._target_velocity(x_r, r, cond)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.losses import DISPERSIVE_KINDS, DispersiveKind
 from flowpolicy.nets.base import Features
 
@@ -49,6 +50,12 @@ class LegacyDispersive:
         batch = z.shape[0]
         if batch == 1:
             return z.sum() * 0.0
+        with torch.autocast(z.device.type, enabled=False), without_tf32():
+            return self._released(z)
+
+    def _released(self, z: Tensor) -> Tensor:
+        """See the class.   z: (B, D)."""
+        batch = len(z)
         if self.kind == "covariance":
             covariance = torch.cov(z.T).reshape(z.shape[1], z.shape[1])
             variance = covariance.diagonal()

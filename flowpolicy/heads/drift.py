@@ -81,8 +81,7 @@ class DriftHead(Head):
         valid = mask[..., None].expand_as(action).flatten(1)  # (B, S), S = H A
         samples = chunks.reshape(batch, self.num_samples, -1) * valid[:, None]
         expert = (action.flatten(1) * valid)[:, None]  # (B, 1, S)
-        with torch.autocast(action.device.type, enabled=False):  # differences of products: bfloat16 would round them
-            moved = drift(samples, expert, temperatures=self.temperatures, scale=self.scale, valid=valid)
+        moved = drift(samples, expert, temperatures=self.temperatures, scale=self.scale, valid=valid)
         scaled = samples / moved.scale[:, None, None]
         delta = (scaled - (scaled.detach() + moved.field)).unflatten(-1, (horizon, dim))  # (B, G, H, A)
         loss = masked_mean_square(delta.flatten(0, 1), self._each(mask)).mean()

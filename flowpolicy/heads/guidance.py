@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import expand
 
@@ -87,9 +88,12 @@ class Guidance(nn.Module):
     def _field(
         self, velocity: Velocity, x_t: Tensor, t: Tensor, cond: Tensor, null: Tensor | None, path_velocity: Tensor
     ) -> Tensor:
-        field = self.omega * path_velocity
-        if abs(self.kappa) > _NEGLIGIBLE:
-            field = field + self.kappa * velocity(x_t, t, t, cond)
-        if null is not None and abs(self.null_weight) > _NEGLIGIBLE:
-            field = field + self.null_weight * velocity(x_t, t, t, null)
+        # float32, as all that a loss takes for constant. Under autocast torch before 2.10 would keep the weights that
+        # are cast here without a graph for the pass that follows with one: they got no gradient then
+        with torch.autocast(x_t.device.type, enabled=False), without_tf32():
+            field = self.omega * path_velocity
+            if abs(self.kappa) > _NEGLIGIBLE:
+                field = field + self.kappa * velocity(x_t, t, t, cond)
+            if null is not None and abs(self.null_weight) > _NEGLIGIBLE:
+                field = field + self.null_weight * velocity(x_t, t, t, null)
         return field.to(path_velocity.dtype)

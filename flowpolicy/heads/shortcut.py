@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand, interpolate
 from flowpolicy.flow.times import FlowTimes, TimeLaw
@@ -89,7 +90,7 @@ class ShortcutHead(Head):
     @torch.no_grad()
     def _two_halves(self, x_t: Tensor, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:
         """Mean velocity of the two half jumps, (B, H, A); float32, so that they can differ by little."""
-        with torch.autocast(x_t.device.type, enabled=False):
+        with torch.autocast(x_t.device.type, enabled=False), without_tf32():
             half = length / 2.0
             asked = torch.where(length > 0.5 ** (self.halvings - 1), half, 0.0)
             first = self.velocity(x_t, t, t - asked, cond)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from flowpolicy.data.augment import Augmentation, augment
 from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.flow.exact import without_tf32
 from flowpolicy.normalizer import LinearNormalizer, NormalizerMode
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import derive
@@ -43,8 +44,11 @@ class TrainerSettings:
     augment: the same for clouds and images.
     log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved). Validation, where
     there are held-out episodes, goes with the checkpoints.
-    precision: "fp32", "bf16" or "auto", see `uses_bfloat16`; the Jacobian product is float32 always.
-    compile: the whole loss, Jacobian product included, through torch.compile, cut where random numbers are drawn.
+    precision: "fp32", "bf16" or "auto", see `uses_bfloat16`. Whatever it is, derivatives, targets from a net and
+    statistics of the batch are float32 without TF32; all of the rest in float32 convolves in TF32 on a GPU, unless
+    `torch.backends` says otherwise.
+    compile: the whole loss, Jacobian product included, through torch.compile, cut where random numbers are drawn; all
+    of it without TF32.
     It takes half a minute for an MLP and minutes for a U-Net before the first step.
     A resumed run may change steps (the cosine then ends there, so the learning rate jumps), log_every, eval_every,
     checkpoint_every and keep_best; see `trainers.resume`.
@@ -248,7 +252,13 @@ def compiled(loss: Loss, device: torch.device) -> Loss:
         raise ValueError(
             f"trainer.compile=true: wanted a C++ compiler, found no {compiler}; install g++, or leave it out"
         )
-    return torch.compile(loss, dynamic=False)
+    traced = torch.compile(loss, dynamic=False)
+
+    def run(batch: Batch, generator: torch.Generator) -> LossOutput:
+        with without_tf32():  # the graph cannot switch between the parts that need it and those that do not
+            return traced(batch, generator)
+
+    return run
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
@@ -298,4 +308,4 @@ def fit_normalizers(
     policy.action_normalizer = LinearNormalizer.fit(actions, action_mode, key="action").to(device)
     if action_mode != "minmax":
         normalised = policy.action_normalizer(actions)
-        policy.chunk_low, policy.chunk_high = normalised.amin(dim=0), normalised.amax(dim=0)
+        policy.set_chunk_range(normalised.amin(dim=0), normalised.amax(dim=0))

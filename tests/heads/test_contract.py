@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,12 +10,16 @@ import torch
 import flowpolicy.heads
 from flowpolicy.checkpoint import create_policy, load_policy, save_policy
 from flowpolicy.cli import config, main
+from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.flow.path import expand
 from flowpolicy.flow.sample import SAMPLERS
 from flowpolicy.heads.base import Head
 from flowpolicy.nets.base import VelocityNet
+from flowpolicy.normalizer import NormalizerMode
 from flowpolicy.paths import config_dir
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import stream
+from flowpolicy.trainers.imitation import fit_normalizers
 from flowpolicy.types import Batch
 from tests.helpers import EMBODIMENT, observation, write_store
 
@@ -32,16 +36,16 @@ def _composed(*choices: str) -> dict[str, Any]:
     return config.plain(config.load("train", ["dataset.path=demos.zarr", *shapes, *choices]))["policy"]
 
 
-def _config(head: str, net: str) -> dict[str, Any]:
-    """The `policy` node for these two yaml files, the net at a size for tests."""
+def _config(head: str, net: str, **changes: str) -> dict[str, Any]:
+    """The `policy` node for these two yaml files, the net at a size for tests; `changes` go to build_policy."""
     whole = _composed(f"policy/net={net}")
     small = {key: value for key, value in SMALL.items() if key in whole["net"]}
-    return {**whole, "net": {**whole["net"], **small}, "head": _composed(f"policy/head={head}")["head"]}
+    return {**whole, "net": {**whole["net"], **small}, "head": _composed(f"policy/head={head}")["head"], **changes}
 
 
-def _policy(head: str, net: str) -> FlowPolicy:
+def _policy(head: str, net: str, **changes: str) -> FlowPolicy:
     torch.manual_seed(0)
-    policy = create_policy(_config(head, net), EMBODIMENT)
+    policy = create_policy(_config(head, net, **changes), EMBODIMENT)
     with torch.no_grad():  # layers that start at zero hide what is behind them
         for parameter in policy.parameters():
             if not parameter.any():
@@ -80,6 +84,47 @@ def test_loss_is_finite_fixed_by_the_generator_and_moves_every_parameter(head: s
     assert trained and still <= (_weights_of_the_chunk(policy) if head == "regression" else set()), still
     policy.head.after_step(0.5)
     assert policy.loss(batch, stream(1, "noise")).loss.isfinite()
+
+
+@every_head
+def test_training_in_bfloat16_is_finite_and_moves_every_parameter(head: str) -> None:
+    policy, batch = _policy(head, "mlp"), _batch()
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
+    trained = {name: value for name, value in policy.named_parameters() if value.requires_grad}
+    start = {name: value.detach().clone() for name, value in trained.items()}
+    untrained = _weights_of_the_chunk(policy) if head == "regression" else set()
+    for step in range(3):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = policy.loss(batch, stream(step, "noise"))
+        optimizer.zero_grad()
+        output.loss.backward()
+        still = {name for name, value in trained.items() if value.grad is None or not value.grad.any()}
+        assert still <= untrained, still
+        assert output.loss.isfinite() and all(value.isfinite() for value in output.metrics.values())
+        optimizer.step()
+        policy.head.after_step((step + 1) / 3)
+    assert all(value.isfinite().all() and not torch.equal(value, start[name]) for name, value in trained.items())
+
+
+@every_head
+def test_what_the_loss_takes_for_constant_is_computed_in_float32(head: str) -> None:
+    """Nets without a graph run outside autocast: there torch before 2.10 remembers weights that were cast without one,
+    the graph that follows uses them, and they get no gradient.
+    """
+    policy, seen = _policy(head, "mlp"), set()
+
+    def spied(forward):
+        def spy(*inputs):
+            seen.add((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+            return forward(*inputs)
+
+        return spy
+
+    for net in (module for module in policy.modules() if isinstance(module, VelocityNet)):
+        net.forward_with_features = spied(net.forward_with_features)  # type: ignore[method-assign]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        policy.loss(_batch(), stream(1, "noise"))
+    assert {grad for grad, _ in seen} >= {True} and (False, True) not in seen
 
 
 @every_head
@@ -150,6 +195,50 @@ def test_masked_steps_do_not_count(head: str) -> None:
     torch.testing.assert_close(terms(changed), before)
     changed[:, 0] += 5.0
     assert not torch.allclose(terms(changed), before, rtol=1e-3), "a step that counts must count"
+
+
+def _demonstrations() -> SequenceDataset:
+    """400 steps in robot units, a few far beyond the others and so beyond both quantiles and three deviations."""
+    action = 0.2 * torch.randn(400, 3, generator=stream(0, "a"))
+    action[::50] *= 4.0
+    obs = {key: torch.randn(400, *spec.shape, generator=stream(0, key)) for key, spec in EMBODIMENT.obs.items()}
+    return SequenceDataset(obs, action.clamp(-1.0, 1.0), [400], horizon=HORIZON, obs_horizon=2)
+
+
+def _answer_always(policy: FlowPolicy, target: torch.Tensor) -> None:
+    """Give the net the weights, so to say, that know the chunks."""
+
+    def forward(x_t, t, r, cond):
+        if policy.head.parameterization != "u":
+            return target, {}
+        return (x_t - target) / expand(torch.where(t < 0.98, t, 1.0), x_t), {}  # the consistency head starts at 0.99
+
+    policy.head.net.forward_with_features = forward  # type: ignore[method-assign]
+
+
+@every_head
+@pytest.mark.parametrize("mode", get_args(NormalizerMode))
+def test_every_demonstrated_action_can_be_predicted_and_none_beyond_them(
+    head: str, mode: NormalizerMode, tmp_path: Path
+) -> None:
+    """The head is the real one, as it is trained and as it is loaded; its net knows the answer."""
+    fitted, dataset = _policy(head, "mlp", action_representation="absolute"), _demonstrations()
+    fit_normalizers(fitted, dataset, action_mode=mode)
+    if mode == "minmax":
+        assert fitted.chunk_low.tolist() == [-1.0] * 3 and fitted.chunk_high.tolist() == [1.0] * 3
+    save_policy(fitted, tmp_path / "policy", config=_config(head, "mlp", action_representation="absolute"), facts={})
+    chunks = dataset.action.unflatten(0, (-1, HORIZON))
+    low, high = dataset.action.amin(dim=0), dataset.action.amax(dim=0)
+    noise, cond = torch.randn(chunks.shape, generator=stream(1, "n")), torch.zeros(len(chunks), 10)
+    most = fitted.head.max_steps or 10
+    ways = [(1, "jump"), (min(most, 10), "jump"), *([(10, "ancestral")] if most > 10 else [])]
+    for policy in (fitted, load_policy(tmp_path)):
+        for wanted in (chunks, 100.0 * chunks):
+            _answer_always(policy, policy.action_normalizer(wanted))
+            for num_steps, sampler in ways:
+                chunk = policy.sample(cond, noise, num_steps=num_steps, sampler=sampler, generator=stream(2, "n"))
+                reached = policy.action_normalizer.inverse(chunk)
+                torch.testing.assert_close(reached, wanted.clamp(low, high), rtol=0, atol=1e-3)
 
 
 @every_head

@@ -78,6 +78,15 @@ def test_compiled_loss_and_gradients_are_those_of_eager(net: Callable[..., Veloc
         assert float((ours.grad - theirs.grad).abs().max()) <= (3e-2 if half else 1e-4) * max(scale, 1e-3), name
 
 
+def test_a_compiled_loss_runs_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph cannot switch it off for its derivatives alone."""
+    monkeypatch.setattr("torch.compile", lambda loss, **_: loss)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    tf32 = torch.backends.cudnn.allow_tf32
+    assert tf32 and compiled(lambda *_: torch.backends.cudnn.allow_tf32, CPU)(None, None) is False  # type: ignore
+    assert torch.backends.cudnn.allow_tf32 == tf32
+
+
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(ValueError, match=r"install g\+\+"):

@@ -26,7 +26,7 @@ class FlowPolicy(nn.Module):
     (diffusion_policy's convention); the steps [obs_horizon - 1, obs_horizon - 1 + action_horizon) are executed.
     Build one with `build_policy`, which checks that the slice fits.
     chunk_low, chunk_high: (A,), the range of the demonstrated actions as the head sees them (-1 and 1 for minmax):
-      nothing beyond it is decoded.
+      nothing beyond it is decoded. `set_chunk_range` sets it, for the head too.
     """
 
     action_low: Tensor
@@ -60,6 +60,7 @@ class FlowPolicy(nn.Module):
         self.action_normalizer = LinearNormalizer.identity(embodiment.action_dim)
         self.register_buffer("chunk_low", -torch.ones(embodiment.action_dim))
         self.register_buffer("chunk_high", torch.ones(embodiment.action_dim))
+        self.register_load_state_dict_post_hook(_tell_head_range)
         self.register_buffer("action_low", torch.tensor(embodiment.action_low), persistent=False)
         self.register_buffer("action_high", torch.tensor(embodiment.action_high), persistent=False)
 
@@ -68,6 +69,11 @@ class FlowPolicy(nn.Module):
         cond = self.encode(batch.obs)
         action = self.action_normalizer(self.representation.encode(batch.action, batch.obs))
         return self.head.loss(action, cond, batch.mask, generator)
+
+    def set_chunk_range(self, low: Tensor, high: Tensor) -> None:
+        """Set chunk_low and chunk_high, (A,) each, and tell the head."""
+        self.chunk_low, self.chunk_high = low, high
+        self.head.set_action_range(low, high)
 
     def encode(self, obs: Observation) -> Tensor:
         """Raw observations, key -> (B, To, ...), to the condition (B, D). Images reach the encoder as they are."""
@@ -226,6 +232,12 @@ class FlowPolicy(nn.Module):
             raise ValueError(
                 f"{type(self.head).__name__} samples in at most {self.head.max_steps} step(s), got {num_steps=}"
             )
+
+
+def _tell_head_range(policy: nn.Module, _: object) -> None:
+    """After a checkpoint is loaded: the head knows its range from the policy's."""
+    assert isinstance(policy, FlowPolicy)
+    policy.head.set_action_range(policy.chunk_low, policy.chunk_high)
 
 
 def is_image(spec: KeySpec) -> bool:

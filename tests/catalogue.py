@@ -72,6 +72,7 @@ def catalogue_policy(*, seed: int = 0, **parts: Any) -> FlowPolicy:
     for normalizer in (policy.action_normalizer, *(policy.normalizer(key) for key in policy.normalized_keys)):
         normalizer.scale.uniform_(1.5, 4.0)
         normalizer.offset.uniform_(-0.5, 0.5)
+    policy.set_chunk_range(torch.tensor([-1.3, -0.7, -2.0]), torch.tensor([1.7, 0.8, 2.0]))
     return policy
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from flowpolicy.actions import REPRESENTATIONS, ActionRepresentation
-from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.embodiment import KeySpec
 from flowpolicy.flow.sample import SAMPLERS, shift_chunk
 from flowpolicy.heads.alpha_flow import AlphaFlowHead
@@ -14,7 +13,6 @@ from flowpolicy.heads.diffusion import DiffusionHead
 from flowpolicy.heads.regression import RegressionHead
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.seeding import stream
-from flowpolicy.trainers.imitation import fit_normalizers
 from tests.helpers import EMBODIMENT, observation, small_policy
 
 
@@ -46,31 +44,6 @@ def test_predict_gives_the_executed_slice_in_robot_units_within_the_bounds() -> 
     assert chunk.shape == (5, 4, 3)
     assert bool((chunk <= policy.action_high).all() and (chunk >= policy.action_low).all())
     assert float(chunk.abs().max()) == 2.0
-
-
-@pytest.mark.parametrize("mode", ["minmax", "quantile", "meanstd"])
-def test_every_demonstrated_action_can_be_predicted_and_none_beyond_them(mode: str) -> None:
-    policy, steps = small_policy(action_representation="absolute"), 400
-    action = torch.randn(steps, 3, generator=stream(0, "a"))
-    action[::50] *= 3.0  # a few strong ones, beyond both quantiles
-    action = action.clamp(policy.action_low, policy.action_high)
-    obs = {key: torch.randn(steps, *spec.shape) for key, spec in EMBODIMENT.obs.items()}
-    dataset = SequenceDataset(obs, action, [steps], horizon=8, obs_horizon=2)
-    fit_normalizers(policy, dataset, action_mode=mode)  # type: ignore[arg-type]
-
-    def reach(wanted: torch.Tensor) -> torch.Tensor:
-        """What comes out when the head lands on `wanted` (B, 8, 3), robot units."""
-        target = policy.action_normalizer(wanted)
-        policy.head.velocity = lambda x, t, r, cond: x - target  # type: ignore[method-assign]
-        sample = policy.sample(torch.zeros(len(wanted), 1), torch.zeros_like(wanted))
-        return policy.action_normalizer.inverse(sample)
-
-    chunks = action.unflatten(0, (-1, 8))
-    torch.testing.assert_close(reach(chunks), chunks)
-    low, high = action.amin(dim=0), action.amax(dim=0)
-    torch.testing.assert_close(reach(chunks * 100), chunks.sign().where(chunks == 0, (chunks * 100).clamp(low, high)))
-    if mode == "minmax":
-        assert policy.chunk_low.tolist() == [-1.0] * 3 and policy.chunk_high.tolist() == [1.0] * 3
 
 
 def test_predict_is_fixed_by_its_generator_and_touches_neither_mode_nor_global_randomness() -> None:
@@ -154,7 +127,7 @@ def test_warm_start_begins_at_the_chunk_that_it_is_given(kind: str) -> None:
     """A head that stays where it is gives the start back, in robot units, whatever the representation."""
     policy, obs = small_policy(action_representation=kind), observation(2)
     policy.head.velocity = lambda x, t, r, cond: torch.zeros_like(x)  # type: ignore[method-assign]
-    policy.chunk_low.fill_(-10.0), policy.chunk_high.fill_(10.0)
+    policy.set_chunk_range(torch.full((3,), -10.0), torch.full((3,), 10.0))
     policy.action_normalizer = LinearNormalizer(torch.full((3,), 0.5), torch.zeros(3))
     last = torch.rand(2, 8, 3, generator=stream(0, "a")) - 0.5
     start = shift_chunk(last, 3)

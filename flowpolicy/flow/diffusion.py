@@ -1,4 +1,4 @@
-"""Denoising diffusion: the cosine noise schedule, and a step to a lower noise level, deterministic or ancestral."""
+"""Denoising diffusion: the cosine noise schedule, the state at a noise level, and the ancestral step to a lower one."""
 
 import math
 
@@ -24,24 +24,19 @@ def cosine_signal(train_steps: int) -> Tensor:
 
 
 def add_noise(action: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
-    """sqrt(signal) action + sqrt(1 - signal) noise.   action, noise: (B, H, A).   signal: (B,) in (0, 1]."""
+    """sqrt(signal) action + sqrt(1 - signal) noise.   action, noise: (B, H, A).   signal: (B,) in (0, 1].
+
+    Also the state at the next level in DDIM, of the action and the noise that the present one was split into.
+    Source of the latter: Song et al. 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0.
+    """
     signal = expand(signal, action)
     return signal.sqrt() * action + (1.0 - signal).sqrt() * noise
-
-
-def ddim_step(action: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
-    """The state at the next level, given the action and the noise that the present state was split into.
-
-    The action is clamped to [-1, 1], where normalised actions lie; the noise stays what it was split into.
-    Source: Song et al. 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0.
-    """
-    return add_noise(action.clamp(-1.0, 1.0), noise, signal)
 
 
 def ancestral_step(x: Tensor, action: Tensor, noise: Tensor, signal: Tensor, next_signal: Tensor) -> Tensor:
     """A draw from q(x_next | x, action), the Gaussian posterior of the forward process; (B, H, A).
 
-    x: the state at the present level.   action: what the net makes of it, clamped to [-1, 1] as in `ddim_step`.
+    x: the state at the present level.   action: what the net makes of it, inside the range of actions.
     noise: fresh, N(0, 1).   signal, next_signal: (B,), `cosine_signal` at both levels, next_signal >= signal.
     With a = signal / next_signal the mean is (sqrt(next_signal) (1 - a) action + sqrt(a) (1 - next_signal) x) /
     (1 - signal) and the variance (1 - a) (1 - next_signal) / (1 - signal): none at the last level, where next_signal
@@ -50,6 +45,6 @@ def ancestral_step(x: Tensor, action: Tensor, noise: Tensor, signal: Tensor, nex
     """
     signal, next_signal = expand(signal, x), expand(next_signal, x)
     kept = signal / next_signal
-    mean = next_signal.sqrt() * (1.0 - kept) * action.clamp(-1.0, 1.0) + kept.sqrt() * (1.0 - next_signal) * x
+    mean = next_signal.sqrt() * (1.0 - kept) * action + kept.sqrt() * (1.0 - next_signal) * x
     variance = (1.0 - kept) * (1.0 - next_signal) / (1.0 - signal)
     return mean / (1.0 - signal) + variance.sqrt() * noise

@@ -49,6 +49,9 @@ class Head(nn.Module, ABC):
         """
         raise ValueError(f"{type(self).__name__} has no noise levels, which sampler='ancestral' walks down; use 'jump'")
 
+    def set_action_range(self, low: Tensor, high: Tensor) -> None:
+        """The range of the demonstrated actions, normalised, (A,) each; for heads that clamp on their way to one."""
+
     def after_step(self, progress: float) -> None:
         """Called after every optimiser step with the share of training done; for teachers and schedules."""
 

@@ -5,7 +5,7 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from flowpolicy.flow.diffusion import add_noise, ancestral_step, cosine_signal, ddim_step
+from flowpolicy.flow.diffusion import add_noise, ancestral_step, cosine_signal
 from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.path import expand
 from flowpolicy.heads.base import Head
@@ -28,11 +28,15 @@ class DiffusionHead(Head):
       and Diffusion Policy use: it starts K levels earlier and calls pure noise what is not (one step gives 0 success).
       Both equal diffusers' wherever K divides train_steps.
     loss_power, loss_eps: `LossWeighting`; power 0 is the published squared error.
+    What the net makes of a state is clamped to the range of the demonstrated actions before it is noised again; DP3 and
+    Diffusion Policy clamp at [-1, 1], which is that range where actions are normalised to it.
     Sources: Ho et al. 2020 (DDPM); Song et al. 2021 (DDIM); Chi et al. 2023; Ze et al. 2024 (DP3); Lin et al. 2024,
     "Common Diffusion Noise Schedules and Sample Steps are Flawed" (spacing).
     """
 
     signal: Tensor
+    action_low: Tensor
+    action_high: Tensor
 
     def __init__(
         self,
@@ -53,13 +57,19 @@ class DiffusionHead(Head):
         self.train_steps = self.max_steps = train_steps
         self.weighting = LossWeighting(loss_power, loss_eps)
         self.register_buffer("signal", cosine_signal(train_steps), persistent=False)  # (T+1,)
+        self.register_buffer("action_low", -torch.ones(()), persistent=False)  # the policy keeps them
+        self.register_buffer("action_high", torch.ones(()), persistent=False)
+
+    def set_action_range(self, low: Tensor, high: Tensor) -> None:
+        """See `Head`."""
+        self.action_low, self.action_high = low.clone(), high.clone()
 
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
         """See `Head`; where r = t, the slope of the jump over a single noise level."""
         gap = (t - r).clamp_min(1.0 / self.train_steps)
         level, next_level = self._levels(t - gap, gap)
         action, noise = self._split(x_t, level, cond)
-        return (x_t - ddim_step(action, noise, self.signal[next_level])) / expand(gap, x_t)
+        return (x_t - add_noise(action, noise, self.signal[next_level])) / expand(gap, x_t)
 
     def ancestral_step(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
         """See `Head`."""
@@ -89,12 +99,14 @@ class DiffusionHead(Head):
         return before.clamp(1, self.train_steps), after.clamp(0, self.train_steps)
 
     def _split(self, x_t: Tensor, level: Tensor, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """The action and the noise that the net sees in x_t, (B, H, A) each."""
+        """The action, inside its range, and the noise that the net sees in x_t, (B, H, A) each; the noise as it is."""
         output = self._predict(x_t, level, cond)
         signal = expand(self.signal[level], x_t)
         if self.prediction == "sample":
-            return output, (x_t - signal.sqrt() * output) / (1.0 - signal).sqrt()
-        return (x_t - (1.0 - signal).sqrt() * output) / signal.sqrt(), output
+            action, noise = output, (x_t - signal.sqrt() * output) / (1.0 - signal).sqrt()
+        else:
+            action, noise = (x_t - (1.0 - signal).sqrt() * output) / signal.sqrt(), output
+        return action.clamp(self.action_low, self.action_high), noise
 
     def _predict(self, x_t: Tensor, level: Tensor, cond: Tensor) -> Tensor:
         time = level / self.train_steps

@@ -45,7 +45,7 @@ def _switches() -> list[_Switch]:
     ]
     if not hasattr(cudnn, "conv"):  # torch < 2.9
         return overall
-    mkldnn = torch.backends.mkldnn
+    mkldnn: Any = torch.backends.mkldnn  # whose declarations lack the two
     each: list[_Switch] = [
         (partial(getattr, operator, "fp32_precision"), partial(setattr, operator, "fp32_precision"), "ieee")
         for operator in (cudnn.conv, cudnn.rnn, matmul, mkldnn.conv, mkldnn.matmul)

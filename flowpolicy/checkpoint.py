@@ -1,25 +1,36 @@
 """Policies on disk: config.json + model.safetensors + embodiment.json; never pickle, rebuilt from these alone."""
 
+import importlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from flowpolicy.embodiment import Embodiment, load_embodiment, save_embodiment
 from flowpolicy.files import write_atomic
+from flowpolicy.fingerprint import ENTRY, fingerprint, require_unedited
+from flowpolicy.normalizer import LinearNormalizer, NormalizerMode
 from flowpolicy.policy import FlowPolicy
 
 SCHEMA_VERSION = 1
 _ROOT = "flowpolicy.policy.build_policy"
 _PARTS = ("flowpolicy.encoders", "flowpolicy.nets", "flowpolicy.heads")
-_LATER = ("chunk_low", "chunk_high")  # buffers that the first checkpoints lack; the policy's own values do for them
+_LATER = ("chunk_low", "chunk_high")  # buffers that the first checkpoints lack
+_SCALES = (1e-8, 1e8)  # of a normaliser: half ranges from 10 nm in metres to 100 million encoder ticks
+# What a config of wrong types or sizes makes of its parts' constructors.
+_MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
+            HydraException, OmegaConfBaseException)  # fmt: skip
 
 
 def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_modules: Sequence[str] = ()) -> FlowPolicy:
@@ -28,14 +39,27 @@ def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_mod
     trusted_modules: packages outside flowpolicy whose classes the config may name. Raises ValueError for a `_target_`
     that is neither `build_policy` nor a class of ours below encoders, nets and heads, nor of those packages: a config
     file must not be able to run arbitrary code. Raises ValueError too for arguments that the parts do not take.
+    The weights are drawn from torch's global generator, which is put back: seed it for other ones.
     """
     for target in targets(config):
         _require_trusted(target, (*_PARTS, *trusted_modules))
+    if not isinstance(config, dict) or config.get("_target_") != _ROOT:
+        raise ValueError(f"the policy config must be an object with _target_: {_ROOT}, got {str(config)[:60]}")
     try:
-        # a partial, because Hydra would turn the embodiment (a dataclass) into a dict on the way through
-        return instantiate(OmegaConf.create(config), _partial_=True, _convert_="all")(embodiment=embodiment)
-    except TypeError as error:
-        raise ValueError(f"the policy config does not fit its parts: {error}") from error
+        with _generator_put_back():
+            # a partial, because Hydra would turn the embodiment (a dataclass) into a dict on the way through
+            policy = instantiate(OmegaConf.create(config), _partial_=True, _convert_="all")(embodiment=embodiment)
+    except _MISFITS as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"the policy config does not fit its parts: {text}") from error
+    assert isinstance(policy, FlowPolicy)
+    return policy
+
+
+def _generator_put_back() -> AbstractContextManager[None]:
+    """torch's global generators are afterwards as before: the CPU's, and that of a GPU where tensors are made there."""
+    device = torch.get_default_device()
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _without_weights(config: Any) -> Any:
@@ -64,7 +88,7 @@ def _require_trusted(target: str, packages: Sequence[str]) -> None:
     if target == _ROOT:
         return
     package = next((name for name in packages if target.startswith(f"{name}.")), None)
-    found = get_object(target) if package else None  # imports modules of the package, nothing else
+    found = _find(target) if package else None  # imports modules of the package, nothing else
     if package and isinstance(found, type) and f"{found.__module__}.".startswith(f"{package}."):
         return
     word = target.partition(".")[0]
@@ -75,33 +99,95 @@ def _require_trusted(target: str, packages: Sequence[str]) -> None:
     )
 
 
+def _find(target: str) -> object:
+    """What a module defines under this name. Raises ValueError where there is no such module or name."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"the policy config names {target}, which is not there: {error}") from error
+
+
 def save_policy(policy: FlowPolicy, folder: Path, *, config: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write config.json, embodiment.json and model.safetensors (normalisers included) into `folder`.
 
     config: what `create_policy` takes.   facts: JSON-ready extras (task, dataset, step, which weights).
+    config.json is written last and holds the fingerprint of the three.
     The folder's atomicity is the caller's business (`atomic_directory`).
+    Raises ValueError for weights that `load_policy` would refuse.
     """
+    require_finite(policy.state_dict(), "save_policy")
+    _require_ranges(policy, "save_policy")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"schema_version": SCHEMA_VERSION, "policy": config, **facts}
-    write_tensors(policy.state_dict(), folder / "model.safetensors")
-    save_embodiment(policy.embodiment, folder / "embodiment.json")
+    files = [folder / "embodiment.json", folder / "model.safetensors"]
+    record = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "policy": config, **facts}))  # as it is read
+    save_embodiment(policy.embodiment, files[0])
+    write_tensors(policy.state_dict(), files[1])
+    record[ENTRY] = fingerprint(record, folder / "config.json", files)
     write_atomic(folder / "config.json", json.dumps(record, indent=2) + "\n")
 
 
 def load_policy(
-    path: Path | str, *, device: torch.device | str = "cpu", trusted_modules: Sequence[str] = ()
+    path: Path | str,
+    *,
+    device: torch.device | str = "cpu",
+    trusted_modules: Sequence[str] = (),
+    edited: bool = False,
 ) -> FlowPolicy:
     """Policy in evaluation mode from a run folder, a checkpoint folder or its policy/ folder.
 
-    Raises FileNotFoundError when there is no checkpoint, ValueError for a schema or weights that do not fit.
+    edited: take files that are not as they were saved, for somebody who changed them on purpose. Checkpoints from
+    before there were fingerprints are taken without; all other checks hold for both.
+    Raises FileNotFoundError when there is no checkpoint, ValueError for a schema or weights that do not fit, files that
+    were edited, weights that are not finite, normalisers that no data gives, and a range of the demonstrated actions
+    that is missing or impossible.
     """
     folder = resolve_checkpoint(path) / "policy"
-    record = read_config(path)
+    record, file = read_config(path), folder / "config.json"
+    require_unedited(record, file, edited=edited)
     embodiment = load_embodiment(folder / "embodiment.json")
-    config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}
-    policy = create_policy(config, embodiment, trusted_modules=trusted_modules)
-    load_weights(policy, folder / "model.safetensors")
+    try:
+        config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}
+        policy = create_policy(config, embodiment, trusted_modules=trusted_modules)
+        later = _LATER if _action_mode(record) == "minmax" else ()
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    load_weights(policy, folder / "model.safetensors", later=later)
+    _require_ranges(policy, str(folder / "model.safetensors"))
     return policy.to(device).eval().requires_grad_(False)
+
+
+def _action_mode(record: Mapping[str, Any]) -> str | None:
+    """How the actions were normalised; None where an old checkpoint does not say. Raises ValueError for no such way."""
+    if (modes := record.get("normalization")) is None:
+        return None
+    known = get_args(NormalizerMode)
+    if not isinstance(modes, dict) or not all(modes.get(name) in known for name in ("obs", "action")):
+        raise ValueError(f"normalization: wanted obs and action, each one of {', '.join(known)}, got {modes}")
+    return modes["action"]
+
+
+def _require_ranges(policy: FlowPolicy, where: str) -> None:
+    """Raise ValueError unless the normalisers and the range of the demonstrated actions are such as data gives."""
+    for name, module in policy.named_modules():
+        for i, scale in enumerate(module.scale.tolist() if isinstance(module, LinearNormalizer) else []):
+            if not _SCALES[0] <= scale <= _SCALES[1]:
+                raise ValueError(f"{where}: {name}.scale[{i}]: wanted {_SCALES[0]:g} to {_SCALES[1]:g}, got {scale:g}; "
+                                 "take another checkpoint")  # fmt: skip
+    for i, (low, high) in enumerate(zip(policy.chunk_low.tolist(), policy.chunk_high.tolist(), strict=True)):
+        if low > high:
+            raise ValueError(f"{where}: chunk_low[{i}]: wanted at most chunk_high[{i}] = {high:g}, got {low:g}; take "
+                             "another checkpoint")  # fmt: skip
+
+
+def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise ValueError naming the first tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or math.isfinite(tensor.sum()):
+            continue  # a sum is read faster than every entry, and is not finite where an entry is not
+        if bad := int((~torch.isfinite(tensor)).sum()):
+            raise ValueError(f"{where}: {name}: wanted finite numbers, got {bad} of {tensor.numel()} that are NaN or "
+                             "infinite; take another checkpoint")  # fmt: skip
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
@@ -109,7 +195,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
     file = resolve_checkpoint(path) / "policy" / "config.json"
     try:
         record = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); take another checkpoint of the run") from error
     if not isinstance(record, dict) or "policy" not in record:
         raise ValueError(f"{file} is no checkpoint's: wanted an object with the entry policy; take another checkpoint")
@@ -117,6 +203,10 @@ def read_config(path: Path | str) -> dict[str, Any]:
         raise ValueError(
             f"{file}: schema_version {record.get('schema_version')}, this flowpolicy reads {SCHEMA_VERSION}; "
             "load it with the flowpolicy version named in run.json"
+        )
+    if not isinstance(record["policy"], dict) or not isinstance(record["policy"].get("encoder"), dict):
+        raise ValueError(
+            f"{file}: policy: wanted an object with encoder, net and head, got {str(record['policy'])[:60]}"
         )
     return record
 
@@ -135,12 +225,17 @@ def resolve_checkpoint(path: Path | str) -> Path:
     )
 
 
-def load_weights(module: torch.nn.Module, file: Path) -> None:
-    """Load a safetensors file into `module`, every name and shape matching. Raises ValueError naming what differs."""
+def load_weights(module: torch.nn.Module, file: Path, *, later: Collection[str] = _LATER) -> None:
+    """Load a safetensors file into `module`, every name and shape matching.
+
+    later: names that an old file may lack; the module's own values stay.
+    Raises ValueError naming what differs, and for numbers that are not finite.
+    """
     own = module.state_dict()
     try:
         tensors = load_tensors(file.read_bytes())
-        module.load_state_dict({name: own[name] for name in _LATER if name in own} | tensors)
+        require_finite(tensors, str(file))
+        module.load_state_dict({name: own[name] for name in later if name in own} | tensors)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{file} does not fit the policy of its config.json: {' '.join(str(error).split())}"

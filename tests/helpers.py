@@ -1,8 +1,10 @@
 """Small real parts for tests: an embodiment, a policy over it, a store of random-walk episodes."""
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from flowpolicy.data.store import Episode, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.encoders.base import Encoder
 from flowpolicy.encoders.state import StateEncoder
+from flowpolicy.fingerprint import fingerprint
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.policy import FlowPolicy, build_policy
@@ -52,6 +55,13 @@ class OwnEncoder(Encoder):
 
     def forward(self, obs: dict[str, torch.Tensor]) -> torch.Tensor:
         return obs[self.key].flatten(1)
+
+
+def rerecord(file: Path, **changes: Any) -> None:
+    """Change a checkpoint's config.json as if it had been saved so; without changes, take its files as they are."""
+    record = json.loads(file.read_text()) | changes
+    others = [path for path in sorted(file.parent.iterdir()) if path != file]
+    file.write_text(json.dumps({**record, "fingerprint": fingerprint(record, file, others)}))
 
 
 def small_policy(*, seed: int = 0, **changes) -> FlowPolicy:

@@ -17,7 +17,20 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_FILE_BYTES = 400, 60, 2_000_000
 
 # Imports point down only: a module may import its own rank and lower ones. A new top-level name goes in here.
 RANKS = {
-    0: ("__init__", "types", "paths", "extras", "files", "processes", "locks", "seeding", "embodiment", "flow"),
+    0: (
+        "__init__",
+        "types",
+        "paths",
+        "extras",
+        "files",
+        "processes",
+        "locks",
+        "fingerprint",
+        "seeding",
+        "embodiment",
+        "inputs",
+        "flow",
+    ),  # fmt: skip
     1: ("nets", "encoders", "heads", "samplers", "normalizer", "actions", "pointcloud", "farthest_point"),
     2: ("policy", "inference", "checkpoint", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
     3: ("deploy",),  # the robot's side: nothing of the training side

@@ -13,6 +13,7 @@
   repeats=500        measured calls, after warmup=50, taking turns
   observations=64    of the simulator            start_seed=100000
   trusted=[]         your own packages whose encoders, nets or heads the checkpoint names: it may run their code
+  edited=false       true takes a checkpoint whose files are not as they were saved
   out=DIR            default: RUN_DIR/bench/<checkpoint>
 Prints and writes to bench.json the percentiles per stage (encode, head, decode), of predict, of what policy.prepare()
 makes of it and of the bare net, the share of predictions that take longer than one control step, and what to do.
@@ -37,7 +38,8 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(facts["threads"])
     if facts["cpus"] is not None:
         pin_to(facts["cpus"])
-    policy = load_policy(folder, device=config.pick_device(facts["device"]), trusted_modules=facts["trusted"])
+    policy = load_policy(folder, device=config.pick_device(facts["device"]), trusted_modules=facts["trusted"],
+                         edited=facts["edited"])  # fmt: skip
     device, preprocess_ms, task = policy.action_low.device, None, None
     obs, source = example_observation(policy, device), "zeros"
     if without_task(argv) != argv:

@@ -16,7 +16,7 @@
                        better      it beats every other
                        no_worse    shown to be worse than no other by margin or more (95 % interval of the difference)
                        not_beaten  no other beats it
-  names=[A,B]        one per DIR      out=DIR (required)      device=auto   threads=1   trusted=[]
+  names=[A,B]        one per DIR      out=DIR (required)      device=auto   threads=1   trusted=[]   edited=false
 Run it again after a kill or for more episodes: finished ones are kept. Seeds that are common to two arms are compared
 pairwise (exact McNemar), seeds of their own by Barnard's test.
 Writes compare.json, compare.html and, per arm, results.jsonl, summary.json, latency.json, chunks.json.
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     comparison = compare(
         _arms([word for word in argv if word not in words], words, facts, out), out=out, plan=plan,
         device=config.pick_device(facts["device"]), trusted_modules=facts["trusted"],
+        edited=facts["edited"],
     )  # fmt: skip
     print(format_comparison(comparison))
     print(f"{out / 'compare.json'}\n{out / 'compare.html'}")

@@ -15,6 +15,7 @@
   out=DIR            default: RUN_DIR/evaluation/<checkpoint>/steps_<K>, with the task's id before steps_<K> if it is
                      not the checkpoint's own      device=auto   threads=1
   trusted=[]         your own packages whose encoders, nets or heads the checkpoint names: it may run their code
+  edited=false       true takes a checkpoint whose files are not as they were saved
 Writes results.jsonl, summary.json, latency.json, chunks.json and videos/.
 """
 
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
         episodes=cfg.episodes, start_seed=cfg.start_seed, envs=cfg.envs, video=cfg.video,
         device=config.pick_device(cfg.device),
         demonstrations=Path(cfg.demonstrations) if cfg.demonstrations else training_data(recorded),
-        trusted_modules=facts["trusted"],
+        trusted_modules=facts["trusted"], edited=facts["edited"],
     )  # fmt: skip
     print(format_table([one.summary for one in evaluations]))
     for one in evaluations:

@@ -12,6 +12,7 @@
   episodes=20        of the original and of the bundle on the same seeds (start_seed=100000); 0: none
   task=… task.id=…   simulator, with the same embodiment; default: the one in the checkpoint
   tolerance=1e-5     largest deviation, robot units      threads=1      repeats=500      trusted=[]
+  edited=false       true takes a checkpoint whose files are not as they were saved
 Writes policy.onnx (normalisers, encoder, head, decoding; the noise is an input), policy.json, embodiment.json,
 preprocess.json and certificate.json: deviation, success of both, latency of both.
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"{name} must be at least {least}, got {facts[name]}")
     refuse_existing(out, overwrite=facts["overwrite"])  # before a simulator starts
     torch.set_num_threads(facts["threads"])
-    policy = load_policy(folder, trusted_modules=facts["trusted"])
+    policy = load_policy(folder, trusted_modules=facts["trusted"], edited=facts["edited"])
     policy.check_steps(facts["num_steps"])
     env, store, about = None, facts["dataset"]["path"], {"checkpoint": str(folder), "task": None}
     try:

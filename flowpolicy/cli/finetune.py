@@ -22,6 +22,7 @@
   resume=true    go on from the newest checkpoint of out=DIR, bit for bit on the CPU
   debug=true     every stage in seconds
   trusted=[]     your own packages whose encoders, nets or heads the checkpoint names: it may run their code
+  edited=false   true takes a checkpoint whose files are not as they were saved
 The policy that comes out has no noise and no critic: every other verb takes it.
 """
 
@@ -77,10 +78,10 @@ def main(argv: list[str]) -> int:
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
     last = finetune(
-        cfg.checkpoint, env, sampler, out=out, settings=settings,
-        make_batch=make_batch, facts={"task": facts["task"], "finetune": {
+        cfg.checkpoint, env, sampler, out=out, settings=settings, make_batch=make_batch, start=start,
+        facts={"task": facts["task"], "finetune": {
             "checkpoint": str(cfg.checkpoint), "sampler": facts["sampler"], "batched": cfg.batched}},
-        start=start, seed=cfg.seed, device=device, trusted_modules=facts["trusted"], resume=cfg.resume,
+        seed=cfg.seed, device=device, resume=cfg.resume, trusted_modules=facts["trusted"], edited=cfg.edited,
     )  # fmt: skip
     print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {last}\nrun         {out}")
     print(f"next        flowpolicy evaluate checkpoint={out}")

@@ -12,7 +12,7 @@
   workers=1              processes, with one simulator each
   part=1/1               I/N: every N-th cell (policy × task × num_steps × block) only. N jobs of a cluster may share
                          out=; whichever finishes last writes the page
-  out=DIR (required)     device=auto   threads=1 (of each process)   trusted=[]
+  out=DIR (required)     device=auto   threads=1 (of each process)   trusted=[]   edited=false
 Run it again after a kill, or with more checkpoints, steps, tasks or seeds: finished episodes are kept.
 All arms run the same seeds, so each pair on a task is tested as by `flowpolicy compare`.
 Writes results.jsonl (a line per episode, in the order they finish), latency.jsonl, sweep.json, sweep.md and sweep.html.
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     out = Path(facts["out"]).absolute()
     comparisons, left_out = sweep(
         _arms(argv, facts), out=out, grid=grid, device=str(config.pick_device(facts["device"])),
-        threads=facts["threads"], trusted_modules=facts["trusted"],
+        threads=facts["threads"], trusted_modules=facts["trusted"], edited=facts["edited"],
     )  # fmt: skip
     if left_out:
         print(f"left out, since the head does not take that many steps: {', '.join(dict.fromkeys(left_out))}")

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -174,8 +175,10 @@ class Rollouts:
     envs: parallel simulators per kind of environment; the results do not depend on it.
     """
 
-    def __init__(self, *, envs: int, device: torch.device | str, trusted_modules: Sequence[str] = ()) -> None:
-        self._num_envs, self._device, self._trusted = envs, device, trusted_modules
+    def __init__(self, *, envs: int, device: torch.device | str, trusted_modules: Sequence[str] = (),
+                 edited: bool = False) -> None:  # fmt: skip
+        self._num_envs = envs
+        self._load = partial(load_policy, device=device, trusted_modules=trusted_modules, edited=edited)
         self._policies: dict[str, FlowPolicy] = {}
         self._envs: dict[str, VectorEnv] = {}
 
@@ -196,7 +199,7 @@ class Rollouts:
         """The arm's, loaded once."""
         assert arm.checkpoint is not None
         if (key := str(arm.checkpoint)) not in self._policies:
-            self._policies[key] = load_policy(arm.checkpoint, device=self._device, trusted_modules=self._trusted)
+            self._policies[key] = self._load(arm.checkpoint)
         return self._policies[key]
 
     def roll(self, arm: Arm, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -76,6 +76,7 @@ def compare(
     plan: Plan,
     device: torch.device | str = "cpu",
     trusted_modules: Sequence[str] = (),
+    edited: bool = False,
     progress: bool = True,
 ) -> Comparison:
     """Roll out what is missing, test every pair, write out/compare.json and out/compare.html.
@@ -88,7 +89,7 @@ def compare(
     if plan.sequential and (recorded := [arm.name for arm in arms if arm.task is None]):
         raise ValueError(f"sequential=true rolls out as it goes, {recorded[0]} is recorded; pass a checkpoint")
     asked = require_unchanged(out / "asked.json", _asked(arms, plan, out))
-    with closing(Rollouts(envs=plan.envs, device=device, trusted_modules=trusted_modules)) as rollouts:
+    with closing(Rollouts(envs=plan.envs, device=device, trusted_modules=trusted_modules, edited=edited)) as rollouts:
         rolled = [arm for arm in arms if arm.task is not None]
         if any(len(arm.rows()) < plan.episodes for arm in rolled):
             rollouts.open(rolled)  # what does not fit is said before anything is written

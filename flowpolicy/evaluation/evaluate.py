@@ -53,13 +53,15 @@ def evaluate(
     device: torch.device | str = "cpu",
     demonstrations: Path | None = None,
     trusted_modules: Sequence[str] = (),
+    edited: bool = False,
     progress: bool = True,
 ) -> list[Evaluation]:
     """Roll out seeds start_seed .. start_seed + episodes - 1 at every number of steps in `outs`.
 
     checkpoint: a run folder or a checkpoint folder.   outs: number of network evaluations per chunk -> folder to write.
     envs: parallel simulators; the results do not depend on it.   video: record the first so many episodes.
-    demonstrations: store whose first episode the chunk picture shows too.   trusted_modules: as in `load_policy`.
+    demonstrations: store whose first episode the chunk picture shows too.   trusted_modules,
+    edited: as in `load_policy`.
     Each folder gets results.jsonl, summary.json, latency.json (batch 1, after warm-up), chunks.json, and videos/ when
     asked for. Raises ValueError when checkpoint and task disagree on the embodiment, or a count is out of range.
     """
@@ -70,7 +72,7 @@ def evaluate(
     if video:
         require_video()
     folder = resolve_checkpoint(checkpoint)
-    policy = load_policy(folder, device=device, trusted_modules=trusted_modules)
+    policy = load_policy(folder, device=device, trusted_modules=trusted_modules, edited=edited)
     check_steps(policy, outs)
     demonstration = load_demonstration(demonstrations, policy) if demonstrations else None
     seeds = range(start_seed, start_seed + episodes)

@@ -71,10 +71,11 @@ class Means(NamedTuple):
     device: str
     threads: int
     trusted_modules: tuple[str, ...]
+    edited: bool
 
     def rollouts(self) -> Rollouts:
         """Without a policy yet."""
-        return Rollouts(envs=1, device=self.device, trusted_modules=self.trusted_modules)
+        return Rollouts(envs=1, device=self.device, trusted_modules=self.trusted_modules, edited=self.edited)
 
 
 class Sweep(NamedTuple):
@@ -92,6 +93,7 @@ def sweep(
     device: str = "cpu",
     threads: int = 1,
     trusted_modules: Sequence[str] = (),
+    edited: bool = False,
     progress: bool = True,
 ) -> Sweep:
     """Run every missing episode, adding lines to out/results.jsonl; then write out/sweep.json, sweep.md and sweep.html.
@@ -100,7 +102,7 @@ def sweep(
     While other parts have not finished theirs there is no comparison yet: the last one writes the page.
     Raises ValueError when `out` was begun with other policies or settings, RuntimeError when a process died.
     """
-    means = Means(device, threads, tuple(trusted_modules))
+    means = Means(device, threads, tuple(trusted_modules), edited)
     with closing(means.rollouts()) as rollouts:
         able = [_takes(rollouts, arm) for arm in arms]
     left_out = [arm.name for arm, takes in zip(arms, able, strict=True) if not takes]

@@ -12,6 +12,7 @@ import torch
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint, save_policy
 from flowpolicy.embodiment import require_match
 from flowpolicy.files import atomic_directory
+from flowpolicy.fingerprint import ENTRY
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
 from flowpolicy.rl.group import refuse_batch
@@ -111,6 +112,7 @@ def finetune(
     seed: int,
     device: torch.device | str = "cpu",
     trusted_modules: Sequence[str] = (),
+    edited: bool = False,
     resume: bool = False,
     say: Callable[[str], None] = print,
     progress: bool = True,
@@ -128,10 +130,10 @@ def finetune(
     begun = newest.exists()
     if begun and not resume:
         raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
-    source = base if begun else resolve_checkpoint(checkpoint)
-    policy, recorded = load_policy(source, device=device, trusted_modules=trusted_modules), read_config(source)
+    recorded = read_config(source := base if begun else resolve_checkpoint(checkpoint))
+    policy = load_policy(source, device=device, trusted_modules=trusted_modules, edited=edited)
     settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
-    origin = {key: value for key, value in recorded.items() if key not in ("schema_version", "policy", "step")}
+    origin = {key: value for key, value in recorded.items() if key not in ("schema_version", "policy", "step", ENTRY)}
     numbers = json.loads(json.dumps(asdict(settings)))  # as a checkpoint gives it back
     facts = origin | facts | {"finetune": {**facts.get("finetune", {}), **numbers, "seed": seed}}
     if begun:
@@ -140,8 +142,7 @@ def finetune(
     try:
         require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
         trainer = _trainer(policy, env, make_env, sampler, settings, seed=seed, progress=progress)
-        num_steps = trainer.actor_critic.sampler.deploy_steps
-        facts["num_steps"] = num_steps
+        num_steps = facts["num_steps"] = trainer.actor_critic.sampler.deploy_steps
         keep = settings.loop.keep_best
         trainer.checkpoints = Checkpoints(newest.parent, config=recorded["policy"], facts=facts, keep_best=keep)
         step = trainer.resume() if resume else 0

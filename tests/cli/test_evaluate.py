@@ -10,6 +10,7 @@ from flowpolicy.checkpoint import create_policy, save_policy
 from flowpolicy.cli.main import main
 from flowpolicy.embodiment import load_embodiment
 from tests.catalogue import toy_run
+from tests.helpers import rerecord
 
 pytest.importorskip("gymnasium")
 
@@ -43,11 +44,14 @@ def record(run: Path) -> Path:
     return run / "checkpoints" / "000010" / "policy" / "config.json"
 
 
-def test_another_task_gets_a_folder_of_its_own(run: Path):
+def test_another_task_gets_a_folder_of_its_own(run: Path, capsys: pytest.CaptureFixture):
     file = record(run)
     recorded = json.loads(file.read_text())
     file.write_text(json.dumps(recorded | {"task": recorded["task"] | {"id": "three-ways"}}))
-    assert main(["evaluate", f"checkpoint={run}", "task=toy", "episodes=1", "envs=1", "task.max_episode_steps=3"]) == 0
+    words = ["evaluate", f"checkpoint={run}", "task=toy", "episodes=1", "envs=1", "task.max_episode_steps=3"]
+    assert main(words) == 2
+    assert "config.json is not as saved" in capsys.readouterr().err
+    assert main([*words, "edited=true"]) == 0
     (summary,) = (run / "evaluation").rglob("summary.json")
     assert summary.parent == run / "evaluation" / "000010" / "two-ways" / "steps_1"
 
@@ -117,5 +121,6 @@ def test_the_number_of_steps_is_the_one_of_training(run: Path, recorded: dict, s
     facts = json.loads(record(run).read_text())
     facts.pop("num_steps", None)
     record(run).write_text(json.dumps(facts | recorded))
+    rerecord(record(run))
     assert main(["evaluate", f"checkpoint={run}", "episodes=1", "envs=1", "out=found"]) == 0
     assert json.loads((run.parent / "found" / "summary.json").read_text())["num_steps"] == steps

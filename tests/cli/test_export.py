@@ -14,6 +14,7 @@ from flowpolicy.checkpoint import load_policy  # noqa: E402
 from flowpolicy.cli.main import main  # noqa: E402
 from flowpolicy.deploy.runtime import OnnxPolicy  # noqa: E402
 from tests.catalogue import observations, toy_run  # noqa: E402
+from tests.helpers import rerecord  # noqa: E402
 
 QUICK = ["warmup=0", "repeats=3"]
 FILES = ["certificate.json", "embodiment.json", "policy.json", "policy.onnx", "preprocess.json"]
@@ -48,8 +49,7 @@ def test_the_bundle_is_certified_on_real_observations_and_common_seeds(
 
 def test_with_a_dataset_and_without_episodes_no_simulator_is_needed(run: Path) -> None:
     assert main(["data", "collect", "task=toy", "episodes=2", "out=toy.zarr"]) == 0
-    file = run / "checkpoints" / "000010" / "policy" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"task": {"name": "gone", "id": "gone"}}))
+    rerecord(run / "checkpoints" / "000010" / "policy" / "config.json", task={"name": "gone", "id": "gone"})
     words = [f"checkpoint={run}", "out=bundle", "dataset.path=toy.zarr", "observations=9", "episodes=0", *QUICK]
     assert main(["export", *words]) == 0
     certificate = json.loads(Path("bundle/certificate.json").read_text())

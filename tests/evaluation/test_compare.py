@@ -24,6 +24,7 @@ from flowpolicy.evaluation.evaluate import Task
 from flowpolicy.evaluation.pairs import compare_pairs
 from flowpolicy.locks import only_writer
 from tests.cli.test_report import tags
+from tests.helpers import rerecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -278,7 +279,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     both.write_text(both.read_text() + both.read_text().replace('"num_steps": 1', '"num_steps": 2'))
     shutil.copytree(here / "good", here / "longer", symlinks=True)
     for file in (here / "longer").rglob("config.json"):
-        file.write_text(file.read_text().replace('"max_episode_steps": 60', '"max_episode_steps": 90'))
+        task = json.loads(file.read_text())["task"]
+        rerecord(file, task={**task, "max_episode_steps": 90})
     before = sorted(here.rglob("*"))
     assert main(["compare", "out=out", "envs=1", *words]) == 2
     errors = capsys.readouterr().err.splitlines()
@@ -313,8 +315,7 @@ def test_another_policys_lines_in_an_arms_folder_are_noticed(here: Path, capsys:
 
 
 def test_a_checkpoint_is_compared_at_the_steps_that_it_records(here: Path):
-    file = here / "good/checkpoints/last/policy/config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_steps": 2}))
+    rerecord(here / "good/checkpoints/last/policy/config.json", num_steps=2)
     assert [arm["num_steps"] for arm in compare("good/checkpoints/last", "poor", "episodes=2")["arms"]] == [2, 1]
 
 

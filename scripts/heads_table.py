@@ -5,7 +5,7 @@
 
 Success of a cell is the mean over tasks and training seeds; ± is the standard deviation over training seeds of a
 seed's mean over the tasks; in brackets Wilson's 95 % interval of all episodes, which holds no spread of trainings.
-Only cells that have finished on all tasks and training seeds of their arm are told; of equal settings the first wins.
+Told are the training seeds that have finished on all tasks; of equal settings the first of the experiment is chosen.
 """
 
 import argparse
@@ -48,34 +48,43 @@ def read(out: Path) -> Cells:
     return {arm: steps for arm, steps in cells.items() if steps}
 
 
+def finished(cells: list[Cell], tasks: list[str], episodes: int) -> list[Cell]:
+    """Those of the training seeds that have run every episode on every task."""
+    whole = [cell for cell in cells if len(cell.successes) == episodes]
+    done = {seed for seed in {cell.seed for cell in whole} if {c.task for c in whole if c.seed == seed} == set(tasks)}
+    return [cell for cell in whole if cell.seed in done]
+
+
 def summary(cells: list[Cell], tasks: list[str]) -> str:
-    """Each task's success, then mean ± deviation (interval); of how many training seeds where it is not three."""
+    """Training seeds, each task's success, then mean ± deviation (interval)."""
+    if not cells:
+        return " | ".join("–" * (len(tasks) + 2))
     per_task = [fmean([cell.rate for cell in cells if cell.task == task]) for task in tasks]
     seeds = sorted({cell.seed for cell in cells})
     means = [fmean([cell.rate for cell in cells if cell.seed == seed]) for seed in seeds]
     every = [success for cell in cells for success in cell.successes]
     low, high = wilson_interval(sum(every), len(every))
     spread = f" ± {stdev(means):.3f}" if len(means) > 1 else ""
-    return " | ".join([*(f"{rate:.2f}" for rate in per_task), f"{fmean(means):.3f}{spread} ({low:.2f} to {high:.2f})"])
+    told = [*(f"{rate:.2f}" for rate in per_task), f"{fmean(means):.3f}{spread} ({low:.2f} to {high:.2f})"]
+    return " | ".join([str(len(seeds)), *told])
 
 
 def print_table(found: Cells) -> None:
-    """Best one-step arm first."""
-    tasks = sorted({cell.task for steps in found.values() for cells in steps.values() for cell in cells})
+    """Best arm in the fewest steps first."""
+    every = [cell for steps in found.values() for cells in steps.values() for cell in cells]
+    tasks, episodes = sorted({cell.task for cell in every}), max(len(cell.successes) for cell in every)
     numbers = sorted({number for steps in found.values() for number in steps})
-    heading = " | ".join(f"{number}: {' | '.join(tasks)} | mean" for number in numbers)
-    print(f"| arm | seeds | {heading} |\n|---|---:|{'---:|' * (len(numbers) * (len(tasks) + 1))}")
-    full = {arm: {number: cells for number, cells in steps.items() if len({cell.task for cell in cells}) == len(tasks)}
+    heading = " | ".join(f"{number} step{'s' * (number > 1)}: seeds | {' | '.join(tasks)} | mean" for number in numbers)
+    print(f"| arm | {heading} |\n|---|{'---:|' * (len(numbers) * (len(tasks) + 2))}")
+    done = {arm: {number: finished(steps.get(number, []), tasks, episodes) for number in numbers}
             for arm, steps in found.items()}  # fmt: skip
 
     def order(arm: str) -> float:
-        return -fmean(cell.rate for cell in full[arm].get(numbers[0], [])) if numbers[0] in full[arm] else 0.0
+        rates = [cell.rate for cell in done[arm][numbers[0]]]
+        return -fmean(rates) if rates else 0.0
 
-    for arm in sorted(full, key=order):
-        told = [summary(full[arm][number], tasks) if number in full[arm] else " | ".join("–" * (len(tasks) + 1))
-                for number in numbers]  # fmt: skip
-        seeds = {cell.seed for cells in full[arm].values() for cell in cells}
-        print(f"| {arm} | {len(seeds)} | {' | '.join(told)} |")
+    for arm in sorted(done, key=order):
+        print(f"| {arm} | {' | '.join(summary(done[arm][number], tasks) for number in numbers)} |")
 
 
 def print_chosen(found: Cells) -> None:

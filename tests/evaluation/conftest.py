@@ -26,10 +26,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 writer.add(episode)
     small = ["task=toy", f"dataset.path={folder / 'left.zarr'}", "policy.net.width=64", "policy.net.depth=2",
              "trainer.batch_size=64", "trainer.warmup_steps=20"]  # fmt: skip
-    for name, head, steps in (
-        ("good", "meanflow", 400),
-        ("poor", "flow_matching_published", 400),
-        ("single", "regression", 60),
-    ):
-        assert main(["train", *small, f"policy/head={head}", f"trainer.steps={steps}", f"out={folder / name}"]) == 0
+    poor = ["policy/head=flow_matching", "policy/times=logit_normal", "policy/weighting=squared_error"]
+    for name, words, steps in (("good", ["policy/head=meanflow"], 400), ("poor", poor, 400),
+                               ("single", ["policy/head=regression"], 60)):  # fmt: skip
+        assert main(["train", *small, *words, f"trainer.steps={steps}", f"out={folder / name}"]) == 0
     return folder

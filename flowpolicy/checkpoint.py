@@ -21,6 +21,7 @@ from flowpolicy.embodiment import Embodiment, load_embodiment, save_embodiment
 from flowpolicy.files import write_atomic
 from flowpolicy.fingerprint import ENTRY, fingerprint, require_unedited
 from flowpolicy.normalizer import LinearNormalizer, NormalizerMode
+from flowpolicy.pointers import choose
 from flowpolicy.policy import FlowPolicy
 
 SCHEMA_VERSION = 1
@@ -212,13 +213,20 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
-    """The folder that holds policy/: `path`, checkpoints/best, else last, below it; its parent where it is policy/."""
+    """The folder that holds policy/: `path`, or of a run its best, else its last; its parent where it is policy/.
+
+    RUN/checkpoints/best and last are taken as such, whatever they are. Warns where one that is damaged is passed over.
+    """
     path = Path(path)
-    candidates = [path, path / "checkpoints" / "best", path / "checkpoints" / "last"]
-    candidates += [path.parent] if path.name == "policy" else []
-    for folder in candidates:
-        if (folder / "policy" / "config.json").is_file():
-            return folder.resolve()
+    if path.name == "policy" and not (path / "policy").is_dir():
+        path = path.parent
+    folder = path.resolve() if (path / "policy" / "config.json").is_file() else None
+    if path.name in ("best", "last") and not (path / "checkpoints").is_dir():  # no run that is called so
+        folder = choose(path.parent, "best" if path.name == "best" else "last")
+    elif folder is None:
+        folder = choose(path / "checkpoints", "best")
+    if folder is not None and (folder / "policy" / "config.json").is_file():
+        return folder
     raise FileNotFoundError(
         f"no checkpoint at {path}: wanted policy/config.json in it or in checkpoints/best or checkpoints/last; "
         "pass a run folder of `flowpolicy train` or one of its checkpoints"

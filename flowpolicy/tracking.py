@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, final, get_args
 
 from flowpolicy.extras import how_to_install
-from flowpolicy.files import drop_cut_line, write_atomic
+from flowpolicy.files import drop_cut_line, make_folder, sync_folder, write_atomic
 
 VERSIONED = (
     "flowpolicy", "torch", "numpy", "scipy", "hydra-core", "safetensors", "zarr", "numba", "gymnasium", "mani_skill",
@@ -32,8 +32,15 @@ class Tracker(Protocol):
         """Record `metrics` of training step `step`."""
         ...
 
-    def truncate_after(self, step: int) -> None:
-        """Forget what was logged later than `step`: training resumes from there and will log it again."""
+    def sync(self) -> None:
+        """Return when what was logged is on the disk: called before a checkpoint, which a resumed run goes on from."""
+        ...
+
+    def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
+        """Forget what was logged later than `step`: training resumes from there and will log it again.
+
+        evaluation: forget that of `step` too, which comes after the rest of it.
+        """
         ...
 
     def close(self) -> None:
@@ -51,7 +58,7 @@ class JsonlTracker:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         drop_cut_line(self.path)
         self._open()
 
@@ -62,10 +69,20 @@ class JsonlTracker:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def truncate_after(self, step: int) -> None:
-        """Drop every line later than `step`; the file is replaced as a whole."""
+    def sync(self) -> None:
+        """Flush the file to the disk; a power cut keeps what is there."""
+        os.fsync(self._file.fileno())
+
+    def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
+        """Drop every line later than `step`, if `evaluation` its own "eval/..." too; the file is replaced whole."""
+
+        def stays(line: dict[str, Any]) -> bool:
+            return line["step"] < step or (
+                line["step"] == step and not (evaluation and any(name.startswith("eval/") for name in line))
+            )
+
         self._file.close()
-        kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        kept = [line for line in self.path.read_text().splitlines() if stays(json.loads(line))]
         write_atomic(self.path, "".join(line + "\n" for line in kept))
         self._open()
 
@@ -78,6 +95,7 @@ class JsonlTracker:
         self._before_s = float(json.loads(lines[-1]).get("time_s", 0.0)) if lines else 0.0
         self._start = time.monotonic()
         self._file = self.path.open("a")
+        sync_folder(self.path.parent)
 
 
 @final
@@ -106,9 +124,12 @@ class WandbTracker:
         """Send `metrics` under their own names."""
         self._run.log(metrics, step=step)
 
-    def truncate_after(self, step: int) -> None:
+    def sync(self) -> None:
+        """Nothing: wandb keeps its own files."""
+
+    def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
         """Nothing: wandb cannot forget; it ignores steps that it has already seen, so the curve stays right."""
-        del step
+        del step, evaluation
 
     def close(self) -> None:
         """Finish the wandb run."""
@@ -147,10 +168,15 @@ class CompositeTracker:
         for tracker in self.trackers:
             tracker.log(step, metrics)
 
-    def truncate_after(self, step: int) -> None:
+    def sync(self) -> None:
+        """Flush each."""
+        for tracker in self.trackers:
+            tracker.sync()
+
+    def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
         """Truncate each."""
         for tracker in self.trackers:
-            tracker.truncate_after(step)
+            tracker.truncate_after(step, evaluation=evaluation)
 
     def close(self) -> None:
         """Close each."""
@@ -189,7 +215,7 @@ def _git(root: Path, *words: str) -> str:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     """Write `data` indented and whole or not at all; missing folders are made. Returns `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomic(path, json.dumps(data, indent=2) + "\n")
     return path
 
@@ -199,17 +225,33 @@ def write_run_record(out: Path | str, *, argv: Sequence[str], config_hash: str, 
     """Write out/run.json: versions, git commit, command line, config hash, seeds, device, dataset hash, start time.
 
     seeds: stream or purpose -> seed.   dataset_hash: None where a run reads no dataset.   wandb_run_id: None without.
-    Returns the path written.
+    A folder's first start stays as it is; "starts" has a record of each, the first and this one among them.
+    Returns the path written. Raises ValueError for a run.json that is damaged.
     """
+    path = Path(out) / "run.json"
     record = {
         "argv": list(argv), "config_hash": config_hash, "seeds": dict(seeds), "device": device,
         "dataset_hash": dataset_hash, "git_commit": git_commit(), "versions": versions(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"), "wandb_run_id": wandb_run_id,
     }  # fmt: skip
-    return write_json(Path(out) / "run.json", record)
+    first = _read_record(path) or record
+    starts = first.pop("starts", [dict(first)] if first is not record else [])
+    return write_json(path, first | {"wandb_run_id": wandb_run_id, "starts": [*starts, dict(record)]})
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """What run.json holds, None without one."""
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the run begins a new record") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is damaged (no object); remove it, and the run begins a new record")
+    return record
 
 
 def wandb_run(out: Path | str) -> str | None:
     """The wandb run that out/run.json names, None where there is neither."""
-    record = Path(out) / "run.json"
-    return json.loads(record.read_text()).get("wandb_run_id") if record.is_file() else None
+    return (_read_record(Path(out) / "run.json") or {}).get("wandb_run_id")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.checkpoint import resolve_checkpoint
 from flowpolicy.data.store import Episode, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.encoders.base import Encoder
@@ -41,6 +42,17 @@ POLICY_CONFIG = {
     "net": {"_target_": "flowpolicy.nets.mlp.ResidualMLP", "_partial_": True, "width": 32, "depth": 1},
     "head": {"_target_": "flowpolicy.heads.meanflow.MeanFlowHead", "_partial_": True},
 }
+
+
+def last(run: Path) -> Path:
+    """The last checkpoint of a run."""
+    return resolve_checkpoint(run / "checkpoints/last")
+
+
+def named(pointer: Path) -> str:
+    """The folder that checkpoints/last or best names."""
+    return pointer.read_text().strip()
+
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on a CPU needs g++")
 
@@ -83,7 +95,7 @@ def observation(batch: int = 1, obs_horizon: int = 2) -> dict[str, torch.Tensor]
 def write_store(path: Path, *, episodes: int = 6, steps: int = 30) -> Path:
     """Smooth random episodes in EMBODIMENT."""
     rng = np.random.default_rng(0)
-    with EpisodeWriter(path, EMBODIMENT, {"task": "test"}) as writer:
+    with EpisodeWriter(path, EMBODIMENT, {"note": "test"}) as writer:
         for seed in range(episodes):
             position = rng.normal(0, 0.05, (steps, 3)).cumsum(axis=0).astype(np.float32)
             obs = {"agent_pos": position, "env_state": rng.normal(size=(steps, 2)).astype(np.float32)}

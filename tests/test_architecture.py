@@ -25,6 +25,8 @@ RANKS = {
         "files",
         "processes",
         "locks",
+        "stopping",
+        "checks",
         "fingerprint",
         "seeding",
         "embodiment",
@@ -32,7 +34,7 @@ RANKS = {
         "flow",
     ),  # fmt: skip
     1: ("nets", "encoders", "heads", "samplers", "normalizer", "actions", "pointcloud", "farthest_point"),
-    2: ("policy", "inference", "checkpoint", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
+    2: ("policy", "inference", "checkpoint", "pointers", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
     3: ("deploy",),  # the robot's side: nothing of the training side
     4: ("trainers", "evaluation"),
     5: ("cli", "__main__"),

@@ -14,6 +14,7 @@ from flowpolicy.tracking import (
     git_commit,
     versions,
     wandb_mode,
+    wandb_run,
     write_run_record,
 )
 
@@ -163,3 +164,23 @@ def test_a_checkout_names_its_commit_and_whether_it_was_changed(monkeypatch: pyt
     assert git_commit() == git("rev-parse", "HEAD")
     (tmp_path / "a.txt").write_text("2")
     assert git_commit() == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_every_start_of_a_run_is_kept_and_the_first_stays_on_top(tmp_path: Path) -> None:
+    def start(argv: list[str], wandb_run_id: str | None) -> dict:
+        words = {"config_hash": "c", "seeds": {}, "device": "cpu", "dataset_hash": None}
+        return json.loads(write_run_record(tmp_path, argv=argv, wandb_run_id=wandb_run_id, **words).read_text())
+
+    first = start(["train"], None)
+    old = {name: value for name, value in first.items() if name != "starts"}
+    (tmp_path / "run.json").write_text(json.dumps(old))  # as an older flowpolicy wrote it
+    start(["train", "resume=true"], "abc")
+    third = start(["train", "resume=true", "trainer.steps=9"], "abc")
+    assert third["argv"] == ["train"] and third["started_at"] == first["started_at"]
+    assert third["wandb_run_id"] == "abc" == wandb_run(tmp_path)
+    assert [one["argv"] for one in third["starts"]] == [
+        ["train"], ["train", "resume=true"], ["train", "resume=true", "trainer.steps=9"]]  # fmt: skip
+    assert all(one.keys() == old.keys() for one in third["starts"])
+    (tmp_path / "run.json").write_text("")
+    with pytest.raises(ValueError, match="run.json is damaged .*; remove it"):
+        start(["train"], None)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from flowpolicy.cli.overrides import compose_checked
-from flowpolicy.files import write_atomic
+from flowpolicy.files import make_folder, write_atomic
 from flowpolicy.paths import config_dir
 
 
@@ -60,7 +60,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def save(config: DictConfig, argv: list[str], out: Path) -> None:
     """Write the composed config and the overrides into out/.hydra, as Hydra does."""
     folder = out / ".hydra"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomic(folder / "config.yaml", OmegaConf.to_yaml(config))
     write_atomic(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(argv)))
 

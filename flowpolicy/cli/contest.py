@@ -10,6 +10,7 @@ from flowpolicy.cli import config, sweep, train
 from flowpolicy.cli.recipe import recipe
 from flowpolicy.evaluation.contest import Entry, train_all
 from flowpolicy.evaluation.protocol import require_same
+from flowpolicy.locks import only_writer
 from flowpolicy.trainers.run import DEBUG_STEPS
 
 
@@ -40,8 +41,9 @@ def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequen
         planned = config.plain(config.load("train", [*words, *own, "dataset.path=none"]))
         recipes[arm] = recipe(planned)
         steps[arm] = DEBUG_STEPS if planned["debug"] else planned["trainer"]["steps"]
-    require_same(out / "protocol.json", same, recipes)
-    train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=steps, workers=facts["workers"])
+    with only_writer(out):
+        require_same(out / "protocol.json", same, recipes)
+        train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=steps, workers=facts["workers"])
     folders = [config.quoted(entry.run(out) / "checkpoints" / "last") for entry in entries]
     names = [f"{entry.arm} seed {entry.seed}" if len(seeds) > 1 else entry.arm for entry in entries]
     sweep.main([

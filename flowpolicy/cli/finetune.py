@@ -20,6 +20,8 @@
   receipt.episodes=100  receipt.start_seed=100000     after: before and after on unseen seeds, receipt.html; 0: none
   out=DIR (default runs/<task>/<id>_rl/<time>)   seed=0   device=auto   threads=1   wandb.enabled=false
   resume=true    go on from the newest checkpoint of out=DIR, bit for bit on the CPU
+  loop.max_hours=H   write a checkpoint and end after so long; so does SIGTERM, with exit code 143. All episodes begin
+                 anew there, as at every checkpoint, so a run that was stopped in between differs from one that was not
   debug=true     every stage in seconds
   trusted=[]     your own packages whose encoders, nets or heads the checkpoint names: it may run their code
   edited=false   true takes a checkpoint whose files are not as they were saved

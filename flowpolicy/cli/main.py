@@ -14,7 +14,8 @@
   doctor     try every extra and renderer; print the fix for what fails
 
 `flowpolicy VERB --help` shows examples and every option.
-Exit codes: 0 done, 1 a check failed, 2 usage or bad input.
+Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 130 Ctrl-C, 143 SIGTERM (where it is training: after
+a checkpoint).
 FLOWPOLICY_DEBUG=1 shows the traceback of an error.
 """
 
@@ -27,6 +28,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from flowpolicy.extras import how_to_install
+from flowpolicy.stopping import SIGTERM_CODE, Terminated
 
 VERBS = (
     "data", "train", "finetune", "evaluate", "compare", "sweep", "protocol", "bench", "export", "report", "info",
@@ -60,6 +62,9 @@ def main(argv: list[str]) -> int:
             raise
         print(f"flowpolicy {verb}: {_one_line(error)}", file=sys.stderr)
         return 2
+    except Terminated as stop:
+        print(f"flowpolicy {verb}: {stop}", file=sys.stderr)
+        return SIGTERM_CODE
     except KeyboardInterrupt:
         print(f"flowpolicy {verb}: interrupted", file=sys.stderr)
         return 130

@@ -33,7 +33,8 @@ from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_pr
 from flowpolicy.trainers.run import DEBUG_STEPS
 
 # what a rerun may change
-_CELLS = ("tasks", "seeds", "out", "envs", "workers", "device", "threads", "only", "num_steps")
+_CELLS = ("tasks", "seeds", "out", "envs", "workers", "device", "threads", "only", "num_steps",
+          "trainer.max_hours")  # fmt: skip
 _OWN = ("tasks", "seeds", "out", "envs", "workers", "demonstrations", "demonstration_seed", "episodes", "start_seed",
         "arms", "only", "num_steps")  # fmt: skip
 

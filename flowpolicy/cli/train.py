@@ -23,8 +23,10 @@
   trainer.obs_noise   trainer.augment.image_shift   trainer.augment.point_jitter_m   ...   disturb what it sees
   out=DIR (default runs/<task>/<id>/<time>)   seed=0   device=auto   threads=1
   resume=true    go on from the newest checkpoint of out=DIR, bit for bit; starts fresh where there is none. Data, seed,
-                 policy and trainer must be the run's; trainer.steps may differ, but the learning rate then jumps to the
-                 cosine that ends there. So may trainer.log_every, eval_every, checkpoint_every, keep_best
+                 policy, trainer and threads must be the run's; trainer.steps may differ, but the learning rate then
+                 jumps to the cosine that ends there. So may trainer.log_every, eval_every, checkpoint_every, keep_best.
+                 Where the newest checkpoint is damaged, an older one is taken and a warning says so
+  trainer.max_hours=H        write a checkpoint and end after so long. SIGTERM does it too, with exit code 143
   debug=true     every stage in seconds, with 2 episodes where the task has a simulator (task.env=null: it has none)
   wandb.enabled=true         offline without a key; metrics.jsonl is always written
   experiment=NAME            a named recipe

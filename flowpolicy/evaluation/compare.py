@@ -88,20 +88,22 @@ def compare(
     require_comparable(arms)
     if plan.sequential and (recorded := [arm.name for arm in arms if arm.task is None]):
         raise ValueError(f"sequential=true rolls out as it goes, {recorded[0]} is recorded; pass a checkpoint")
-    asked = require_unchanged(out / "asked.json", _asked(arms, plan, out))
-    with closing(Rollouts(envs=plan.envs, device=device, trusted_modules=trusted_modules, edited=edited)) as rollouts:
+    with (
+        only_writer(out),
+        closing(Rollouts(envs=plan.envs, device=device, trusted_modules=trusted_modules, edited=edited)) as rollouts,
+    ):
+        asked = require_unchanged(out / "asked.json", _asked(arms, plan, out))
         rolled = [arm for arm in arms if arm.task is not None]
         if any(len(arm.rows()) < plan.episodes for arm in rolled):
             rollouts.open(rolled)  # what does not fit is said before anything is written
-        with only_writer(out):
-            write_json(out / "asked.json", asked)
-            rows = _roll(arms, rollouts, plan, progress=progress)
-            results = [ArmResult(arm.name, rows[arm.name], rollouts.describe(arm, rows[arm.name])) for arm in arms]
-            looks = _looks(out / "compare.json", results, plan)
-            comparison = conclude(results, alpha=plan.alpha, sequential=plan.sequential, require=plan.require,
-                                  margin=plan.margin, looks=looks)  # fmt: skip
-            write_json(out / "compare.json", comparison.to_dict())
-            write_atomic(out / "compare.html", comparison_page(comparison))
+        write_json(out / "asked.json", asked)
+        rows = _roll(arms, rollouts, plan, progress=progress)
+        results = [ArmResult(arm.name, rows[arm.name], rollouts.describe(arm, rows[arm.name])) for arm in arms]
+        looks = _looks(out / "compare.json", results, plan)
+        comparison = conclude(results, alpha=plan.alpha, sequential=plan.sequential, require=plan.require,
+                              margin=plan.margin, looks=looks)  # fmt: skip
+        write_json(out / "compare.json", comparison.to_dict())
+        write_atomic(out / "compare.html", comparison_page(comparison))
     return comparison
 
 

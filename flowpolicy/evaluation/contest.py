@@ -77,6 +77,8 @@ def train_all(
         for entry, wrong in run_all(Training(out, train), missing, workers=workers, advice=advice) if missing else ():
             bar.set_postfix_str(f"{entry.task_id} {entry.arm}")
             bar.update()
+            if not wrong and (reached := trained_steps(entry.run(out))) < steps[entry.arm]:
+                wrong = f"{entry.run(out)} stopped at step {reached} of {steps[entry.arm]} (trainer.max_hours)"
             failed += [wrong] if wrong else []
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(missing)} trainings failed; leave them out with only=…, or mend and "

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, final
 from flowpolicy.evaluation.folders import read_lines
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.files import write_atomic
+from flowpolicy.locks import only_writer
+from flowpolicy.pointers import STEP_FILE, choose
 from flowpolicy.tracking import write_json
 
 TOP = 5  # DP3, FlowPolicy and MP1 report the mean of the five best evaluations of a training run
@@ -45,32 +47,41 @@ def run_protocol(
         out/demonstrations/<task>.zarr   out/<task>/seed_<n>/   out/<task>/seed_<n>/evaluation/last/   out/protocol.json
 
     words: what was asked for, apart from which cells.   recipe: digest of all numbers. Both kept in protocol.json.
-    Raises ValueError when `out` was begun with others: its cells would not be comparable.
+    Raises ValueError when `out` was begun with others: its cells would not be comparable; and while another process
+    writes to it.
     """
-    require_same(out / "protocol.json", words, {"": recipe})
-    results = out / "results.jsonl"
-    rows = {Cell(row["task_id"], row["seed"]): row for row in read_lines(results)}
-    for cell in cells:
-        if cell in rows:
-            continue
-        store, run = out / "demonstrations" / f"{cell.task_id}.zarr", out / cell.task_id / f"seed_{cell.seed}"
-        evaluation = run / "evaluation" / "last"
-        if not store.exists():
-            stages.collect(cell, store)
-        if trained_steps(run) < stages.steps:
-            stages.train(cell, store, run)
-        if not (evaluation / "summary.json").exists():
-            stages.evaluate(cell, run, evaluation)
-        rows[cell] = cell_row(cell, run, evaluation)
-        # the whole file: a line that a kill cut short must not swallow the next one
-        write_atomic(results, "".join(json.dumps(row) + "\n" for row in rows.values()))
+    with only_writer(out):
+        require_same(out / "protocol.json", words, {"": recipe})
+        results = out / "results.jsonl"
+        rows = {Cell(row["task_id"], row["seed"]): row for row in read_lines(results)}
+        for cell in cells:
+            if cell not in rows:
+                rows[cell] = _finish(cell, out, stages)
+                # the whole file: a line that a kill cut short must not swallow the next one
+                write_atomic(results, "".join(json.dumps(row) + "\n" for row in rows.values()))
     return [rows[cell] for cell in cells]
+
+
+def _finish(cell: Cell, out: Path, stages: Stages) -> dict[str, Any]:
+    """Do what is missing of one cell; its row."""
+    store, run = out / "demonstrations" / f"{cell.task_id}.zarr", out / cell.task_id / f"seed_{cell.seed}"
+    evaluation = run / "evaluation" / "last"
+    if not store.exists():
+        stages.collect(cell, store)
+    if trained_steps(run) < stages.steps:
+        stages.train(cell, store, run)
+        if (steps := trained_steps(run)) < stages.steps:
+            raise ValueError(f"{run} stopped at step {steps} of {stages.steps} (trainer.max_hours); run it again to go "
+                             "on")  # fmt: skip
+    if not (evaluation / "summary.json").exists():
+        stages.evaluate(cell, run, evaluation)
+    return cell_row(cell, run, evaluation)
 
 
 def trained_steps(run: Path) -> int:
     """Step of the newest checkpoint of a run folder, 0 without one."""
-    file = run / "checkpoints" / "last" / "state" / "step.json"
-    return json.loads(file.read_text())["step"] if file.exists() else 0
+    last = choose(run / "checkpoints", "last", (STEP_FILE,))
+    return json.loads((last / STEP_FILE).read_text())["step"] if last is not None else 0
 
 
 def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:

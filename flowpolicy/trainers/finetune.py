@@ -10,9 +10,11 @@ from typing import Any, final
 import torch
 
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint, save_policy
+from flowpolicy.checks import require_number
 from flowpolicy.embodiment import require_match
 from flowpolicy.files import atomic_directory
 from flowpolicy.fingerprint import ENTRY
+from flowpolicy.locks import only_writer
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
 from flowpolicy.rl.group import refuse_batch
@@ -22,12 +24,12 @@ from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
 from flowpolicy.samplers.base import StochasticSampler
 from flowpolicy.seeding import derive
 from flowpolicy.tracking import Tracker, write_json
-from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
+from flowpolicy.trainers.ppo import PPO_STATE, LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy.trainers.receipt import write_receipt
-from flowpolicy.trainers.resume import flat
+from flowpolicy.trainers.resume import flat, threads
 from flowpolicy.trainers.run import SimulatorCheck
-from flowpolicy.trainers.state import Checkpoints
+from flowpolicy.trainers.state import Checkpoints, newest
 
 
 @final
@@ -68,7 +70,14 @@ class FinetuneSettings:
     receipt_seed: int = 100_000
 
     def __post_init__(self) -> None:
-        """Raise ValueError for seeds that would choose the checkpoint and be reported as unseen, or total_steps < 1."""
+        """Raise ValueError for a number out of its range, or seeds that would choose the checkpoint and be reported."""
+        for name, value, least in (("envs", self.envs, 1), ("workers", self.workers, 1),
+                                   ("eval.episodes", self.eval_episodes, 1 if self.loop.eval_every else 0),
+                                   ("eval.start_seed", self.eval_seed, 0),
+                                   ("preflight.episodes", self.preflight_episodes, 0),
+                                   ("receipt.episodes", self.receipt_episodes, 0),
+                                   ("receipt.start_seed", self.receipt_seed, 0)):  # fmt: skip
+            require_number(name, value, least=least, whole=True)
         distance = self.receipt_seed - self.eval_seed
         both = self.receipt_episodes and self.loop.eval_every
         if both and -self.receipt_episodes < distance < self.eval_episodes:
@@ -76,8 +85,8 @@ class FinetuneSettings:
                              f"{self.receipt_episodes} from {self.receipt_seed}; move receipt.start_seed")  # fmt: skip
         if not 0 <= self.min_success <= 1:
             raise ValueError(f"preflight.min_success must lie between 0 and 1, got {self.min_success}")
-        if self.total_steps is not None and self.total_steps < 1:
-            raise ValueError(f"rl.total_steps must be at least 1, got {self.total_steps}")
+        if self.total_steps is not None:
+            require_number("rl.total_steps", self.total_steps, least=1, whole=True)
 
     def iterations(self, action_horizon: int) -> int:
         """Of the loop: the fewest whose chunks, were all of them run to their end, have `total_steps` control steps."""
@@ -124,41 +133,47 @@ def finetune(
     facts: JSON-ready, written into each checkpoint; a resumed run must have the same but for the length of the loop.
     start: called once when all input has been found good; returns where the numbers go.
     Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for another embodiment, a head
-    that the sampler cannot use, what `run_preflight` finds, or a run that differs from the one to be resumed.
+    that the sampler cannot use, what `run_preflight` finds, a run that differs from the one to be resumed, and while
+    another process writes to `out`.
     """
-    base, newest = out / "base", out / "checkpoints" / "last"
-    begun = newest.exists()
-    if begun and not resume:
-        raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
-    recorded = read_config(source := base if begun else resolve_checkpoint(checkpoint))
-    policy = load_policy(source, device=device, trusted_modules=trusted_modules, edited=edited)
-    settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
-    origin = {key: value for key, value in recorded.items() if key not in ("schema_version", "policy", "step", ENTRY)}
-    numbers = json.loads(json.dumps(asdict(settings)))  # as a checkpoint gives it back
-    facts = origin | facts | {"finetune": {**facts.get("finetune", {}), **numbers, "seed": seed}}
-    if begun:
-        _require_same(read_config(newest), facts)
-    env = _simulators(policy, make_env, make_batch, settings)
-    try:
-        require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
-        trainer = _trainer(policy, env, make_env, sampler, settings, seed=seed, progress=progress)
-        num_steps = facts["num_steps"] = trainer.actor_critic.sampler.deploy_steps
-        keep = settings.loop.keep_best
-        trainer.checkpoints = Checkpoints(newest.parent, config=recorded["policy"], facts=facts, keep_best=keep)
-        step = trainer.resume() if resume else 0
-        found = _preflight(trainer, settings, say=say) if not step and settings.preflight_episodes else None
-        trainer.tracker = start()
-        if found is not None:
-            write_json(out / "preflight.json", found._asdict())
-        if not begun:
-            with atomic_directory(base, replace=True) as folder:
-                save_policy(policy, folder / "policy", config=recorded["policy"], facts=origin)
-        _run(trainer, step)
-    finally:
-        env.close()
-    if settings.receipt_episodes:
-        _receipt(out, make_env, settings, num_steps=num_steps, device=device, trusted_modules=trusted_modules, say=say)
-    return newest.resolve()
+    with only_writer(out):
+        base, folder = out / "base", out / "checkpoints"
+        begun = newest(folder, PPO_STATE)
+        if begun is not None and not resume:
+            raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
+        recorded = read_config(source := base if begun is not None else resolve_checkpoint(checkpoint))
+        policy = load_policy(source, device=device, trusted_modules=trusted_modules, edited=edited)
+        settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
+        origin = {key: recorded[key] for key in recorded if key not in ("schema_version", "policy", "step", ENTRY)}
+        facts = origin | _with_numbers(facts, settings, seed=seed, device=str(device))
+        if begun is not None:
+            _require_same(read_config(begun), facts)
+        env = _simulators(policy, make_env, make_batch, settings)
+        try:
+            require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
+            trainer = _trainer(policy, env, make_env, sampler, settings, seed=seed, progress=progress)
+            facts["num_steps"] = trainer.actor_critic.sampler.deploy_steps
+            keep = settings.loop.keep_best
+            trainer.checkpoints = Checkpoints(folder, config=recorded["policy"], facts=facts, keep_best=keep)
+            step = trainer.resume() if resume else 0
+            found = _preflight(trainer, settings, say=say) if not step and settings.preflight_episodes else None
+            trainer.tracker = start()
+            if found is not None:
+                write_json(out / "preflight.json", found._asdict())
+            if begun is None:
+                with atomic_directory(base, replace=True) as new:
+                    save_policy(policy, new / "policy", config=recorded["policy"], facts=origin)
+            _run(trainer, step)
+        finally:
+            env.close()
+        _conclude(out, make_env, trainer, settings, device=device, trusted_modules=trusted_modules, say=say)
+        return resolve_checkpoint(folder / "last")
+
+
+def _with_numbers(facts: dict[str, Any], settings: FinetuneSettings, *, seed: int, device: str) -> dict[str, Any]:
+    """`facts` with the run's numbers, as a checkpoint gives them back."""
+    numbers = json.loads(json.dumps(asdict(settings))) | {"seed": seed, "threads": threads(device)}
+    return facts | {"finetune": {**facts.get("finetune", {}), **numbers}}
 
 
 def _simulators(policy: FlowPolicy, make_env: Callable[[], Any], make_batch: Callable[[int], BatchedSimulator] | None,
@@ -173,7 +188,7 @@ def _simulators(policy: FlowPolicy, make_env: Callable[[], Any], make_batch: Cal
 def _run(trainer: PPOTrainer, step: int) -> None:
     """Train on from iteration `step`; what was logged after it is dropped, at 0 also the first evaluation."""
     try:
-        trainer.tracker.truncate_after(step or -1)
+        trainer.tracker.truncate_after(step or -1, evaluation=step > 0 and trainer.pending)
         trainer.run()
     finally:
         trainer.tracker.close()
@@ -187,20 +202,28 @@ def _trainer(policy: FlowPolicy, env: ChunkEnv, make_env: Callable[[], Any],
         torch.manual_seed(derive(seed, "critic"))
         actor_critic = ActorCritic(policy, sampler, **asdict(settings.actor))
     num_steps = actor_critic.sampler.deploy_steps
-    check = SimulatorCheck(make_env, settings.eval_episodes, settings.eval_seed, num_steps, settings.workers)
+    check = None
+    if settings.loop.eval_every:
+        check = SimulatorCheck(make_env, settings.eval_episodes, settings.eval_seed, num_steps, settings.workers)
     return PPOTrainer(
         actor_critic, env, ppo=settings.ppo, loop=settings.loop, sparse=settings.reward.sparse, seed=seed,
-        evaluate=check if settings.loop.eval_every else None, progress=progress,
+        evaluate=check, progress=progress,
     )  # fmt: skip
 
 
-def _receipt(out: Path, make_env: Callable[[], Any], settings: FinetuneSettings, *, num_steps: int,
-             device: torch.device | str, trusted_modules: Sequence[str],
-             say: Callable[[str], None]) -> None:  # fmt: skip
-    last, best = ((out / "checkpoints" / name).resolve() for name in ("last", "best"))
-    other = best if best.exists() and best != last else None  # without evaluations there is no best
+def _conclude(out: Path, make_env: Callable[[], Any], trainer: PPOTrainer, settings: FinetuneSettings, *,
+              device: torch.device | str, trusted_modules: Sequence[str],
+              say: Callable[[str], None]) -> None:  # fmt: skip
+    """The receipt of a run that reached its end; else a sentence."""
+    if trainer.iteration < settings.loop.iterations:
+        say(f"stopped     after loop.max_hours={settings.loop.max_hours} at iteration {trainer.iteration} of "
+            f"{settings.loop.iterations}; resume=true goes on")  # fmt: skip
+    if trainer.iteration < settings.loop.iterations or not settings.receipt_episodes:
+        return
+    last, best = (resolve_checkpoint(out / "checkpoints" / name) for name in ("last", "best"))
+    other = best if best != last else None  # without evaluations there is no best
     receipt = write_receipt(
-        out, make_env, before=out / "base", after=last, best=other, num_steps=num_steps,
+        out, make_env, before=out / "base", after=last, best=other, num_steps=trainer.actor_critic.sampler.deploy_steps,
         episodes=settings.receipt_episodes, start_seed=settings.receipt_seed, envs=settings.workers,
         device=device, trusted_modules=trusted_modules,
     )  # fmt: skip
@@ -228,9 +251,11 @@ def _require_same(recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
         numbers = {key: value for key, value in facts["finetune"].items() if not key.startswith("receipt")}
         # a run begun before a number existed had its default
         numbers = {"batched": False, **numbers, "total_steps": None}  # a length, as the number of iterations is
+        numbers.setdefault("threads", wanted["finetune"]["threads"])
         numbers |= {"ppo": asdict(PPOSettings()) | numbers["ppo"], "reward": asdict(Reward()) | numbers["reward"]}
         task = {key: value for key, value in (facts.get("task") or {}).items() if key != "batched"}
-        return numbers | {"loop": {**numbers["loop"], "iterations": 0}, "workers": 0, "task": task}
+        loop = {**numbers["loop"], "iterations": 0, "max_hours": None}
+        return numbers | {"loop": loop, "workers": 0, "task": task}
 
     before, now = (dict(flat(compared(facts))) for facts in (recorded, wanted))
     if different := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from flowpolicy.checks import require_number
 from flowpolicy.data.augment import Augmentation, augment
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.flow.exact import without_tf32
 from flowpolicy.normalizer import LinearNormalizer, NormalizerMode
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import derive
+from flowpolicy.stopping import Stop, Terminated
 from flowpolicy.tracking import Tracker
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 from flowpolicy.trainers.schedule import warmup_cosine
@@ -44,6 +46,7 @@ class TrainerSettings:
     augment: the same for clouds and images.
     log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved). Validation, where
     there are held-out episodes, goes with the checkpoints.
+    max_hours: of wall time, after which a checkpoint is written and the command ends; 0 or None is no limit.
     precision: "fp32", "bf16" or "auto", see `uses_bfloat16`. Whatever it is, derivatives, targets from a net and
     statistics of the batch are float32 without TF32; all of the rest in float32 convolves in TF32 on a GPU, unless
     `torch.backends` says otherwise.
@@ -51,7 +54,7 @@ class TrainerSettings:
     of it without TF32.
     It takes half a minute for an MLP and minutes for a U-Net before the first step.
     A resumed run may change steps (the cosine then ends there, so the learning rate jumps), log_every, eval_every,
-    checkpoint_every and keep_best; see `trainers.resume`.
+    checkpoint_every, keep_best and max_hours; see `trainers.resume`.
     """
 
     steps: int = 6000
@@ -69,21 +72,24 @@ class TrainerSettings:
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep_best: int = 2
+    max_hours: float | None = None
     precision: Precision = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range, before anything is written."""
-        least = {"steps": 1, "batch_size": 1, "warmup_steps": 0, "weight_decay": 0, "obs_noise": 0, "log_every": 0,
-                 "eval_every": 0, "checkpoint_every": 0, "keep_best": 0}  # fmt: skip
+        least = {"steps": 1, "batch_size": 1, "warmup_steps": 0, "log_every": 0, "eval_every": 0, "checkpoint_every": 0,
+                 "keep_best": 0}  # fmt: skip
         for name, bound in least.items():
-            if not getattr(self, name) >= bound:
-                raise ValueError(f"trainer.{name} must be at least {bound}, got {getattr(self, name)}")
+            require_number(f"trainer.{name}", getattr(self, name), least=bound, whole=True)
+        for name in ("weight_decay", "obs_noise"):
+            require_number(f"trainer.{name}", getattr(self, name), least=0)
+        for name in ("lr", "grad_clip", "ema_power"):
+            require_number(f"trainer.{name}", getattr(self, name), above=0)
+        require_number("trainer.ema_max_decay", self.ema_max_decay, least=0, below=1)
+        require_number("trainer.max_hours", self.max_hours or 0, least=0)
         if len(self.betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"trainer.betas must be two numbers of at least 0 and below 1, got {list(self.betas)}")
-        for name in ("lr", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"trainer.{name} must be positive, got {getattr(self, name)}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"trainer.precision must be one of {', '.join(get_args(Precision))}, got {self.precision}")
 
@@ -135,7 +141,7 @@ class ImitationTrainer:
         self.generator = torch.Generator(device=self.device)
         states = [key for key in policy.obs_keys if len(policy.embodiment.obs[key].shape) < 2]
         self.normalizers = {key: policy.normalizer(key) for key in states}
-        self.step = 0
+        self.step, self.stop = 0, Stop(settings.max_hours)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
 
     def resume(self) -> int:
@@ -147,17 +153,20 @@ class ImitationTrainer:
         return self.step
 
     def run(self) -> FlowPolicy:
-        """Train to `settings.steps`; returns the averaged policy.
+        """Train to `settings.steps`, or until `max_hours` are over; returns the averaged policy.
 
+        SIGTERM (in the main thread) writes a checkpoint and raises Terminated.
         time/step_ms and time/data_frac are about batches and updates: not logging, validation, evaluation, checkpoints.
         """
-        settings = self.settings
-        if self.step:
-            self.checkpoints.index(self.step)  # what a kill between checkpoint and index left undone
+        settings, stopping = self.settings, False
         data_s, counted, window_start = 0.0, 0, time.perf_counter()
         bar = tqdm(total=settings.steps, initial=self.step, desc="train", unit="step", disable=not self.progress)
-        with bar:
-            while self.step < settings.steps:
+        with self.stop.watched(), bar:
+            if self.step:  # what a kill after the checkpoint left undone
+                self.checkpoints.adopt(self.step)
+                if self.pending:
+                    self._evaluate()
+            while self.step < settings.steps and not stopping:
                 before = time.perf_counter()
                 batch = self.dataset.batch(self._indices(self.step))
                 data_s += time.perf_counter() - before
@@ -174,8 +183,10 @@ class ImitationTrainer:
                     data_s, counted, window_start = 0.0, 0, time.perf_counter()
                 paused = time.perf_counter()
                 bar.update()
-                self._evaluate_and_save(metrics)
+                stopping = self._save_and_evaluate(metrics)
                 window_start += time.perf_counter() - paused
+            if stopping and self.stop.terminated:
+                raise Terminated(self._stopped)
         return self.ema.module
 
     def _update(self, batch: Batch) -> dict[str, Tensor]:
@@ -221,18 +232,38 @@ class ImitationTrainer:
     def _due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.step == self.settings.steps)
 
-    def _evaluate_and_save(self, metrics: dict[str, Tensor]) -> None:
-        score = None
-        if self.validate is not None and self._due(self.settings.checkpoint_every):
+    @property
+    def pending(self) -> bool:
+        """Whether the checkpoint at this step is still to be evaluated: a kill, or a simulator that crashed."""
+        due = self.evaluate is not None and self._due(self.settings.eval_every)
+        return due and self.checkpoints.score(self.step) is None
+
+    @property
+    def _stopped(self) -> str:
+        return f"stopped by SIGTERM at step {self.step} of {self.settings.steps}; resume=true goes on from there"
+
+    def _save_and_evaluate(self, metrics: dict[str, Tensor]) -> bool:
+        """What is due after a step, and whether to end here. Saved first: an evaluation that fails costs nothing."""
+        settings, stopping = self.settings, self.stop.due
+        if self.validate is not None and self._due(settings.checkpoint_every):
             self.tracker.log(self.step, self.validate(self.ema.module))
-        if self.evaluate is not None and self._due(self.settings.eval_every):
-            found = self.evaluate(self.ema.module, self.step)
-            self.tracker.log(self.step, found)
-            score = found["eval/success_once"]
-        last = self.step == self.settings.steps
-        if score is not None or self._due(self.settings.checkpoint_every) or last:
+        evaluating = self.evaluate is not None and self._due(settings.eval_every)
+        if evaluating or stopping or self._due(settings.checkpoint_every) or self.step == settings.steps:
             self._require_finite(metrics)
-            self.checkpoints.save(self.step, policy=self.policy, ema=self.ema, optimizer=self.optimizer, score=score)
+            self.tracker.sync()
+            self.checkpoints.save(self.step, policy=self.policy, ema=self.ema, optimizer=self.optimizer)
+        if evaluating:
+            self._evaluate()
+        return stopping
+
+    def _evaluate(self) -> None:
+        """Evaluate the averaged policy, as the checkpoint of this step has it, and enter its score there."""
+        assert self.evaluate is not None
+        with self.stop.interruptible(self._stopped):
+            found = self.evaluate(self.ema.module, self.step)
+        self.tracker.log(self.step, found)
+        self.tracker.sync()
+        self.checkpoints.set_score(self.step, found["eval/success_once"])
 
     def _require_finite(self, metrics: dict[str, Tensor]) -> None:
         """Loss and gradient: a finite loss with a gradient of NaN has made weights of NaN already."""

@@ -12,6 +12,7 @@ from safetensors.torch import load as load_tensors
 from tqdm import tqdm
 
 from flowpolicy.checkpoint import load_weights
+from flowpolicy.checks import require_number
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect
@@ -21,10 +22,13 @@ from flowpolicy.rl.ppo import PPO, Actor, PPOSettings, has_signal, warn_of_value
 from flowpolicy.rl.reward_scaler import RewardScaler
 from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.seeding import derive
+from flowpolicy.stopping import Stop, Terminated
 from flowpolicy.tracking import CompositeTracker, Tracker
-from flowpolicy.trainers.state import Checkpoints, optimizer_tensors, restore_optimizer
+from flowpolicy.trainers.state import Checkpoints, newest, optimizer_tensors, restore_optimizer
 from flowpolicy.types import Observation
 
+PPO_STATE = ("critic", "sampler", "actor_optimizer", "critic_optimizer", "scaler")
+"""What a checkpoint has in state/, beside step.json."""
 Evaluate = Callable[[FlowPolicy, int], dict[str, float]]
 """(policy without noise, iteration) -> metrics, "eval/success_once" among them."""
 
@@ -36,9 +40,10 @@ class LoopSettings:
 
     iterations: of collection and update.   decisions: chunks per environment and iteration.
     eval_every: iterations between noise-free evaluations, the first before any update; 0 is never.
-    checkpoint_every: iterations between checkpoints; each evaluation is followed by one too. All episodes begin anew
+    checkpoint_every: iterations between checkpoints; each evaluation is preceded by one too. All episodes begin anew
       after each, which is what makes a resumed run equal to an unbroken one; in between they run on across iterations.
     keep_best: checkpoints that survive besides the last.
+    max_hours: of wall time, after which a checkpoint is written and the command ends; 0 or None is no limit.
     """
 
     iterations: int = 100
@@ -46,13 +51,14 @@ class LoopSettings:
     eval_every: int = 10
     checkpoint_every: int = 10
     keep_best: int = 2
+    max_hours: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range."""
         least = {"iterations": 1, "decisions": 1, "eval_every": 0, "checkpoint_every": 1, "keep_best": 0}
         for name, bound in least.items():
-            if not bound <= getattr(self, name) < math.inf:
-                raise ValueError(f"loop.{name} must be at least {bound}, got {getattr(self, name)}")
+            require_number(f"loop.{name}", getattr(self, name), least=bound, whole=True)
+        require_number("loop.max_hours", self.max_hours or 0, least=0)
 
 
 @final
@@ -89,7 +95,8 @@ class PPOTrainer:
         self.evaluate, self.progress = evaluate, progress
         self.scaler = RewardScaler(env.num_envs)
         self.counter = EpisodeCounter(env.num_envs)
-        self.iteration = self.env_steps = 0
+        self.iteration = self.env_steps = self._saved = 0
+        self.stop = Stop(loop.max_hours)
         self._noise = torch.Generator(device=actor_critic.policy.action_low.device)
         self._order = torch.Generator()
         self._obs: Observation | None = None
@@ -97,7 +104,7 @@ class PPOTrainer:
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its iteration, 0 where there is none."""
-        if self.checkpoints is None or not (last := self.checkpoints.folder / "last").exists():
+        if self.checkpoints is None or (last := newest(self.checkpoints.folder, PPO_STATE)) is None:
             return 0
         counters = json.loads((last / "state" / "step.json").read_text())
         if counters["step"] > self.loop.iterations:
@@ -112,27 +119,56 @@ class PPOTrainer:
             restore_optimizer(optimizer, load_tensors((last / "state" / f"{name}_optimizer.safetensors").read_bytes()))
         self.scaler.load(load_tensors((last / "state" / "scaler.safetensors").read_bytes())["state"])
         self.iteration, self.env_steps = counters["step"], counters["env_steps"]
+        self._saved = self.iteration
         return self.iteration
 
     def run(self) -> FlowPolicy:
-        """Fine-tune to `loop.iterations`; returns the policy, without noise net and critic."""
-        loop = self.loop
-        if self.iteration and self.checkpoints is not None:
-            self.checkpoints.index(self.iteration)  # what a kill between checkpoint and index left undone
-        elif not self.iteration and loop.eval_every:
-            self._evaluate()
+        """Fine-tune to `loop.iterations`, or until `max_hours` are over; returns the policy, without noise and critic.
+
+        SIGTERM (in the main thread) writes a checkpoint and raises Terminated.
+        """
+        loop, stopping = self.loop, False
         bar = tqdm(total=loop.iterations, initial=self.iteration, desc="finetune", unit="it", disable=not self.progress)
-        with bar:
-            while self.iteration < loop.iterations:
-                metrics = self._iterate()
+        with self.stop.watched(), bar:
+            if self.iteration and self.checkpoints is not None:  # what a kill after the checkpoint left undone
+                self.checkpoints.adopt(self.iteration)
+            if self.pending:
+                self._evaluate()
+            while self.iteration < loop.iterations and not stopping:
+                try:
+                    metrics = self._iterate()
+                except Terminated:  # in the collection, which changes no weights
+                    self._save()
+                    raise
                 self.iteration += 1
                 self.tracker.log(self.iteration, metrics)
                 bar.update()
                 bar.set_postfix_str(self._said(metrics))
-                score = self._evaluate() if self._due(loop.eval_every) else None
-                if self._due(loop.checkpoint_every) or score is not None:
-                    self._save(score)
+                stopping = self._save_and_evaluate()
+            if stopping and self.stop.terminated:
+                raise Terminated(self._stopped)
         return self.actor_critic.policy
+
+    @property
+    def pending(self) -> bool:
+        """Whether the policy as it is now is still to be evaluated: at the beginning, or after a kill."""
+        if self.evaluate is None or not self._due(self.loop.eval_every):
+            return False
+        return not self.iteration or self.checkpoints is None or self.checkpoints.score(self.iteration) is None
+
+    @property
+    def _stopped(self) -> str:
+        where = f"iteration {self.iteration} of {self.loop.iterations}"
+        return f"stopped by SIGTERM at {where}; resume=true goes on from there"
+
+    def _save_and_evaluate(self) -> bool:
+        """What is due after an iteration, and whether to end here. Saved first: a failed evaluation costs nothing."""
+        stopping, evaluating = self.stop.due, self.evaluate is not None and self._due(self.loop.eval_every)
+        if evaluating or stopping or self._due(self.loop.checkpoint_every):
+            self._save()
+        if evaluating:
+            self._evaluate()
+        return stopping
 
     def _iterate(self) -> dict[str, float]:
         """One collection and one update."""
@@ -145,9 +181,10 @@ class PPOTrainer:
         if self._obs is None or grouped:
             self._obs = self._restart()
         start = time.perf_counter()
-        collected = collect(
-            self.actor_critic, self.env, self._obs, decisions=self.loop.decisions, generator=self._noise
-        )  # fmt: skip
+        with self.stop.interruptible(self._stopped):
+            collected = collect(
+                self.actor_critic, self.env, self._obs, decisions=self.loop.decisions, generator=self._noise
+            )
         self._obs, rollout, collect_s = collected.obs, collected.rollout, time.perf_counter() - start
         episodes = self.counter.count(rollout)
         if grouped:
@@ -187,16 +224,23 @@ class PPOTrainer:
         require_equal_starts(obs, alike)
         return obs
 
-    def _evaluate(self) -> float | None:
-        if self.evaluate is None:
-            return None
-        found = self.evaluate(self.actor_critic.policy, self.iteration)
+    def _evaluate(self) -> None:
+        """Evaluate the policy, as the checkpoint of this iteration has it, and enter its score there."""
+        assert self.evaluate is not None
+        with self.stop.interruptible(self._stopped):
+            found = self.evaluate(self.actor_critic.policy, self.iteration)
         self.tracker.log(self.iteration, found)
         self._success = found["eval/success_once"]
-        return self._success
+        if self.checkpoints is not None and self.iteration:
+            self.tracker.sync()
+            self.checkpoints.set_score(self.iteration, self._success)
 
-    def _save(self, score: float | None) -> None:
+    def _save(self) -> None:
+        """Write a checkpoint, unless this iteration has one or none is done."""
         self._obs = None  # a resumed run begins new episodes here, so this one does
+        if self._saved == self.iteration:
+            return
+        self._saved = self.iteration
         if self.checkpoints is None:
             return
         model = self.actor_critic
@@ -207,9 +251,9 @@ class PPOTrainer:
             "critic_optimizer": optimizer_tensors(self.ppo.critic_optimizer),
             "scaler": {"state": self.scaler.state()},
         }
+        self.tracker.sync()
         self.checkpoints.write(
             self.iteration, policy=model.policy, weights="last", state=state, counters={"env_steps": self.env_steps},
-            score=score,
         )  # fmt: skip
 
     def _due(self, every: int) -> bool:

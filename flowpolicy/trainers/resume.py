@@ -1,41 +1,65 @@
 """What a resumed run must share with the run that it goes on with, so that the two together are one run."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.checkpoint import read_config
+import torch
 
-_FREE = {f"trainer.{name}" for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_best")}
-_COMPARED = ("seed", "dataset", "policy", "trainer", "normalization")
+from flowpolicy.checkpoint import read_config
+from flowpolicy.data.store import EpisodeStore
+from flowpolicy.embodiment import Embodiment, load_embodiment
+
+_FREE = {
+    f"trainer.{name}" for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_best", "max_hours")
+}
+_COMPARED = ("seed", "dataset", "policy", "trainer", "normalization", "threads", "embodiment")
+_WHOLE = ("policy.", "embodiment.")  # here an entry more or less is a difference too
 _IGNORED = {"dataset.path"}  # a store may move; its hash says whether it is the same
 
 
-def require_same_run(checkpoint: Path, wanted: Mapping[str, Any]) -> None:
+def require_same_run(checkpoint: Path, wanted: Mapping[str, Any], embodiment: Embodiment | None) -> None:
     """Raise ValueError naming the first entry in which `wanted` differs from what `checkpoint` was trained with.
 
     checkpoint: folder with policy/config.json; the run's run.json lies two folders above.
-    wanted: seed, dataset, policy, trainer and normalization of the run to be; `steps`, `log_every`, `eval_every`,
-    `checkpoint_every` and `keep_best` of the trainer may differ. What an older checkpoint did not record is not
-    compared.
+    wanted: seed, dataset, policy, trainer, normalization and threads of the run to be, `embodiment` its contract;
+    `steps`, `log_every`, `eval_every`, `checkpoint_every`, `keep_best` and `max_hours` of the trainer may differ. What
+    an older checkpoint did not record is not compared.
     """
-    recorded = read_config(checkpoint)
+    own = load_embodiment(checkpoint / "policy" / "embodiment.json").to_dict()
+    recorded = read_config(checkpoint) | {"embodiment": own}
     run = checkpoint.parent.parent / "run.json"
     if "seed" not in recorded and run.is_file():
         recorded |= json.loads(run.read_text()).get("seeds", {})
     before = dict(flat({key: recorded[key] for key in _COMPARED if key in recorded}))
     if before.get("trainer.precision") == "auto":  # as older checkpoints have it: not known
         del before["trainer.precision"]
-    now = dict(flat(json.loads(json.dumps({key: wanted[key] for key in _COMPARED}))))
+    wanted = {**wanted, "embodiment": embodiment.to_dict() if embodiment is not None else {}}
+    now = dict(flat(json.loads(json.dumps({key: wanted[key] for key in _COMPARED if key in wanted}))))
     for key in sorted({*before, *now} - _FREE - _IGNORED):
         old, new = before.get(key), now.get(key)
-        if old != new and (key in before and key in now or key.startswith("policy.")):
-            fix = "use the store that it began with" if key == "dataset.hash" else f"set {key}={_short(old)}"
+        if old != new and (key in before and key in now or key.startswith(_WHOLE)):
+            fix = f"set {key}={_short(old)}"
+            if key.startswith(("dataset.hash", "dataset.record", "embodiment")):
+                fix = "use the store that it began with"
             raise ValueError(
                 f"resume: {key} was {_short(old)} in this run so far, got {_short(new)}; {fix} to go on with it, or "
                 "choose another out= for a new run"
             )
+
+
+def store_record(store: EpisodeStore) -> str:
+    """A digest of what a store says beside its data, which `content_hash` leaves out: attributes, seeds, successes."""
+    columns = (store.episode_seeds, store.episode_success)
+    record = [store.attrs, *(None if column is None else column.tolist() for column in columns)]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def threads(device: str) -> int | None:
+    """CPU threads of torch where they decide how sums are rounded, and with it the weights; None on a GPU."""
+    return torch.get_num_threads() if device.startswith("cpu") else None
 
 
 def flat(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,11 +8,13 @@ from typing import Any, final
 
 import torch
 
-from flowpolicy.checkpoint import create_policy, targets
+from flowpolicy.checkpoint import create_policy, resolve_checkpoint, targets
+from flowpolicy.checks import require_number
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.locks import only_writer
 from flowpolicy.normalizer import NormalizerMode
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
@@ -20,8 +22,8 @@ from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import derive
 from flowpolicy.tracking import CompositeTracker, Tracker
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers, uses_bfloat16
-from flowpolicy.trainers.resume import require_same_run
-from flowpolicy.trainers.state import Checkpoints
+from flowpolicy.trainers.resume import require_same_run, store_record, threads
+from flowpolicy.trainers.state import IMITATION_STATE, Checkpoints, newest
 from flowpolicy.trainers.validation import Validation
 
 DEBUG_STEPS = 20  # with debug=true
@@ -41,6 +43,11 @@ class SimulatorCheck:
     start_seed: int = 50000
     num_steps: int = 1
     envs: int = 1
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number out of its range."""
+        for name, least in (("episodes", 1), ("start_seed", 0), ("num_steps", 1), ("envs", 1)):
+            require_number(f"eval.{name}", getattr(self, name), least=least, whole=True)
 
     def require(self, policy: FlowPolicy) -> None:
         """Try the simulator before hours of training. Raises what it raises; ValueError for another embodiment."""
@@ -89,6 +96,7 @@ def train_policy(
     action_mode: NormalizerMode = "minmax",
     resume: bool = False,
     debug: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Train on `store` and return the folder of the last checkpoint.
 
@@ -96,42 +104,61 @@ def train_policy(
     the trainer's settings and the normalisers' modes.
     val_episodes: how many episodes at the store's end are kept from training for `Validation`.
     start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
-    resume: go on from out/checkpoints/last where there is one; what was logged after it is dropped.
+    resume: go on from the newest checkpoint of `out` where there is one; what was logged after it is dropped.
     debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`.
-    Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for `require_same_run`.
+    Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for `require_same_run` and while
+    another process writes to `out`.
     """
-    if debug:
-        settings = replace(settings, steps=DEBUG_STEPS, batch_size=16, log_every=5, checkpoint_every=10,
-                           eval_every=10 if check else 0)  # fmt: skip
-        check = replace(check, episodes=2) if check else None
+    settings, check = _shortened(settings, check) if debug else (settings, check)
     settings = replace(settings, precision="bf16" if uses_bfloat16(settings.precision, device) else "fp32")  # recorded
-    last = out / "checkpoints" / "last"
     facts = facts | {
-        "dataset": {**facts.get("dataset", {}), "val_episodes": val_episodes, "mask_padding": mask_padding},
+        "dataset": {**facts.get("dataset", {}), "record": store_record(store), "val_episodes": val_episodes,
+                    "mask_padding": mask_padding},
+        "threads": threads(device.type),
         "seed": seed, "trainer": asdict(settings), "normalization": {"obs": obs_mode, "action": action_mode},
     }  # fmt: skip
-    if last.exists():
-        if not resume:
-            raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
-        require_same_run(last.resolve(), {"policy": policy_config, **facts})
-    policy = _new_policy(store, policy_config, seed=seed).to(device)
-    dataset, validate = _load(store, policy, val_episodes=val_episodes, mask_padding=mask_padding, seed=seed)
-    fit_normalizers(policy, dataset, obs_mode=obs_mode, action_mode=action_mode)
-    if check:
-        check.require(policy)
-    checkpoints = Checkpoints(last.parent, config=policy_config, facts=facts, keep_best=settings.keep_best)
-    trainer = ImitationTrainer(
-        policy, dataset, settings=settings, checkpoints=checkpoints, tracker=CompositeTracker([]), seed=seed,
-        evaluate=check, validate=validate,
-    )  # fmt: skip
-    step = trainer.resume() if resume else 0  # a state that cannot be loaded is refused before anything is written
+    folder = out / "checkpoints"
+    with only_writer(out):
+        if (last := newest(folder, IMITATION_STATE)) is not None:
+            if not resume:
+                raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
+            require_same_run(last, {"policy": policy_config, **facts}, store.embodiment)
+        policy = _new_policy(store, policy_config, seed=seed).to(device)
+        dataset, validate = _load(store, policy, val_episodes=val_episodes, mask_padding=mask_padding, seed=seed)
+        fit_normalizers(policy, dataset, obs_mode=obs_mode, action_mode=action_mode)
+        if check:
+            check.require(policy)
+        checkpoints = Checkpoints(folder, config=policy_config, facts=facts, keep_best=settings.keep_best)
+        trainer = ImitationTrainer(
+            policy, dataset, settings=settings, checkpoints=checkpoints, tracker=CompositeTracker([]), seed=seed,
+            evaluate=check, validate=validate,
+        )  # fmt: skip
+        # a state that cannot be loaded is refused before anything is written
+        return _run(trainer, trainer.resume() if resume else 0, start, say=say)
+
+
+def _shortened(
+    settings: TrainerSettings, check: SimulatorCheck | None
+) -> tuple[TrainerSettings, SimulatorCheck | None]:
+    """For debug: every stage in seconds."""
+    settings = replace(settings, steps=DEBUG_STEPS, batch_size=16, log_every=5, checkpoint_every=10,
+                       eval_every=10 if check else 0)  # fmt: skip
+    return settings, replace(check, episodes=2) if check else None
+
+
+def _run(trainer: ImitationTrainer, step: int, start: Callable[[], Tracker], *, say: Callable[[str], None]) -> Path:
+    """Train on from `step`; what was logged after it is dropped."""
     trainer.tracker = start()
     try:
-        trainer.tracker.truncate_after(step)
+        trainer.tracker.truncate_after(step, evaluation=step > 0 and trainer.pending)
         trainer.run()
     finally:
         trainer.tracker.close()
-    return last.resolve()
+    settings = trainer.settings
+    if trainer.step < settings.steps:
+        say(f"stopped     after trainer.max_hours={settings.max_hours} at step {trainer.step} of {settings.steps}; "
+            "resume=true goes on")  # fmt: skip
+    return resolve_checkpoint(trainer.checkpoints.folder / "last")
 
 
 def _new_policy(store: EpisodeStore, config: dict[str, Any], *, seed: int) -> FlowPolicy:

@@ -1,7 +1,7 @@
 """Training state on disk: everything that `resume` needs to go on as if nothing had happened."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -9,17 +9,26 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from flowpolicy.checkpoint import load_weights, save_policy, write_tensors
-from flowpolicy.files import atomic_directory, atomic_symlink, remove_folder, remove_leftovers, write_atomic
+from flowpolicy.files import atomic_directory, remove_folder, remove_leftovers, write_atomic
+from flowpolicy.pointers import POLICY_FILES, STEP_FILE, choose, damage, remove_pointer, write_pointer
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.trainers.ema import ExponentialMovingAverage
+
+IMITATION_STATE = ("model", "optimizer")
+"""What `Checkpoints.save` writes to state/, beside step.json."""
+
+
+def newest(folder: Path, state: Sequence[str]) -> Path | None:
+    """The checkpoint to go on from, see `choose`; None where `folder` has none.   state: names that it must have."""
+    return choose(folder, "last", (*POLICY_FILES, STEP_FILE, *(f"state/{name}.safetensors" for name in state)))
 
 
 @final
 class Checkpoints:
-    """The checkpoints/ folder of a run: numbered folders, `last` and `best` links, index.json with the scores.
+    """The checkpoints/ folder of a run: numbered folders, pointers `last` and `best`, index.json with the scores.
 
     config, facts: what `save_policy` writes beside the weights.
-    keep_best: how many of the highest-scoring checkpoints survive, besides the last one; 0 makes no `best` link.
+    keep_best: how many of the highest-scoring checkpoints survive, besides the last one; 0 makes no `best`.
     """
 
     def __init__(self, folder: Path, *, config: dict[str, Any], facts: dict[str, Any], keep_best: int = 2) -> None:
@@ -32,12 +41,13 @@ class Checkpoints:
         policy: FlowPolicy,
         ema: ExponentialMovingAverage[FlowPolicy],
         optimizer: torch.optim.Optimizer,
-        score: float | None,
+        score: float | None = None,
     ) -> Path:
-        """Write checkpoint `step` whole or not at all, move the links, drop what is no longer among the best.
+        """Write checkpoint `step` whole or not at all, move the pointers, drop what is no longer among the best.
 
         The policy/ folder holds the averaged weights, state/ the raw ones, the optimiser and the counters.
-        score: success rate of the in-training evaluation at this step, None where there was none.
+        score: success rate of the evaluation at this step, None where there was none yet, see `set_score`.
+        Raises ValueError, and writes nothing, for a weight that is not finite.
         """
         state = {"model": policy.state_dict(), "optimizer": optimizer_tensors(optimizer)}
         counters = {"ema_updates": ema.updates}
@@ -51,12 +61,14 @@ class Checkpoints:
         weights: str,
         state: Mapping[str, Mapping[str, torch.Tensor]],
         counters: Mapping[str, int],
-        score: float | None,
+        score: float | None = None,
     ) -> Path:
         """The same for any trainer: `policy` to policy/, each entry of `state` to state/<name>.safetensors.
 
         weights: what config.json calls the policy's.   counters: whole numbers for state/step.json.
         """
+        for part, tensors in {"policy": policy.state_dict(), **state}.items():
+            self._require_finite(step, part, tensors)
         remove_leftovers(self.folder / "last", name=".+")  # of any checkpoint: the folder has no other writer
         target = self.folder / f"{step:06d}"
         with atomic_directory(target, replace=True) as folder:
@@ -65,19 +77,40 @@ class Checkpoints:
             (folder / "state").mkdir()
             for name, tensors in state.items():
                 write_tensors(dict(tensors), folder / "state" / f"{name}.safetensors")
-            write_atomic(folder / "state" / "step.json", json.dumps({"step": step, **counters, "score": score}) + "\n")
-        atomic_symlink(self.folder / "last", target.name)
-        self.index(step)
+            write_atomic(folder / STEP_FILE, json.dumps({"step": step, **counters, "score": score}) + "\n")
+        self.adopt(step)
         return target
+
+    def _require_finite(self, step: int, part: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(
+                    f"step {step}: {name} ({part}) is not finite, so no checkpoint is written; the last good one is in "
+                    f"{self.folder}. Try a smaller learning rate"
+                )
+
+    def adopt(self, step: int) -> None:
+        """Make checkpoint `step` the one that `last` names, and bring `best` and index.json up to it."""
+        write_pointer(self.folder / "last", f"{step:06d}")
+        self.index(step)
+
+    def score(self, step: int) -> float | None:
+        """What the evaluation of checkpoint `step` gave; None where there was none."""
+        return json.loads((self.folder / f"{step:06d}" / STEP_FILE).read_text())["score"]
+
+    def set_score(self, step: int, score: float) -> None:
+        """Enter the score of the evaluation that followed checkpoint `step`, and rank the checkpoints anew."""
+        file = self.folder / f"{step:06d}" / STEP_FILE
+        write_atomic(file, json.dumps(json.loads(file.read_text()) | {"score": score}) + "\n")
+        self.index(step)
 
     def restore(
         self, *, policy: FlowPolicy, ema: ExponentialMovingAverage[FlowPolicy], optimizer: torch.optim.Optimizer
     ) -> int | None:
         """Load the newest checkpoint into the three; returns its step, None where there is no checkpoint."""
-        last = self.folder / "last"
-        if not last.exists():
+        if (last := newest(self.folder, IMITATION_STATE)) is None:
             return None
-        counters = json.loads((last / "state" / "step.json").read_text())
+        counters = json.loads((last / STEP_FILE).read_text())
         load_weights(policy, last / "state" / "model.safetensors")
         load_weights(ema.module, last / "policy" / "model.safetensors")
         ema.updates = counters["ema_updates"]
@@ -92,8 +125,8 @@ class Checkpoints:
         scores: dict[int, float | None] = {}
         folders = {int(path.name): path for path in self.folder.iterdir() if path.name.isdecimal()}
         for step, folder in sorted(folders.items()):
-            if step <= last_step and (file := folder / "state" / "step.json").is_file():
-                scores[step] = json.loads(file.read_text())["score"]
+            if step <= last_step and damage(folder, (STEP_FILE,)) is None:
+                scores[step] = json.loads((folder / STEP_FILE).read_text())["score"]
         # ties go to the later checkpoint: it has seen more data
         scored = [(score, step) for step, score in scores.items() if score is not None]
         best = [step for _, step in sorted(scored, reverse=True)[: self.keep_best]]
@@ -101,9 +134,9 @@ class Checkpoints:
         index = {folders[step].name: scores[step] for step in keep}
         write_atomic(self.folder / "index.json", json.dumps(index, indent=2) + "\n")
         if best:
-            atomic_symlink(self.folder / "best", folders[best[0]].name)
+            write_pointer(self.folder / "best", folders[best[0]].name)
         else:
-            (self.folder / "best").unlink(missing_ok=True)
+            remove_pointer(self.folder / "best")
         for step in scores.keys() - keep:
             remove_folder(folders[step])
 

@@ -21,6 +21,7 @@ from flowpolicy.trainers.ppo import PPOTrainer
 from flowpolicy.trainers.receipt import paired_test, write_receipt
 from flowpolicy_envs.experts.reach import make_expert
 from flowpolicy_envs.reach import ReachEnv, make_env
+from tests.helpers import last
 
 TINY = ("envs=4", "workers=1", "loop.iterations=4", "loop.decisions=4", "loop.eval_every=2", "loop.checkpoint_every=2",
         "ppo.warmup=1", "ppo.minibatches=2", "ppo.guard=false", "eval.episodes=2", "preflight.episodes=4",
@@ -61,7 +62,7 @@ def test_a_run_leaves_a_policy_without_noise_net_its_numbers_and_a_receipt(base,
     names = {path.name for path in out.iterdir()}
     assert {".hydra", "run.json", "metrics.jsonl", "checkpoints", "base", "preflight.json", "receipt.json",
             "receipt.html"} <= names  # fmt: skip
-    policy_files = {path.name for path in (out / "checkpoints/last/policy").iterdir()}
+    policy_files = {path.name for path in (last(out) / "policy").iterdir()}
     assert policy_files == {"config.json", "embodiment.json", "model.safetensors"}
     before, after = load_policy(base).state_dict(), load_policy(out).state_dict()
     assert before.keys() == after.keys()

@@ -12,6 +12,7 @@ from flowpolicy.checkpoint import load_policy  # noqa: E402
 from flowpolicy.cli.main import main  # noqa: E402
 from flowpolicy.data.store import EpisodeStore  # noqa: E402
 from flowpolicy.embodiment import load_embodiment  # noqa: E402
+from tests.helpers import last
 
 CLOUD = ["task=metaworld", "task.id=reach-v3", "task.obs=point_cloud", "task.view.renderer=ray"]
 VIEW = ["task.view.points=40", "task.view.depth_size=48", "task.view.crop_high=[0.4,0.9,0.3]"]
@@ -32,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_crop_points_and_frame_are_in_the_dataset_and_in_the_checkpoint(run: Path) -> None:
     recorded = EpisodeStore.open(run.parent / "demos.zarr").embodiment
-    assert recorded is not None and recorded == load_embodiment(run / "checkpoints/last/policy/embodiment.json")
+    assert recorded is not None and recorded == load_embodiment(last(run) / "policy/embodiment.json")
     cloud = recorded.obs["point_cloud"].cloud
     assert cloud is not None and (cloud.points, cloud.crop_high, cloud.frame) == (40, (0.4, 0.9, 0.3), "world")
 

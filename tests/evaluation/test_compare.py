@@ -24,7 +24,7 @@ from flowpolicy.evaluation.evaluate import Task
 from flowpolicy.evaluation.pairs import compare_pairs
 from flowpolicy.locks import only_writer
 from tests.cli.test_report import tags
-from tests.helpers import rerecord
+from tests.helpers import last, rerecord
 
 ROOT = Path(__file__).parents[2]
 
@@ -294,8 +294,8 @@ def test_a_folder_is_for_the_same_policies_and_seeds_only(here: Path, capsys: py
     assert "was begun with start_seed 100000, now 7; choose another out=" in capsys.readouterr().err
     assert main(["compare", "good", "poor", "episodes=2", "task.max_episode_steps=30", "out=out"]) == 2
     assert "settings: max_episode_steps 60, now 30" in capsys.readouterr().err
-    weights = here / "poor/checkpoints/last/policy/model.safetensors"
-    shutil.copy(here / "good/checkpoints/last/policy/model.safetensors", weights)
+    weights = last(here / "poor") / "policy/model.safetensors"
+    shutil.copy(last(here / "good") / "policy/model.safetensors", weights)
     assert main(["compare", "good", "poor", "episodes=2", "out=out"]) == 2
     assert "was begun with arms/poor/steps_1: weights " in capsys.readouterr().err
 
@@ -315,7 +315,7 @@ def test_another_policys_lines_in_an_arms_folder_are_noticed(here: Path, capsys:
 
 
 def test_a_checkpoint_is_compared_at_the_steps_that_it_records(here: Path):
-    rerecord(here / "good/checkpoints/last/policy/config.json", num_steps=2)
+    rerecord(last(here / "good") / "policy/config.json", num_steps=2)
     assert [arm["num_steps"] for arm in compare("good/checkpoints/last", "poor", "episodes=2")["arms"]] == [2, 1]
 
 

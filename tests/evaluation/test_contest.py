@@ -11,6 +11,7 @@ from flowpolicy.evaluation.contest import Entry, train_all
 from flowpolicy.evaluation.one_step import MANY
 from flowpolicy.evaluation.processes import run_all
 from flowpolicy.tracking import write_json
+from tests.helpers import last
 
 ENTRIES = [Entry(task, arm, 0) for task in ("a", "b") for arm in ("x", "y")]
 
@@ -47,7 +48,8 @@ def test_one_failure_stops_no_other_and_what_is_there_is_not_done_again(tmp_path
 def test_an_arm_is_complete_at_its_own_number_of_steps(tmp_path: Path) -> None:
     run = partial(train_all, ENTRIES[:2], tmp_path, collect=lambda _, store: store.mkdir(parents=True), workers=1)
     run(train=partial(train, fails=""), steps={"x": 7, "y": 7})
-    run(train=partial(train, fails=""), steps={"x": 7, "y": 8})
+    with pytest.raises(RuntimeError, match=r"a/y/seed_0 stopped at step 7 of 8 \(trainer.max_hours\)"):
+        run(train=partial(train, fails=""), steps={"x": 7, "y": 8})
     assert [(tmp_path / "a" / arm / "calls").read_text() for arm in "xy"] == ["1", "11"]
 
 
@@ -97,7 +99,7 @@ def test_the_verb_trains_every_arm_and_sweeps(
         ("dm1 · 4 steps", 3),
         ("mse · 1 step", 3),
     ]
-    heads = [json.loads((tmp_path / "a, b/two-ways" / arm / "seed_0/checkpoints/last/policy/config.json").read_text())
+    heads = [json.loads((last(tmp_path / "a, b/two-ways" / arm / "seed_0") / "policy/config.json").read_text())
              for arm in ("dm1", "mse")]  # fmt: skip
     assert ["DM1" if "dispersive" in json.dumps(head) else "MSE" for head in heads] == ["DM1", "MSE"]
 

@@ -1,6 +1,7 @@
 """A run: what it records, what a resumed one may change, and that nothing is written before all input is good."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from flowpolicy.data.store import EpisodeStore
 from flowpolicy.tracking import CompositeTracker
 from flowpolicy.trainers.imitation import TrainerSettings
 from flowpolicy.trainers.run import SimulatorCheck, train_policy
-from tests.helpers import POLICY_CONFIG, write_store
+from tests.helpers import POLICY_CONFIG, last, write_store
 
 SETTINGS = TrainerSettings(steps=4, batch_size=8, log_every=2, checkpoint_every=2, warmup_steps=1)
 
@@ -26,7 +27,8 @@ class Recorder:
 
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
 
-    def truncate_after(self, step: int) -> None: ...
+    def sync(self) -> None: ...
+    def truncate_after(self, step: int, *, evaluation: bool = False) -> None: ...
 
     def close(self) -> None:
         self.closed = True
@@ -57,6 +59,7 @@ def test_a_checkpoint_says_how_it_was_trained(run: Path) -> None:
     record = read_config(run)
     assert record["seed"] == 3 and record["normalization"] == {"obs": "minmax", "action": "minmax"}
     assert record["trainer"]["batch_size"] == 8 and record["trainer"]["betas"] == [0.95, 0.999]
+    assert record["dataset"].pop("record") and record["threads"] == torch.get_num_threads()
     assert record["dataset"] == {"path": "demos.zarr", "hash": "abc", "val_episodes": 0, "mask_padding": False}
 
 
@@ -83,6 +86,49 @@ def test_a_resumed_run_that_would_not_be_the_same_is_refused_before_it_starts(
     assert len(str(caught.value)) < 300
 
 
+def test_other_threads_round_otherwise_and_are_refused(store: EpisodeStore, tmp_path: Path) -> None:
+    train(store, tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(
+            ValueError, match=f"threads was {threads} in this run so far, got {threads + 1}; set threads"
+        ):
+            train(store, tmp_path, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"action_low": [-0.1] * 3, "action_high": [0.1] * 3}, r"embodiment.action_high was \[2.0, 2.0, 1.0\]"),
+        ({"control_hz": 50.0}, "embodiment.control_hz was 20.0 in this run so far, got 50.0"),
+        ({"reference_index": [0, 1, -1]}, r"embodiment.reference_index was \[1, 0, -1\]"),
+    ],
+)
+def test_another_contract_of_the_same_data_is_refused(
+    store: EpisodeStore, run: Path, tmp_path: Path, change: dict, said: str
+) -> None:
+    other = shutil.copytree(store.path, tmp_path / "demos.zarr")
+    attrs = json.loads((other / ".zattrs").read_text())
+    attrs["embodiment"] |= change
+    (other / ".zattrs").write_text(json.dumps(attrs))
+    assert EpisodeStore.open(other).content_hash() == store.content_hash()
+    with pytest.raises(ValueError, match=f"resume: {said}.*; use the store that it began with"):
+        train(EpisodeStore.open(other), run, resume=True)
+
+
+def test_what_the_hash_of_the_data_leaves_out_is_compared(store: EpisodeStore, run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(store.path, tmp_path / "demos.zarr")
+    train(EpisodeStore.open(other), run, resume=True)  # a copy is the same
+    attrs = json.loads((other / ".zattrs").read_text())
+    (other / ".zattrs").write_text(json.dumps(attrs | {"note": "another"}))
+    assert EpisodeStore.open(other).content_hash() == store.content_hash()
+    with pytest.raises(ValueError, match="resume: dataset.record was .*; use the store that it began with"):
+        train(EpisodeStore.open(other), run, resume=True)
+
+
 def test_steps_may_change_and_so_may_the_schedule_of_logs_and_checkpoints(store: EpisodeStore, tmp_path: Path) -> None:
     train(store, tmp_path)
     other = replace(SETTINGS, steps=6, log_every=3, eval_every=0, checkpoint_every=1, keep_best=1)
@@ -94,7 +140,7 @@ def test_a_checkpoint_that_did_not_record_these_is_compared_by_its_run_record(
     store: EpisodeStore, tmp_path: Path
 ) -> None:
     train(store, tmp_path)
-    file = tmp_path / "checkpoints/last/policy/config.json"
+    file = last(tmp_path) / "policy/config.json"
     record = json.loads(file.read_text())
     for key in ("seed", "trainer", "normalization"):
         del record[key]
@@ -107,7 +153,7 @@ def test_a_checkpoint_that_did_not_record_these_is_compared_by_its_run_record(
 
 def test_a_state_that_cannot_be_loaded_is_refused_before_it_starts(store: EpisodeStore, tmp_path: Path) -> None:
     train(store, tmp_path)
-    weights = tmp_path / "checkpoints/last/state/model.safetensors"
+    weights = last(tmp_path) / "state/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(ValueError, match="does not fit"):
         train(store, tmp_path, resume=True, start=lambda: pytest.fail("started"))

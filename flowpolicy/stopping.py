@@ -1,0 +1,71 @@
+"""Stopping a long command in good order: SIGTERM and a limit of hours become a checkpoint, not a loss."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import final
+
+SIGTERM_CODE = 143  # what a shell reports for a command that SIGTERM ended
+
+
+@final
+class Terminated(SystemExit):
+    """SIGTERM came and what there was is on the disk. Exit code 143; `str` is a sentence for the user."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(SIGTERM_CODE)
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+@final
+class Stop:
+    """Whether a loop should save and end: asked after each of its steps.
+
+    max_hours: of wall time from `watched` on; 0 or None is no limit.
+    """
+
+    def __init__(self, max_hours: float | None = None) -> None:
+        self.max_hours, self.terminated = max_hours or None, False
+        self._begun, self._saved = time.monotonic(), ""
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn SIGTERM into `terminated` while the block runs, in the main thread only; a second one ends at once."""
+        self._begun, main = time.monotonic(), threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, self._on_signal) if main else None
+        try:
+            yield
+        finally:
+            if main:
+                signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+    @contextmanager
+    def interruptible(self, sentence: str) -> Iterator[None]:
+        """Let SIGTERM raise Terminated(sentence) in the middle of the block, which changes nothing worth saving."""
+        self._saved = sentence
+        try:
+            if self.terminated:
+                raise Terminated(sentence)
+            yield
+        finally:
+            self._saved = ""
+
+    @property
+    def due(self) -> bool:
+        """Whether SIGTERM came or the hours are over."""
+        return self.terminated or self._over()
+
+    def _over(self) -> bool:
+        return self.max_hours is not None and time.monotonic() - self._begun > 3600.0 * self.max_hours
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        again, self.terminated = self.terminated, True
+        if again or self._saved:
+            raise Terminated(self._saved or "ended by a second SIGTERM; the last checkpoint is whole")

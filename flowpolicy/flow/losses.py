@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 from flowpolicy.flow.exact import without_tf32
 
 DispersiveKind = Literal["infonce_l2", "infonce_cosine", "hinge", "covariance"]
+DividedBy = Literal["width", "largest"]
 DISPERSIVE_KINDS: tuple[DispersiveKind, ...] = ("infonce_l2", "infonce_cosine", "hinge", "covariance")
 
 
@@ -65,7 +66,12 @@ def direction_loss(u: Tensor, velocity: Tensor, mask: Tensor) -> Tensor:
 
 
 def dispersive_loss(
-    features: Tensor, *, kind: DispersiveKind = "infonce_l2", temperature: float = 0.5, margin: float = 1.0
+    features: Tensor,
+    *,
+    kind: DispersiveKind = "infonce_l2",
+    temperature: float = 0.5,
+    margin: float = 1.0,
+    divide_by: DividedBy = "width",
 ) -> Tensor:
     """Push the features of different samples of a batch apart; no positive pairs needed.
 
@@ -77,8 +83,12 @@ def dispersive_loss(
     The mean runs over all B^2 pairs, the pair (i, i) included, which only bounds the InfoNCE forms from below.
     Sources: Wang & He 2025, "Diffuse and Disperse", table 1; the squared distance is divided by F as in their code.
     covariance is DM1's form: a mean in place of a sum, of features that are not normalised, and a floor of variance.
-    Raises ValueError for an unknown kind.
+    divide_by: "width", as above, or "largest", MP1's code: each squared distance by the largest of the batch in place
+      of F, with its gradient. Then only their proportions count, and one outlier satisfies infonce_l2.
+    Raises ValueError for an unknown kind or divisor.
     """
+    if divide_by not in get_args(DividedBy):
+        raise ValueError(f"divide_by must be one of {', '.join(get_args(DividedBy))}, got {divide_by!r}")
     if kind not in DISPERSIVE_KINDS:
         raise ValueError(f"dispersive kind must be one of {', '.join(DISPERSIVE_KINDS)}, got {kind!r}")
     z = features.reshape(features.shape[0], -1).float()  # (B, F)
@@ -90,7 +100,8 @@ def dispersive_loss(
             return _log_mean_exp(unit @ unit.T / temperature)
         if kind == "covariance":
             return _covariance_loss(z)
-        squared = _squared_distances(z) / z.shape[1]  # (B, B)
+        squared = _squared_distances(z)  # (B, B)
+        squared = squared / (z.shape[1] if divide_by == "width" else squared.max().clamp_min(1e-12))
         if kind == "infonce_l2":
             return _log_mean_exp(-squared / temperature)
         penalty = F.relu(margin - squared).square()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.losses import DISPERSIVE_KINDS, DispersiveKind
+from flowpolicy.heads.dispersive import InertWarning
 from flowpolicy.nets.base import Features
 
 _CLAMP = 10.0
@@ -25,6 +26,7 @@ class LegacyDispersive:
       infonce_cosine  s = cos / temperature, same clamp and sign: gradients about 1e-6.
       hinge           mean over i != j of max(0, margin - |z_i - z_j|): 0 beyond the margin.
       covariance      mean squared off-diagonal covariance + mean max(0, 1 - variance).
+    With states, whose encoder has no weights, it is exactly inert, and says so once.
     Before December 2025 the released loss ran without gradients altogether. There it also takes the embeddings of two
     random times from an extra forward pass; those do not depend on the data and are left out.
     Source: the public code of Zou et al. 2025 (DM1), commit 85ea948.
@@ -42,10 +44,12 @@ class LegacyDispersive:
             raise ValueError(f"dispersive kind must be one of {', '.join(DISPERSIVE_KINDS)}, got {kind!r}")
         self.kind: DispersiveKind = kind
         self.weight, self.temperature, self.margin = weight, temperature, margin
+        self._inert = InertWarning()
 
     def __call__(self, features: Features, cond: Tensor) -> Tensor:
         """Unweighted loss, a scalar; 0 for one sample.   cond: (B, D), all that it looks at."""
         del features
+        self._inert(cond, "cond")
         z = cond.float()
         batch = z.shape[0]
         if batch == 1:

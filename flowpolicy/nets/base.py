@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 Features = dict[str, Tensor]
-"""Named hidden activations, "early" | "mid" | "late" -> (B, ...): what dispersive losses act on."""
+"""Named hidden activations, "early" | "second" | "mid" | "late" -> (B, ...): what dispersive losses act on."""
 
 
 class VelocityNet(nn.Module, ABC):
@@ -15,7 +15,7 @@ class VelocityNet(nn.Module, ABC):
 
     @abstractmethod
     def forward_with_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
-        """Output (B, H, A) and the taps early, mid, late.
+        """Output (B, H, A) and the taps: early and second are the first two blocks, in a U-Net levels; mid, late.
 
         x_t: (B, H, A).   t, r: (B,).   cond: (B, D).
         """

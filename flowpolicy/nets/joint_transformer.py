@@ -90,7 +90,7 @@ class JointTransformer(VelocityNet):
         for block in self.blocks:
             tokens = block(tokens, context)
             stream.append(tokens[:, first:])
-        features = {"early": stream[0], "mid": stream[len(stream) // 2], "late": stream[-1]}
+        features = {"early": stream[0], "second": stream[:2][-1], "mid": stream[len(stream) // 2], "late": stream[-1]}
         return self.output(self.norm(stream[-1])), features
 
     def _context(self, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:

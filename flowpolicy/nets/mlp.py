@@ -17,7 +17,7 @@ class ResidualMLP(VelocityNet):
     Every block sees times and condition again: at t = 1 the noise drowns them in the first layer's sum (validation
     error of one step on PickCube-v1 0.124 with, 0.132 without).
     time_dim: width of each of the two time embeddings.   max_time_frequency: radians per unit of flow time.
-    Taps: early, mid, late = the stream after the first, the middle and the last block, (B, width).
+    Taps: early, second, mid, late = the stream after the first, second, middle and last block, (B, width).
     Source: the residual MLP of Ren et al. 2024 (DPPO), which DM1 uses, with layer norm and t - r as second time
     (Geng et al. 2025, table 1c).
     """
@@ -53,7 +53,7 @@ class ResidualMLP(VelocityNet):
         for block in self.blocks:
             hidden = block(hidden, cond)
             stream.append(hidden)
-        features = {"early": stream[0], "mid": stream[len(stream) // 2], "late": stream[-1]}
+        features = {"early": stream[0], "second": stream[:2][-1], "mid": stream[len(stream) // 2], "late": stream[-1]}
         return self.output(self.norm(hidden)).unflatten(-1, self.shape), features
 
 

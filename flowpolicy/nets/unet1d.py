@@ -82,7 +82,7 @@ class UNet1D(VelocityNet):
             x = second(first(x, cond), cond)
             skips.append(x)
             x = shrink(x)
-        features["early"] = skips[0]
+        features["early"], features["second"] = skips[0], skips[:2][-1]
         for block in self.mid:
             x = block(x, cond)
         features["mid"] = x

@@ -40,6 +40,7 @@ class TrainerSettings:
     """Numbers of the imitation loop.
 
     lr 1e-3 and 200 warm-up steps suit the small nets that train on a CPU (MP1's 255 M U-Net: 1e-4, 500).
+    cosine_steps: where the learning rate would be 0, for runs that end before, as MP1's; 0 is at `steps`.
     betas, weight_decay: diffusion_policy's.   grad_clip: largest gradient norm.   ema_*: see the EMA module.
     obs_noise: standard deviation of the noise on state (`data.augment`), in normalised units: the training
     range [-1, 1] is 2 wide. On PickCube-v1, 0.02 took a regression policy from 0.76 to 0.96 (50 unseen seeds).
@@ -61,6 +62,7 @@ class TrainerSettings:
     batch_size: int = 128
     lr: float = 1e-3
     warmup_steps: int = 200
+    cosine_steps: int = 0
     betas: tuple[float, float] = (0.95, 0.999)
     weight_decay: float = 1e-6
     grad_clip: float = 1.0
@@ -78,8 +80,8 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range, before anything is written."""
-        least = {"steps": 1, "batch_size": 1, "warmup_steps": 0, "log_every": 0, "eval_every": 0, "checkpoint_every": 0,
-                 "keep_best": 0}  # fmt: skip
+        least = {"steps": 1, "batch_size": 1, "warmup_steps": 0, "cosine_steps": 0, "log_every": 0, "eval_every": 0,
+                 "checkpoint_every": 0, "keep_best": 0}  # fmt: skip
         for name, bound in least.items():
             require_number(f"trainer.{name}", getattr(self, name), least=bound, whole=True)
         for name in ("weight_decay", "obs_noise"):
@@ -123,6 +125,7 @@ class ImitationTrainer:
     ) -> None:
         if len(dataset) == 0:
             raise ValueError("the dataset has no windows; collect demonstrations first (flowpolicy data collect)")
+        policy.head.require_batch(min(settings.batch_size, settings.batch_size if validate is None else validate.size))
         self.policy, self.dataset, self.settings = policy.train(), dataset, settings
         self.checkpoints, self.tracker = checkpoints, tracker
         self.evaluate, self.validate = evaluate, validate
@@ -192,7 +195,7 @@ class ImitationTrainer:
     def _update(self, batch: Batch) -> dict[str, Tensor]:
         """One optimiser step; returns detached scalars."""
         settings = self.settings
-        factor = warmup_cosine(self.step, steps=settings.steps, warmup=settings.warmup_steps)
+        factor = warmup_cosine(self.step, steps=settings.cosine_steps or settings.steps, warmup=settings.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * factor
         self.generator.manual_seed(derive(self.seed, f"train_noise/{self.step}"))

@@ -81,6 +81,12 @@ def test_success_ends_the_episode_but_the_expert_holds_on():
     assert t + 1 + 6 == len(episode.action)
 
 
+def test_a_hold_as_long_as_the_limit_gives_whole_episodes():
+    with closing(make_expert("reach-v3", max_episode_steps=60, hold_steps=60)) as expert:
+        episode = expert.episode(0)
+        assert episode.success and len(episode.action) == 60
+
+
 def test_actions_are_clipped_before_they_are_executed_and_stored():
     with closing(make_expert("assembly-v3")) as expert:
         action = expert.episode(0).action

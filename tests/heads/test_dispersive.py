@@ -1,11 +1,12 @@
 """Which features are spread, by which loss; and that DM1's released one moves next to nothing."""
 
 import math
+import warnings
 
 import pytest
 import torch
 
-from flowpolicy.flow.losses import DISPERSIVE_KINDS, DispersiveKind
+from flowpolicy.flow.losses import DISPERSIVE_KINDS, DispersiveKind, dispersive_loss
 from flowpolicy.heads.dispersive import DispersiveRegularizer
 from flowpolicy.heads.dispersive_legacy import LegacyDispersive
 from flowpolicy.nets.joint_transformer import JointTransformer
@@ -21,7 +22,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("kind", DISPERSIVE_KINDS)
-@pytest.mark.parametrize("taps", ["early", "mid", "late", "all", "cond"])
+@pytest.mark.parametrize("taps", ["early", "second", "mid", "late", "all", "cond"])
 @pytest.mark.parametrize("net", NETS)
 def test_every_kind_at_every_tap_spreads_what_it_looks_at(kind: DispersiveKind, taps: str, net: str) -> None:
     """A small step against its gradient lowers it; "all" moves what "late" alone does too; the output layer rests."""
@@ -75,3 +76,35 @@ def test_released_form_survives_one_sample_and_equal_rows(kind: DispersiveKind) 
 def test_unknown_released_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="infonce_l2"):
         LegacyDispersive(kind="l2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("regularizer", [DispersiveRegularizer(taps=["mid", "cond"]), LegacyDispersive()])
+def test_a_term_without_a_gradient_says_once_that_it_is_inert(
+    regularizer: DispersiveRegularizer | LegacyDispersive,
+) -> None:
+    """As with states, whose encoder has no weights."""
+    features, cond = {"mid": torch.randn(4, 8, requires_grad=True)}, torch.randn(4, 3)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # a validation loss trains nothing anyway
+        regularizer(features, cond)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        regularizer(features, cond.clone().requires_grad_())
+    with pytest.warns(UserWarning, match="cond has no gradient .* changes no weight") as given:
+        for _ in range(3):
+            regularizer(features, cond)
+    assert len(given) == 1
+
+
+def test_divided_by_the_largest_only_proportions_count() -> None:
+    """MP1's form: log mean exp(-D / max D), between -1 and 0 whatever the scale."""
+    z = torch.randn(12, 6, generator=stream(0, "z"))
+    distance = torch.cdist(z, z).square()
+    wanted = torch.exp(-distance / distance.max()).mean().log()
+    for scale in (1.0, 100.0):
+        found = dispersive_loss(scale * z, temperature=1.0, divide_by="largest")
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert float(dispersive_loss(torch.ones(4, 3), divide_by="largest")) == 0.0
+    for build in (dispersive_loss, lambda z, **words: DispersiveRegularizer(**words)):
+        with pytest.raises(ValueError, match="divide_by must be one of width, largest"):
+            build(z, divide_by="max")

@@ -47,7 +47,7 @@ def test_published_size(action_dim: int, count: int) -> None:
 def test_output_is_a_chunk_and_taps_are_the_action_tokens(attention: Attention) -> None:
     net, inputs = _net(attention), _inputs()
     output, features = net.forward_with_features(*inputs)
-    assert output.shape == (5, 4, 3) and list(features) == ["early", "mid", "late"]
+    assert output.shape == (5, 4, 3) and list(features) == ["early", "second", "mid", "late"]
     assert {tuple(value.shape) for value in features.values()} == {(5, 4, 32)}
     assert torch.equal(net(*inputs), output)
     fresh = JointTransformer(action_dim=3, horizon=4, cond_dim=10, attention=attention).double()

@@ -29,14 +29,14 @@ def test_mp1_unet_has_the_reference_number_of_parameters() -> None:
 @pytest.mark.parametrize(
     ("net", "widths"),
     [
-        (ResidualMLP(action_dim=4, horizon=16, cond_dim=6, width=64), (64, 64, 64)),
-        (UNet1D(action_dim=4, horizon=16, cond_dim=6, dims=(16, 32, 48)), (16, 48, 16)),
+        (ResidualMLP(action_dim=4, horizon=16, cond_dim=6, width=64), (64, 64, 64, 64)),
+        (UNet1D(action_dim=4, horizon=16, cond_dim=6, dims=(16, 32, 48)), (16, 32, 48, 16)),
     ],
 )
 def test_output_has_the_shape_of_the_chunk_and_taps_their_widths(net: torch.nn.Module, widths: tuple) -> None:
     x_t, t, r, cond = _inputs()
     output, features = net.forward_with_features(x_t, t, r, cond)
-    assert output.shape == x_t.shape and list(features) == ["early", "mid", "late"]
+    assert output.shape == x_t.shape and list(features) == ["early", "second", "mid", "late"]
     assert tuple(features[name].shape[1] for name in features) == widths
     assert torch.equal(net(x_t, t, r, cond), output)
 
@@ -108,3 +108,10 @@ def test_the_catalogue_encoders_put_step_after_step_for_transformers(encoder: st
         value[:, 1] = value[:, 0] * 0.5
     first, second = policy.encode(obs).isclose(policy.encode(changed)).chunk(2, dim=-1)
     assert bool(first.all()) and not bool(second.all())
+
+
+def test_the_second_tap_of_a_u_net_is_its_second_level_and_not_the_bottleneck() -> None:
+    """What MP1 disperses besides the first: 1024 channels at half the steps, before the next halving."""
+    net = UNet1D(action_dim=4, horizon=16, cond_dim=6, dims=(16, 32, 48))
+    features = net.forward_with_features(*_inputs())[1]
+    assert [tuple(features[tap].shape[1:]) for tap in ("early", "second", "mid")] == [(16, 16), (32, 8), (48, 4)]

@@ -1,6 +1,7 @@
 """The imitation loop: it learns, clips, keeps the best, and resumes bit for bit after a kill."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -57,6 +58,18 @@ def test_training_lowers_the_loss_and_logs_what_it_measured(tmp_path: Path) -> N
     assert lines[-1]["train/loss_meanflow"] < 0.5 * lines[0]["train/loss_meanflow"]
     wanted = {"train/loss", "train/loss_velocity", "train/grad_norm", "train/lr", "time/data_frac", "time/step_ms"}
     assert wanted <= lines[0].keys() and lines[-1]["train/lr"] < 1e-5
+
+
+def test_a_batch_too_small_for_the_head_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="MeanFlowHead: wanted at least 3 rows .* got 2; raise trainer.batch_size"):
+        _trainer(tmp_path, batch_size=2)
+
+
+def test_the_learning_rate_may_be_on_its_way_when_a_run_ends(tmp_path: Path) -> None:
+    """MP1 stops at a third of its schedule, with 0.75 of the learning rate."""
+    trainer = _trainer(tmp_path, steps=15, cosine_steps=45, warmup_steps=0, batch_size=4)
+    trainer.run()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5 * (1 + math.cos(math.pi * 14 / 45)))
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16", True), ("amx_bf16", True), ("avx512f", False)])

@@ -27,7 +27,8 @@ def make_expert(
     """The scripted policy of one task. It sees the state, whatever `obs` and `view` say is recorded.
 
     max_episode_steps: give up after so many steps without success.
-    hold_steps: go on for so many steps after success, so that the end of the demonstration teaches to stay there.
+    hold_steps: go on for so many steps after success, so that the end of the demonstration teaches to stay there;
+      max_episode_steps or more: up to the step limit, as published data have it.
     scripts: "metaworld" for the scripts as Meta-World ships them, which is what published results learn from;
       "corrected" repairs those that miss on some seeds (door-open-v3: 0.94 of 100 seeds before, 1.00 after).
     Raises ImportError without Meta-World, ValueError for an unknown task.
@@ -78,6 +79,7 @@ class ScriptedExpert:
 
     def episode(self, seed: int) -> Episode:
         """One attempt: until `hold_steps` after the first success, or the step limit."""
+        limit = self._env.max_episode_steps
         script: Script = self._policy_class().get_action  # new each time: some scripts remember their stage
         if self._correct is not None:
             script = self._correct(script)
@@ -85,7 +87,9 @@ class ScriptedExpert:
         obs, _ = self._env.reset(seed=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "Constant(s) may be too high", every step: hence the clipping
-            while len(action) < (self._env.max_episode_steps if success_at is None else success_at + self._hold_steps):
+            while len(action) < (
+                limit if success_at is None or self._hold_steps >= limit else success_at + self._hold_steps
+            ):
                 clipped = np.clip(script(self._env.raw_obs.copy()), -1.0, 1.0).astype(np.float32)
                 seen.append(obs)
                 action.append(clipped)

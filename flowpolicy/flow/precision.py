@@ -14,11 +14,12 @@ def excess_precision(action: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
     s is 1 / standard deviation, divided by its mean over the chunk's entries, so that only their proportions count:
     s_all over the batch, s_cond over the rows of the batch weighted by how similar their conditions are, a row itself
     excluded. Similarity is the cosine, standardised over each row's others, through a softmax.
+    Raises ValueError for fewer than 3 rows, of which no proportions can be told.
     Source: Implicit Drifting Policy (arXiv 2606.01098), its conditional expert geometry, with a diagonal metric.
     """
     batch = action.shape[0]
-    if batch < 3:  # no neighbours to compare
-        return torch.zeros_like(action)
+    if batch < 3:
+        raise ValueError(f"excess_precision: wanted at least 3 rows to compare, got {batch}; use a larger batch")
     # products of which differences are taken: in bfloat16 or TF32 what is left would be rounding
     with torch.autocast(action.device.type, enabled=False), without_tf32():
         unit = torch.nn.functional.normalize(cond.float(), dim=-1)

@@ -1,5 +1,6 @@
 """Flow times: those that training sees, alone or as pairs (t, r), and the grid that sampling walks."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
@@ -74,6 +75,15 @@ def num_equal_times(batch: int, p_equal: float) -> int:
     if not 0.0 <= p_equal <= 1.0:
         raise ValueError(f"p_equal is the share of pairs with r = t and must lie in [0, 1], got {p_equal}")
     return round(batch * p_equal)
+
+
+def least_batch(p_equal: float) -> int:
+    """The smallest batch with rows of both kinds, r = t and r < t; 1 where the share p_equal is 0 or 1."""
+    smaller = min(p_equal, 1.0 - p_equal)
+    batch = 1 if smaller <= 0.0 else max(2, math.floor(0.5 / smaller))
+    while smaller > 0.0 and not 0 < num_equal_times(batch, p_equal) < batch:
+        batch += 1
+    return batch
 
 
 def time_grid(num_steps: int) -> Tensor:

@@ -16,6 +16,7 @@ Parameterization = Literal["u", "x"]
 class Head(nn.Module, ABC):
     """A velocity and a loss over one net.
 
+    min_batch: fewest rows of a batch with which every term of its loss is trained; see `require_batch`.
     max_steps: most network evaluations that make sense, None where any number does (1 for heads without an ODE).
     has_velocity: whether velocity(x_t, t, t) is the instantaneous one of the straight path between action and noise.
     has_flow_map: whether velocity(x_t, t, r) is trained as the average over [r, t] for every r, also to r = 0.
@@ -23,6 +24,7 @@ class Head(nn.Module, ABC):
     """
 
     net: VelocityNet
+    min_batch: int = 1
     max_steps: int | None = None
     has_velocity: bool = False
     has_flow_map: bool = False
@@ -48,6 +50,14 @@ class Head(nn.Module, ABC):
         Arguments as for `velocity`.   noise: (B, H, A), fresh.
         """
         raise ValueError(f"{type(self).__name__} has no noise levels, which sampler='ancestral' walks down; use 'jump'")
+
+    def require_batch(self, batch: int) -> None:
+        """Raise ValueError for a batch of fewer rows than `min_batch`: a term would go untrained, or be NaN."""
+        if batch < self.min_batch:
+            raise ValueError(
+                f"{type(self).__name__}: wanted at least {self.min_batch} rows in a batch, so that every term of its "
+                f"loss has some, got {batch}; raise trainer.batch_size"
+            )
 
     def set_action_range(self, low: Tensor, high: Tensor) -> None:
         """The range of the demonstrated actions, normalised, (A,) each; for heads that clamp on their way to one."""

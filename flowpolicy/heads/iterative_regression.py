@@ -43,6 +43,7 @@ class IterativeRegressionHead(Head):
         if not 0.0 < noise_level < 1.0:
             raise ValueError(f"noise_level must lie in (0, 1), got {noise_level}; both papers use 0.1")
         self.net, self.noise_level, self.precision = net, noise_level, precision
+        self.min_batch = 3 if precision else 1
         self.weighting = LossWeighting(loss_power, loss_eps)
         self.second_weight = ((1.0 - noise_level) / noise_level) ** 2
 
@@ -56,6 +57,7 @@ class IterativeRegressionHead(Head):
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_first and loss_second, the unweighted squared errors of the two answers."""
         batch = action.shape[0]
+        self.require_batch(batch)
         noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
         seen = torch.cat([torch.zeros_like(action), action + self.noise_level * noise])
         ones = action.new_ones(batch)

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowpolicy.flow.losses import LossWeighting, masked_mean_square
 from flowpolicy.flow.meanflow import Derivative, Objective, meanflow_correction
 from flowpolicy.flow.path import interpolate
-from flowpolicy.flow.times import FlowTimes, TimeLaw, num_equal_times
+from flowpolicy.flow.times import FlowTimes, TimeLaw, least_batch, num_equal_times
 from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.heads.direction import DirectionAlignment
 from flowpolicy.heads.dispersive import DispersiveRegularizer
@@ -69,6 +69,7 @@ class MeanFlowHead(Head):
         if p_equal == 0.0 and objective == "meanflow":
             warnings.warn("p_equal=0 gives MeanFlow no instantaneous velocity to learn from (MP1: 2 %)", stacklevel=2)
         num_equal_times(1, p_equal)  # fails here, not at the first batch
+        self.min_batch = max(least_batch(p_equal), 1 if dispersive is None else 2)
         self.net = net
         self.parameterization: Parameterization = parameterization
         self.objective: Objective = objective
@@ -86,6 +87,7 @@ class MeanFlowHead(Head):
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_meanflow (unweighted), loss_velocity (its r = t part), those of the parts."""
         batch = action.shape[0]
+        self.require_batch(batch)
         noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
         t, r = self.times.pairs(batch, generator, p_equal=self.p_equal)
         num_equal = num_equal_times(batch, self.p_equal)

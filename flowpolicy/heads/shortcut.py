@@ -31,6 +31,7 @@ class ShortcutHead(Head):
     """
 
     has_velocity = True
+    min_batch = 2  # a jump and a row of flow matching
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class ShortcutHead(Head):
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_velocity and loss_consistency, the two kinds of rows."""
         batch = action.shape[0]
+        self.require_batch(batch)
         noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
         num_jumps = max(1, min(batch - 1, round(batch * self.consistency_share)))  # the rows in front
         t, length = self._times(batch, num_jumps, generator)

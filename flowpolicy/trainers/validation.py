@@ -24,6 +24,7 @@ class Validation:
         self.dataset, self.seed = dataset, derive(seed, "validation")
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
         self._index = order[:_MAX_WINDOWS]
+        self.size = len(self._index)
 
     @torch.no_grad()
     def __call__(self, policy: FlowPolicy) -> dict[str, float]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowpolicy.flow.path import interpolate, velocity_from_action
-from flowpolicy.flow.times import FlowTimes, logit_normal, num_equal_times, time_grid
+from flowpolicy.flow.times import FlowTimes, least_batch, logit_normal, num_equal_times, time_grid
 from flowpolicy.seeding import derive, stream
 
 
@@ -56,3 +56,11 @@ def test_streams_differ_by_name_and_by_seed_and_never_change() -> None:
     seeds = {derive(seed, name) for seed in (0, 1, 100000) for name in ("model", "data_order", "policy_noise")}
     assert len(seeds) == 9
     assert derive(0, "model") == 4315024886209773960
+
+
+def test_the_least_batch_has_rows_of_both_kinds_and_so_has_every_larger_one() -> None:
+    assert [least_batch(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)] == [1, 3, 2, 3, 1]
+    for p_equal in (1e-3, 0.02, 0.1, 0.37, 0.6, 0.9):
+        least = least_batch(p_equal)
+        assert all(0 < num_equal_times(batch, p_equal) < batch for batch in range(least, least + 2000))
+        assert not 0 < num_equal_times(least - 1, p_equal) < least - 1

@@ -106,6 +106,28 @@ def test_training_in_bfloat16_is_finite_and_moves_every_parameter(head: str) -> 
     assert all(value.isfinite().all() and not torch.equal(value, start[name]) for name, value in trained.items())
 
 
+LEAST = {
+    **dict.fromkeys(("meanflow", "dm1", "mp1_small", "idp"), 3),
+    **dict.fromkeys(("mp1", "mp1_released", "omp", "dm1_legacy", "shortcut", "shortcut_published"), 2),
+}
+
+
+@every_head
+def test_a_batch_in_which_a_term_has_no_rows_is_refused(head: str) -> None:
+    policy, (obs, action, mask) = _policy(head, "mlp"), _batch()
+    names = policy.loss(_batch(), stream(1, "noise")).metrics.keys()
+    assert policy.head.min_batch == LEAST.get(head, 1)
+    for size in (1, 2, 3):
+        batch = Batch({key: value[:size] for key, value in obs.items()}, action[:size], mask[:size])
+        if size < LEAST.get(head, 1):
+            with pytest.raises(ValueError, match=rf"at least {LEAST[head]} rows .* got {size}; raise trainer.batch_si"):
+                policy.loss(batch, stream(1, "noise"))
+        else:
+            output = policy.loss(batch, stream(1, "noise"))
+            assert output.loss.isfinite() and output.metrics.keys() == names
+            assert all(value.isfinite() for value in output.metrics.values())
+
+
 @every_head
 def test_what_the_loss_takes_for_constant_is_computed_in_float32(head: str) -> None:
     """Nets without a graph run outside autocast: there torch before 2.10 remembers weights that were cast without one,
@@ -182,7 +204,7 @@ def test_masked_steps_do_not_count(head: str) -> None:
     policy, (obs, action, mask) = _policy(head, "mlp"), _batch()
     for net in (module for module in policy.modules() if isinstance(module, VelocityNet)):
         net.forward_with_features = lambda x_t, t, r, cond: (  # type: ignore[method-assign]
-            x_t * 0, {"early": cond, "mid": cond, "late": cond}
+            x_t * 0, dict.fromkeys(("early", "second", "mid", "late"), cond)
         )  # fmt: skip
     mask[:, -1] = 0.0
 

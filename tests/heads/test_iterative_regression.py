@@ -81,12 +81,13 @@ def test_excess_precision_by_hand() -> None:
     torch.testing.assert_close(excess_precision(action, cond, torch.ones(3, 1))[:, 0], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_excess_precision_ignores_masked_steps_and_survives_tiny_and_equal_batches() -> None:
+def test_excess_precision_ignores_masked_steps_and_survives_equal_rows() -> None:
     mask, other = MASK.clone(), ACTION.clone()
     mask[::2, 2:] = 0.0
     other[::2, 2:] = 9.0
     assert torch.equal(excess_precision(ACTION, COND, mask), excess_precision(other, COND, mask))
-    assert not excess_precision(ACTION[:2], COND[:2], MASK[:2]).any()
+    with pytest.raises(ValueError, match="at least 3 rows to compare, got 2"):
+        excess_precision(ACTION[:2], COND[:2], MASK[:2])
     same = excess_precision(ACTION, torch.ones(BATCH, 3), MASK)
     assert bool(same.isfinite().all()) and float(same.max()) < 0.2
     assert bool(excess_precision(0 * ACTION, COND, 0 * MASK).isfinite().all())

@@ -63,6 +63,7 @@ COMMON = {
     "trainer.eval_every": Row(3000, f"{YAML}training.rollout_every, 200 epochs"),
     "trainer.checkpoint_every": Row(1000, OF_MACHINE),
     "trainer.keep_best": Row(2, OF_MACHINE),
+    "trainer.max_hours": Row(None, OF_MACHINE),
     "trainer.precision": Row("fp32", f"{DP3}../train.py: run has no autocast"),
     "trainer.compile": Row(False, OF_MACHINE),
     "task.obs": Row("point_cloud", f"{TASK}shape_meta"),
@@ -192,9 +193,9 @@ def test_every_setting_of_a_published_recipe_has_its_source(recipe: str) -> None
     for key in copies:
         name = key.rpartition(".")[2]
         assert found[key] == (composed["task"]["view"] if ".view." in key else composed["task"])[name], key
-    assert {key: value for key, value in found.items() if key not in copies} == {
-        k: row.value for k, row in table.items()
-    }
+    settings = {key: value for key, value in found.items() if key not in copies}
+    assert settings.keys() == table.keys(), "a setting without a row: say where its number stands, or that it is ours"
+    assert settings == {key: row.value for key, row in table.items()}
     assert all(len(row.source) > 8 for row in table.values())
 
 

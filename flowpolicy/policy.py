@@ -12,7 +12,8 @@ from flowpolicy.encoders.base import Encoder
 from flowpolicy.flow.sample import Sampler, sample, sample_ancestral
 from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.base import Head
-from flowpolicy.inference.prepared import PreparedPolicy
+from flowpolicy.inference.prepared import PreparedPolicy, all_sums
+from flowpolicy.inputs import Inputs
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.types import Batch, LossOutput, Observation
@@ -50,6 +51,10 @@ class FlowPolicy(nn.Module):
         self.encoder, self.head, self.representation, self.embodiment = encoder, head, representation, embodiment
         self.obs_keys = tuple(obs_keys)
         self.horizon, self.obs_horizon, self.action_horizon = horizon, obs_horizon, action_horizon
+        self.inputs = Inputs(
+            embodiment, self.obs_keys, obs_horizon=obs_horizon, horizon=horizon, array=Tensor,
+            dtypes={"float32": torch.float32, "uint8": torch.uint8},
+        )  # fmt: skip
         self.obs_normalizer = nn.ModuleDict(
             {
                 key: LinearNormalizer.identity(embodiment.obs[key].shape[-1])
@@ -119,6 +124,7 @@ class FlowPolicy(nn.Module):
         start: Tensor | None = None,
         start_time: float = 1.0,
         whole: bool = False,
+        finite: Tensor | None = None,
     ) -> Tensor:
         """Action chunk (B, Ta, A) in robot units from `num_steps` network evaluations.
 
@@ -130,10 +136,13 @@ class FlowPolicy(nn.Module):
         and a wrong one where there are several ways.
         start: warm start from a whole chunk (B, H, A) in robot units, e.g. `shift_chunk(last_whole_chunk, executed)`,
           at flow time start_time, e.g. 0.85.   whole: True returns all H steps, which the next warm start needs.
+        finite: bool (B,), for a loop that must not raise: told which rows are finite, observation and action; the
+          others' actions are NaN. Without it they are a NonFiniteError, which is a ValueError.
         Raises ValueError for missing keys, wrong shapes or types, num_steps beyond the head's limit, samplers that need
         an instantaneous velocity where the head has none, and warm starts of heads that are no flow.
         """
-        batch = self._check(obs, num_steps)
+        self.check_steps(num_steps)
+        batch = self.inputs.check(obs)
         shape = (batch, self.horizon, self.embodiment.action_dim)
         if sampler in ("heun", "hybrid") and not self.head.has_velocity:
             raise ValueError(
@@ -145,14 +154,19 @@ class FlowPolicy(nn.Module):
                 raise ValueError(
                     f"{type(self.head).__name__} cannot start between noise and action; call predict without start"
                 )
-            if tuple(start.shape) != shape:
-                raise ValueError(f"predict: start must be a whole chunk {shape}, got {tuple(start.shape)}; see whole=")
+            self.inputs.check_chunk("start", start, batch)
             start = self.action_normalizer(self.representation.encode(start, obs))
         chunk = self.sample(
             self.encode(obs), self._noise(noise, shape, generator), num_steps=num_steps, sampler=sampler, start=start,
             start_time=start_time, generator=generator,
         )  # fmt: skip
-        return self._decode_whole(chunk, obs) if whole else self.decode(chunk, obs)
+        action = self._decode_whole(chunk, obs) if whole else self.decode(chunk, obs)
+        self.judge(obs, action, finite)
+        return action
+
+    def judge(self, obs: Observation, action: Tensor, finite: Tensor | None = None) -> None:
+        """Raise NonFiniteError where raw observations or actions (B, ..., A) are not finite, or tell `finite` (B,)."""
+        self.inputs.judge(obs, action, all_sums(*(obs[key] for key in self.inputs.floats), action), finite)
 
     def prepare(
         self, device: torch.device | str = "cpu", batch: int = 1, num_steps: int = 1, *, threads: int | None = None
@@ -200,31 +214,14 @@ class FlowPolicy(nn.Module):
     ) -> Tensor:
         """What sampling starts from, on the policy's device."""
         device = self.action_low.device
-        if isinstance(noise, Tensor):
-            return noise
-        if noise == "zero":
+        if isinstance(noise, str) and noise == "zero":
             return torch.zeros(shape, device=device)
         if noise is not None:
-            raise ValueError(f"predict: noise must be a tensor {shape} or 'zero', got {noise!r}")
+            self.inputs.check_chunk("noise", noise, shape[0])
+            return noise
         if generator is None:
             raise ValueError("predict: pass generator=torch.Generator(...), noise=(B, H, A) or noise='zero'")
         return torch.randn(shape, generator=generator, device=generator.device).to(device)
-
-    def _check(self, obs: Observation, num_steps: int) -> int:
-        """Batch size, after checking what came against the embodiment."""
-        self.check_steps(num_steps)
-        for key in self.obs_keys:
-            if key not in obs:
-                raise ValueError(f"predict: observation '{key}' is missing; got {sorted(obs)}, need {self.obs_keys}")
-            wanted = (self.obs_horizon, *self.embodiment.obs[key].shape)
-            if tuple(obs[key].shape[1:]) != wanted:
-                raise ValueError(
-                    f"predict: observation '{key}' must be (B, {', '.join(map(str, wanted))}), "
-                    f"got {tuple(obs[key].shape)}"
-                )
-            if is_image(self.embodiment.obs[key]) and obs[key].dtype != torch.uint8:
-                raise ValueError(f"predict: image '{key}' must be uint8, 0 to 255, got {obs[key].dtype}")
-        return obs[self.obs_keys[0]].shape[0]
 
     def check_steps(self, num_steps: int) -> None:
         """Raise ValueError where the head cannot sample in so many steps."""

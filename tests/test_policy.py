@@ -64,7 +64,7 @@ def test_missing_or_misshapen_observations_are_refused_by_name() -> None:
     policy, obs = small_policy(), observation()
     with pytest.raises(ValueError, match="'env_state' is missing"):
         policy.predict({"agent_pos": obs["agent_pos"]}, generator=stream(0, "n"))
-    with pytest.raises(ValueError, match=r"'agent_pos' must be \(B, 2, 3\), got \(1, 2, 4\)"):
+    with pytest.raises(ValueError, match=r"'agent_pos' must be float32 \(B, 2, 3\), got float32 \(1, 2, 4\)"):
         policy.predict({**obs, "agent_pos": torch.zeros(1, 2, 4)}, generator=stream(0, "n"))
 
 
@@ -111,7 +111,7 @@ def test_zero_noise_needs_no_generator_and_is_always_the_same(sampler: str) -> N
     assert torch.equal(first, second)
     zeros = torch.zeros(3, 8, 3)
     assert torch.equal(first, policy.predict(obs, num_steps=2, sampler=sampler, noise=zeros))
-    with pytest.raises(ValueError, match="'zero', got 'none'"):
+    with pytest.raises(ValueError, match="noise must be float32 .* got str 'none'"):
         policy.predict(obs, noise="none")  # type: ignore[arg-type]
 
 
@@ -153,7 +153,7 @@ def test_heads_without_a_flow_refuse_what_needs_one(head: type, words: dict, mes
 
 
 def test_start_must_be_a_whole_chunk() -> None:
-    with pytest.raises(ValueError, match=r"whole chunk \(1, 8, 3\), got \(1, 4, 3\)"):
+    with pytest.raises(ValueError, match=r"start must be float32 \(1, 8, 3\), got float32 \(1, 4, 3\)"):
         small_policy().predict(observation(), noise="zero", start=torch.zeros(1, 4, 3), start_time=0.85)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.checkpoint import require_finite
 from flowpolicy.deploy.runtime import GRAPH_FILE, OUTPUT, SCHEMA_VERSION, input_names
 from flowpolicy.embodiment import save_embodiment
 from flowpolicy.extras import how_to_install
+from flowpolicy.fingerprint import ENTRY, fingerprint
 from flowpolicy.policy import FlowPolicy, is_image
 from flowpolicy.tracking import versions, write_json
 
@@ -47,11 +50,14 @@ def write_bundle(
 
     policy.onnx: inputs obs.<key> (1, To, ...) in robot units, images uint8, and noise (1, H, A); output action
       (1, Ta, A) in robot units. The flow times of `num_steps` steps are constants of the graph.
-    policy.json: shapes and types of the inputs, the graph's SHA-256, versions, and `facts` (checkpoint, task, ...).
+    policy.json: shapes and types of the inputs, the fingerprint of all files, versions, and `facts` (checkpoint, task,
+      ...).
     embodiment.json: keys, units, frames, control rate.   preprocess.json: how clouds and pictures must be made.
-    Raises ImportError without the extra `export`, ValueError for num_steps beyond the head's limit.
+    Raises ImportError without the extra `export`, ValueError for num_steps beyond the head's limit and for weights that
+    are not finite.
     """
     require_export()
+    require_finite(policy.state_dict(), "export")
     folder.mkdir(parents=True, exist_ok=True)
     graph = folder / GRAPH_FILE
     _write_graph(policy, graph, num_steps)
@@ -71,9 +77,12 @@ def write_bundle(
         "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
         "versions": versions(),
     }
-    write_json(folder / "policy.json", record | dict(facts or {}))
     save_embodiment(policy.embodiment, folder / "embodiment.json")
     write_json(folder / "preprocess.json", _preprocessing(policy))
+    record = json.loads(json.dumps(record | dict(facts or {})))  # as it is read
+    file = folder / "policy.json"
+    others = [path for path in sorted(folder.iterdir()) if path != file]  # weights of more than 1.9 GB lie beside
+    write_json(file, record | {ENTRY: fingerprint(record, file, others)})
 
 
 def _preprocessing(policy: FlowPolicy) -> dict[str, Any]:

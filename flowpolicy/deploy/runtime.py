@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.embodiment import Embodiment, load_embodiment
+from flowpolicy.fingerprint import ENTRY, require_unedited
+from flowpolicy.inputs import Inputs
 
 SCHEMA_VERSION = 1
 GRAPH_FILE = "policy.onnx"
@@ -34,23 +36,29 @@ class OnnxPolicy:
 
     facts: policy.json.   embodiment: what the robot must be like.   num_steps: steps of the head inside the graph.
     threads: of one prediction; more than one pays only for large nets.
-    Raises FileNotFoundError for a folder that is no bundle, ValueError for one that is damaged or of another schema.
+    edited: take files that are not as they were exported, for somebody who changed them on purpose. Bundles from before
+      there were fingerprints are taken without.
+    Raises FileNotFoundError for a folder that is no bundle, ValueError for one that is damaged, edited or of another
+    schema, for files that contradict each other, and for weights that are not finite.
     """
 
-    def __init__(self, folder: Path | str, *, threads: int = 1) -> None:
+    def __init__(self, folder: Path | str, *, threads: int = 1, edited: bool = False) -> None:
         self.folder = Path(folder)
         if threads < 1:
             raise ValueError(f"OnnxPolicy: wanted at least 1 thread, got {threads}")
-        self.facts = _read_facts(self.folder)
+        self.facts = _read_facts(self.folder, edited=edited)
         self.embodiment: Embodiment = load_embodiment(self.folder / "embodiment.json")
+        _require_fit(self.facts, self.embodiment, self.folder / "policy.json")
         self.num_steps: int = self.facts["num_steps"]
         self.obs_keys: tuple[str, ...] = tuple(self.facts["obs"])
         self.noise_shape: tuple[int, ...] = tuple(self.facts["noise"])
         self.obs_horizon: int = self.facts["obs"][self.obs_keys[0]]["shape"][1]
-        self._expected = {
-            key: (tuple(spec["shape"]), np.dtype(spec["dtype"])) for key, spec in self.facts["obs"].items()
-        }
+        self._inputs = Inputs(
+            self.embodiment, self.obs_keys, obs_horizon=self.obs_horizon, horizon=self.noise_shape[1],
+            array=np.ndarray, dtypes={"float32": np.dtype("float32"), "uint8": np.dtype("uint8")}, batch=1,
+        )  # fmt: skip
         self._session = _open(self.folder / GRAPH_FILE, threads)
+        self._require_sound()
 
     def predict(
         self,
@@ -58,38 +66,52 @@ class OnnxPolicy:
         *,
         rng: np.random.Generator | None = None,
         noise: NDArray[np.float32] | None = None,
+        finite: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """Action chunk (1, Ta, A) in robot units.
 
         obs: key -> (1, To, ...), float32 in robot units, images uint8.
         The starting noise (1, H, A), standard normal, is `noise`, or drawn from `rng`; one of the two must be given.
+        finite: bool (1,), for a loop that must not raise: told whether observation and action are finite; the action is
+          NaN where not. Without it that is a NonFiniteError, which is a ValueError.
         Raises ValueError for missing keys, wrong shapes or types.
         """
-        feed = {f"obs.{key}": self._checked(obs, key) for key in self.obs_keys}
+        self._inputs.check(obs)
         if noise is None:
             if rng is None:
                 raise ValueError("predict: pass rng=np.random.default_rng(...) or noise=(1, H, A)")
             noise = rng.standard_normal(self.noise_shape, dtype=np.float32)
-        elif noise.shape != self.noise_shape or noise.dtype != np.float32:
+        else:
+            self._inputs.check_chunk("noise", noise, 1)
+        action = self._run(obs, noise)
+        # of squares: the fastest sum that numpy has
+        sums = [np.vdot(value, value) for value in (*(obs[key] for key in self._inputs.floats), action)]
+        self._inputs.judge(obs, action, sums, finite)
+        return action
+
+    def _run(self, obs: Mapping[str, NDArray[Any]], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        feed = {f"obs.{key}": obs[key] for key in self.obs_keys}
+        return self._session.run([OUTPUT], feed | {NOISE: noise})[0]
+
+    def _require_sound(self) -> None:
+        """Hold the graph's inputs and outputs against policy.json, and see that zeros give a finite action."""
+        facts, file = self.facts, self.folder / GRAPH_FILE
+        wanted = {f"obs.{key}": spec["shape"] for key, spec in facts["obs"].items()} | {NOISE: facts["noise"]}
+        got = {value.name: value.shape for value in self._session.get_inputs()}
+        if got != wanted:
+            raise ValueError(f"{file}: wanted the inputs of policy.json {wanted}, got {got}; export again")
+        zeros = {key: np.zeros(spec["shape"], spec["dtype"]) for key, spec in facts["obs"].items()}
+        action = self._run(zeros, np.zeros(self.noise_shape, np.float32))
+        if list(action.shape) != facts["action"]:
             raise ValueError(
-                f"predict: noise must be float32 {self.noise_shape}, got {noise.dtype} {tuple(noise.shape)}"
+                f"{file}: wanted actions {facts['action']} as in policy.json, got {action.shape}; export again"
             )
-        feed[NOISE] = noise
-        return self._session.run([OUTPUT], feed)[0]
-
-    def _checked(self, obs: Mapping[str, NDArray[Any]], key: str) -> NDArray[Any]:
-        if key not in obs:
-            raise ValueError(f"predict: observation '{key}' is missing; got {sorted(obs)}, need {list(self.obs_keys)}")
-        shape, dtype = self._expected[key]
-        if obs[key].shape != shape or obs[key].dtype != dtype:
-            raise ValueError(
-                f"predict: observation '{key}' must be {dtype} {shape}, got {obs[key].dtype} {tuple(obs[key].shape)}"
-            )
-        return obs[key]
+        if not np.isfinite(action).all():
+            raise ValueError(f"{file}: zeros give an action that is not finite; its weights are not; export again")
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
-    """policy.json, after holding the graph against the checksum in it."""
+def _read_facts(folder: Path, *, edited: bool) -> dict[str, Any]:
+    """policy.json, after holding the files against the checksums in it."""
     file, graph = folder / "policy.json", folder / GRAPH_FILE
     if not file.is_file() or not graph.is_file():
         raise FileNotFoundError(
@@ -102,9 +124,29 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION:
         got = facts.get("schema_version") if isinstance(facts, dict) else type(facts).__name__
         raise ValueError(f"{file}: wanted schema_version {SCHEMA_VERSION}, got {got}; export it with this flowpolicy")
-    if hashlib.sha256(graph.read_bytes()).hexdigest() != facts["sha256"]:
+    require_unedited(facts, file, edited=edited)
+    if ENTRY not in facts and hashlib.sha256(graph.read_bytes()).hexdigest() != facts.get("sha256"):
         raise ValueError(f"{graph} is not the graph that policy.json was written for; copy the whole bundle again")
     return facts
+
+
+def _require_fit(facts: Mapping[str, Any], embodiment: Embodiment, file: Path) -> None:
+    """Raise ValueError unless policy.json has the shapes and types that follow from the embodiment."""
+    try:
+        obs, dim = facts["obs"], embodiment.action_dim
+        counts = [obs[next(iter(obs))]["shape"][1], facts["noise"][1], facts["action"][1], facts["num_steps"]]
+        specs = {key: embodiment.obs[key] for key in obs}
+    except (LookupError, TypeError, StopIteration) as error:
+        raise ValueError(f"{file}: wanted num_steps, and obs, noise and action with shapes, got no {error}; copy the "
+                         "bundle again") from error  # fmt: skip
+    shapes = {key: {"shape": [1, counts[0], *spec.shape], "dtype": spec.dtype} for key, spec in specs.items()}
+    wanted = {"obs": shapes, "noise": [1, counts[1], dim], "action": [1, counts[2], dim]}
+    if wrong := [name for name in wanted if facts[name] != wanted[name]]:
+        raise ValueError(f"{file}: {wrong[0]}: wanted {wanted[wrong[0]]}, which follows from embodiment.json, got "
+                         f"{facts[wrong[0]]}; copy the bundle again")  # fmt: skip
+    if not all(type(count) is int and count >= 1 for count in counts) or counts[2] > counts[1]:
+        raise ValueError(f"{file}: wanted whole numbers >= 1 of observations, predicted steps, executed steps and "
+                         f"network evaluations, got {counts}; copy the bundle again")  # fmt: skip
 
 
 def _open(graph: Path, threads: int) -> Any:

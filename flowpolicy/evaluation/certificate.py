@@ -107,13 +107,15 @@ def measure_parity(
     Errors are absolute, in robot units; the worst dimension is named by its index.
     """
     count = len(next(iter(observed.obs.values())))
+    finite = torch.ones(1, dtype=torch.bool)  # what is not becomes NaN, and the deviation infinite
     worst = np.zeros(policy.embodiment.action_dim)
     total = 0.0
     for i in range(count):
         obs = observed.one(i)
         noise = torch.randn(bundle.noise_shape, generator=stream(i, "parity"))
-        wanted = policy.predict(obs, num_steps=bundle.num_steps, noise=noise).numpy()
-        got = bundle.predict({key: value.numpy() for key, value in obs.items()}, noise=noise.numpy())
+        wanted = policy.predict(obs, num_steps=bundle.num_steps, noise=noise, finite=finite).numpy()
+        arrays = {key: value.numpy() for key, value in obs.items()}
+        got = bundle.predict(arrays, noise=noise.numpy(), finite=finite.numpy())
         error = np.abs(got.astype(np.float64) - wanted)
         error[~np.isfinite(error)] = np.inf
         worst = np.maximum(worst, error.max(axis=(0, 1)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowpolicy.inference.record import record
 from flowpolicy.inference.rewrite import simplify
+from flowpolicy.inputs import Inputs
 from flowpolicy.types import Observation
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ class PreparedPolicy:
         self.embodiment, self.obs_keys, self.obs_horizon = policy.embodiment, policy.obs_keys, policy.obs_horizon
         self.device, self.batch, self.num_steps, self.threads = device, batch, num_steps, threads
         self.noise_shape = (batch, policy.horizon, policy.embodiment.action_dim)
-        specs = policy.embodiment.obs
-        self._shapes = {key: (batch, policy.obs_horizon, *specs[key].shape) for key in policy.obs_keys}
-        self._dtypes = {key: torch.uint8 if specs[key].dtype == "uint8" else torch.float32 for key in policy.obs_keys}
+        self._inputs = Inputs(
+            policy.embodiment, policy.obs_keys, obs_horizon=policy.obs_horizon, horizon=policy.horizon, array=Tensor,
+            dtypes={"float32": torch.float32, "uint8": torch.uint8}, batch=batch,
+        )  # fmt: skip
         with self._own_threads():
             # a copy: training may go on, and a replay of half old, half new weights would be neither
-            self._run = _compile(copy.deepcopy(policy).to(device).eval(), self._example(), num_steps)
+            self._run = _compile(copy.deepcopy(policy).to(device).eval(), self._example(policy), num_steps)
 
     def predict(
         self,
@@ -51,6 +53,7 @@ class PreparedPolicy:
         num_steps: int | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | Literal["zero"] | None = None,
+        finite: Tensor | None = None,
     ) -> Tensor:
         """See `FlowPolicy.predict`; here obs may lie on the CPU also where the device is another.
 
@@ -58,39 +61,32 @@ class PreparedPolicy:
         """
         if num_steps not in (None, self.num_steps):
             raise ValueError(f"prepared for num_steps={self.num_steps}, got {num_steps}; prepare another one for it")
-        inputs = [self._checked(obs, key) for key in self.obs_keys]
+        self._inputs.check(obs)
         if noise is None:
             if generator is None:
                 raise ValueError("predict: pass generator=torch.Generator(...), noise=(B, H, A) or noise='zero'")
             noise = torch.randn(self.noise_shape, generator=generator, device=generator.device)
-        elif not isinstance(noise, Tensor):
-            if noise != "zero":
-                raise ValueError(f"predict: noise must be a tensor {self.noise_shape} or 'zero', got {noise!r}")
+        elif isinstance(noise, str) and noise == "zero":
             noise = torch.zeros(self.noise_shape, device=self.device)
-        elif noise.shape != self.noise_shape:
-            raise ValueError(f"prepared for noise {self.noise_shape}, got {tuple(noise.shape)}")
+        else:
+            self._inputs.check_chunk("noise", noise, self.batch)
         with self._own_threads(), torch.inference_mode():
-            chunk = self._run(*inputs, noise)
-        return chunk.clone()  # an ordinary tensor, which may be written to
+            chunk, *sums = self._run(*(obs[key] for key in self.obs_keys), noise)
+        chunk = chunk.clone()  # an ordinary tensor, which may be written to
+        self._inputs.judge(obs, chunk, sums, finite)
+        return chunk
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """One, empty, on the device: `run_episodes` asks it where observations go."""
         yield nn.Parameter(torch.empty(0, device=self.device), requires_grad=False)
 
-    def _checked(self, obs: Observation, key: str) -> Tensor:
-        if key not in obs:
-            raise ValueError(f"predict: observation '{key}' is missing; got {sorted(obs)}, need {self.obs_keys}")
-        value = obs[key]
-        if value.shape != self._shapes[key] or value.dtype != self._dtypes[key]:
-            raise ValueError(
-                f"prepared for '{key}' of {self._shapes[key]} {self._dtypes[key]}, got {tuple(value.shape)} "
-                f"{value.dtype}; batch= of prepare is the first number"
-            )
-        return value
-
-    def _example(self) -> list[Tensor]:
+    def _example(self, policy: "FlowPolicy") -> list[Tensor]:
         """Zeros of every observation, in order, and of the noise."""
-        obs = [torch.zeros(self._shapes[key], dtype=self._dtypes[key], device=self.device) for key in self.obs_keys]
+        specs = {key: policy.embodiment.obs[key] for key in self.obs_keys}
+        obs = [
+            torch.zeros(self.batch, self.obs_horizon, *spec.shape, dtype=getattr(torch, spec.dtype), device=self.device)
+            for spec in specs.values()
+        ]
         return [*obs, torch.zeros(self.noise_shape, device=self.device)]
 
     def _own_threads(self) -> "AbstractContextManager[None] | _Threads":
@@ -116,7 +112,7 @@ class _Threads:
 class _CudaGraph:
     """A function captured once on tensors of its own; a call copies its inputs into them and replays the kernels."""
 
-    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    def __init__(self, function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> None:
         self._inputs = [value.clone() for value in inputs]
         aside = torch.cuda.Stream(inputs[0].device)
         aside.wait_stream(torch.cuda.current_stream(inputs[0].device))
@@ -128,28 +124,41 @@ class _CudaGraph:
         with torch.cuda.graph(self._graph):
             self._output = function(*self._inputs)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
         for own, new in zip(self._inputs, inputs, strict=True):
             own.copy_(new, non_blocking=True)
         self._graph.replay()
         return self._output
 
 
-def _compile(policy: "FlowPolicy", inputs: Sequence[Tensor], num_steps: int) -> Callable[..., Tensor]:
-    """The recorded policy as one function of its observations, in order, and the noise."""
+def all_sums(*values: Tensor) -> list[Tensor]:
+    """What `Inputs.judge` takes: a sum per tensor; on another device than the CPU one for all, to wait for it once."""
+    sums = [value.sum() for value in values]
+    return sums if values[0].device.type == "cpu" else [torch.stack(sums).sum()]
+
+
+def _compile(policy: "FlowPolicy", inputs: Sequence[Tensor], num_steps: int) -> Callable[..., list[Tensor]]:
+    """The recorded policy as one function of its observations, in order, and the noise: the chunk and `all_sums`."""
 
     def predict(*tensors: Tensor) -> Tensor:
         obs = dict(zip(policy.obs_keys, tensors, strict=False))
         return policy.decode(policy.sample(policy.encode(obs), tensors[-1], num_steps=num_steps), obs)
 
+    def summed(function: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+        def call(*tensors: Tensor) -> list[Tensor]:
+            chunk = function(*tensors)
+            return [chunk, *all_sums(*(value for value in tensors if value.is_floating_point()), chunk)]
+
+        return call
+
     if inputs[0].device.type != "cpu":
-        function = _recorded(predict, inputs, pixels_first=False)
+        function = summed(_recorded(predict, inputs, pixels_first=False))
         with torch.inference_mode():
             return _CudaGraph(function, inputs) if inputs[0].device.type == "cuda" else function
     candidates = [_recorded(predict, inputs, pixels_first=False)]
     if any(isinstance(module, nn.Conv1d) for module in policy.modules()):
         candidates.append(_recorded(predict, inputs, pixels_first=True))
-    return _faster(candidates, inputs)
+    return summed(_faster(candidates, inputs))
 
 
 def _recorded(predict: Callable[..., Tensor], inputs: Sequence[Tensor], *, pixels_first: bool) -> Callable[..., Tensor]:

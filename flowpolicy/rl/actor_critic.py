@@ -102,7 +102,12 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: Observation, generator: torch.Generator) -> Decision:
-        """Sample a chunk for each of N observations, key -> (N, To, ...)."""
+        """Sample a chunk for each of N observations, key -> (N, To, ...).
+
+        Raises ValueError for observations that `FlowPolicy.predict` would refuse, and where one, or the chunk, is not
+        finite, naming the environment's row.
+        """
+        self.policy.inputs.check(obs)
         obs = {key: obs[key].to(self.policy.action_low.device) for key in self.policy.obs_keys}
         cond = self.policy.encode(obs)
         shape = (len(cond), self.policy.horizon, self.policy.embodiment.action_dim)
@@ -114,6 +119,7 @@ class ActorCritic(nn.Module):
         stored = {_FEATURES: cond} if self.frozen else obs
         log_prob = self._reduce(chain.log_prob, chain.step)
         chunk = self.policy.decode(action, obs)
+        self.policy.judge(obs, chunk)
         return Decision(chunk, stored, chain, log_prob, self.critic(cond), beyond.float().mean())
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from flowpolicy.embodiment import Embodiment, require_match
+from flowpolicy.inputs import NonFiniteError
 from flowpolicy.rollout.vector_env import StepResult, VectorEnv
 from flowpolicy.rollout.video import require_video, write_video
 from flowpolicy.seeding import stream
@@ -44,7 +45,8 @@ class EpisodeResult(NamedTuple):
     """How one episode went.
 
     return_: sum of rewards.   episode_len: control steps.
-    failure: "" after success, else "timeout", "non_finite_action", or the environment's own word ("collision").
+    failure: "" after success, else "timeout", "non_finite_action", "non_finite_observation", or the environment's own
+      word ("collision").
     infer_ms: wall time of each `predict`.   outcome: the environment's word at the last step, if it has one.
     """
 
@@ -72,7 +74,8 @@ def run_episodes(
 
     env: made with autoreset=False.   num_steps: network evaluations per chunk.
     video_dir, video_episodes: film the first so many episodes to <seed>_<success|failure>.mp4.
-    An action that is not finite ends its episode as a failure: a simulator must not see it.
+    An action that is not finite ends its episode as a failure, since a simulator must not see it, and so does an
+    observation that is not: a simulation that blew up.
     Raises ValueError when policy and environment disagree on the embodiment, or there is nothing to film with.
     """
     require_match(policy.embodiment, env.embodiment, what="policy and environment", simulated=True)
@@ -137,7 +140,11 @@ class _Running:
             device = next(policy.parameters()).device
             stacked = {key: torch.stack([o[key] for o in self.history])[None].to(device) for key in policy.obs_keys}
             start = time.perf_counter()
-            chunk = policy.predict(stacked, num_steps=num_steps, generator=self.generator).cpu()  # .cpu() waits for it
+            try:
+                chunk = policy.predict(stacked, num_steps=num_steps, generator=self.generator).cpu()  # waits for it
+            except NonFiniteError as error:
+                self.failure = f"non_finite_{error.what}"
+                return torch.zeros(policy.embodiment.action_dim)
             self.infer_ms.append(1000.0 * (time.perf_counter() - start))
             self.chunk.extend(chunk[0])
         action = self.chunk.popleft()

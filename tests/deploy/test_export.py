@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ pytest.importorskip("onnxruntime")
 
 from flowpolicy.deploy.export import refuse_existing, write_bundle  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
+ROOT, NAN = Path(__file__).parents[2], float("nan")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +193,7 @@ def test_damaged_and_foreign_bundles_are_refused(bundle: Path, tmp_path: Path) -
     folder = copied(bundle, tmp_path)
     whole = (folder / "policy.onnx").read_bytes()
     (folder / "policy.onnx").write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match="copy the whole bundle again"):
+    with pytest.raises(ValueError, match="policy.onnx is not as saved"):
         OnnxPolicy(folder)
     (folder / "policy.onnx").write_bytes(whole)
     facts = json.loads((folder / "policy.json").read_text())
@@ -205,3 +206,78 @@ def test_damaged_and_foreign_bundles_are_refused(bundle: Path, tmp_path: Path) -
             OnnxPolicy(folder)
     with pytest.raises(ValueError, match="at least 1 thread"):
         OnnxPolicy(bundle, threads=0)
+
+
+def changed(folder: Path, name: str, **changes: Any) -> None:
+    record = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(record | changes, indent=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("embodiment.json", {"action_high": [9.0, 1.0, 1.0]}),
+        ("embodiment.json", {"reference_index": [1, 0, -1]}),
+        ("preprocess.json", {"point_cloud": {"kind": "point cloud", "points": 24}}),
+        ("policy.json", {"checkpoint": "there"}),
+    ],
+)
+def test_a_bundle_that_was_edited_says_so_and_needs_edited(
+    bundle: Path, tmp_path: Path, name: str, change: dict
+) -> None:
+    folder = copied(bundle, tmp_path)
+    changed(folder, name, **change)
+    with pytest.raises(ValueError, match=f"{name} is not as saved: edited by hand, damaged, .*pass edited=true"):
+        OnnxPolicy(folder)
+    assert OnnxPolicy(folder, edited=True).num_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("embodiment.json", {"action_low": [NAN, -1.0, -1.0]}, "action_low: wanted finite numbers, got nan"),
+        ("embodiment.json", {"control_hz": 0}, "control_hz: wanted a number above 0"),
+        ("embodiment.json", {"action": {"shape": [2]}, "action_low": [0, 0], "action_high": [1, 1],
+                             "reference_index": [0, 1]}, "policy.json: noise: wanted .*1, 8, 2.*, got .*1, 8, 3"),
+        ("policy.json", {"obs": {"agent_pos": {"shape": [1, 2, 5], "dtype": "float32"}}}, "policy.json: obs: wanted"),
+        ("policy.json", {"obs": {}}, "policy.json: wanted num_steps, and obs, noise and action"),
+        ("policy.json", {"obs": 3}, "policy.json: wanted num_steps, and obs, noise and action"),
+        ("policy.json", {"noise": None}, "policy.json: wanted num_steps, and obs, noise and action"),
+        ("policy.json", {"action": [1, 9, 3]}, "policy.json: wanted whole numbers >= 1"),
+        ("policy.json", {"action": [1, 3, 3]}, "policy.onnx: wanted actions"),
+        ("policy.json", {"noise": [1, 9, 3]}, "policy.onnx: wanted the inputs of policy.json"),
+        ("policy.json", {"num_steps": "1"}, "policy.json: wanted whole numbers >= 1"),
+    ],
+)  # fmt: skip
+def test_files_that_contradict_each_other_are_refused_also_when_edited(
+    bundle: Path, tmp_path: Path, name: str, change: dict, said: str
+) -> None:
+    folder = copied(bundle, tmp_path)
+    changed(folder, name, **change)
+    with pytest.raises(ValueError, match=said):
+        OnnxPolicy(folder, edited=True)
+
+
+def test_weights_that_are_not_finite_are_not_exported_and_not_run(tmp_path: Path) -> None:
+    policy = catalogue_policy()
+    write_bundle(policy, tmp_path)
+    graph = onnx.load(tmp_path / "policy.onnx")
+    (bias, *_) = [value for value in graph.graph.initializer if value.dims == [32]]
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(32, NAN, np.float32), bias.name))
+    onnx.save(graph, tmp_path / "policy.onnx")
+    with pytest.raises(ValueError, match="policy.onnx: zeros give an action that is not finite"):
+        OnnxPolicy(tmp_path, edited=True)
+    next(policy.parameters()).view(-1)[0] = NAN
+    with pytest.raises(ValueError, match="export: .*: wanted finite numbers, got 1 of"):
+        write_bundle(policy, tmp_path / "another")
+    assert not (tmp_path / "another").exists()
+
+
+def test_a_bundle_from_before_the_fingerprint_is_held_against_its_checksum(bundle: Path, tmp_path: Path) -> None:
+    folder = copied(bundle, tmp_path)
+    record = {k: v for k, v in json.loads((folder / "policy.json").read_text()).items() if k != "fingerprint"}
+    (folder / "policy.json").write_text(json.dumps(record))
+    OnnxPolicy(folder)
+    (folder / "policy.onnx").write_bytes((folder / "policy.onnx").read_bytes() + b" ")
+    with pytest.raises(ValueError, match="copy the whole bundle again"):
+        OnnxPolicy(folder)

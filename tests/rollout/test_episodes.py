@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.encoders.state import StateEncoder
+from flowpolicy.heads.meanflow import MeanFlowHead
+from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.policy import build_policy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.rollout.video import write_video
@@ -60,6 +64,20 @@ def test_an_action_that_is_not_finite_ends_the_episode_and_reaches_no_simulator(
     with closing(make_vector_env(CountingEnv, 2, asynchronous=False)) as env:
         results = run_episodes(Diverged(), env, [3, 0, 3])
     assert [result.failure for result in results] == ["non_finite_action", "", "non_finite_action"]
+    assert [result.episode_len for result in results] == [2, 2, 2] and not results[0].success_once
+
+
+def test_an_observation_that_is_not_finite_ends_the_episode_as_a_failure():
+    class BlownUp(CountingEnv):
+        def observe(self, last_action):
+            seen = super().observe(last_action)
+            return {"agent_pos": seen["agent_pos"] * np.float32("nan")} if self.count >= 2 else seen
+
+    policy = build_policy(embodiment=EMBODIMENT, encoder=StateEncoder, net=partial(ResidualMLP, width=8),
+                          head=MeanFlowHead, horizon=4, action_horizon=2)  # fmt: skip
+    with closing(make_vector_env(BlownUp, 2, asynchronous=False)) as env:
+        results = run_episodes(policy, env, [3, 4, 2])
+    assert [result.failure for result in results] == ["non_finite_observation", "", "non_finite_observation"]
     assert [result.episode_len for result in results] == [2, 2, 2] and not results[0].success_once
 
 

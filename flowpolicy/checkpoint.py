@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1
 _ROOT = "flowpolicy.policy.build_policy"
 _PARTS = ("flowpolicy.encoders", "flowpolicy.nets", "flowpolicy.heads")
 _LATER = ("chunk_low", "chunk_high")  # buffers that the first checkpoints lack
+_COMMANDS = ("command_low", "command_high")  # buffers that came after those; the embodiment's bounds do for them
 _SCALES = (1e-8, 1e8)  # of a normaliser: half ranges from 10 nm in metres to 100 million encoder ticks
 # What a config of wrong types or sizes makes of its parts' constructors.
 _MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
@@ -179,6 +180,12 @@ def _require_ranges(policy: FlowPolicy, where: str) -> None:
         if low > high:
             raise ValueError(f"{where}: chunk_low[{i}]: wanted at most chunk_high[{i}] = {high:g}, got {low:g}; take "
                              "another checkpoint")  # fmt: skip
+    rows = (policy.action_low, policy.command_low, policy.command_high, policy.action_high)
+    for i, bounds in enumerate(torch.stack([row.cpu() for row in rows]).T.tolist()):
+        if bounds != sorted(bounds):
+            raise ValueError(f"{where}: command_low[{i}] and command_high[{i}]: wanted bounds within the embodiment's, "
+                             f"{bounds[0]:g} to {bounds[3]:g}, got {bounds[1]:g} and {bounds[2]:g}; take another "
+                             "checkpoint")  # fmt: skip
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -243,7 +250,7 @@ def load_weights(module: torch.nn.Module, file: Path, *, later: Collection[str] 
     try:
         tensors = load_tensors(file.read_bytes())
         require_finite(tensors, str(file))
-        module.load_state_dict({name: own[name] for name in later if name in own} | tensors)
+        module.load_state_dict({name: own[name] for name in (*later, *_COMMANDS) if name in own} | tensors)
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{file} does not fit the policy of its config.json: {' '.join(str(error).split())}"

@@ -1,7 +1,7 @@
 """Per-dimension affine normaliser to about [-1, 1] and back; it lives in the policy's state_dict."""
 
 import warnings
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import numpy as np
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 NormalizerMode = Literal["minmax", "quantile", "meanstd"]
 QUANTILES = (0.01, 0.99)  # the q01/q99 convention of openpi and LeRobot
+MIN_RANGE = 1e-4  # diffusion_policy's range_eps
+_PART_VALUES = 1 << 20  # numbers in 64 bits at a time
+_MOST_VALUES = 1 << 26  # numbers that are kept for quantiles: 256 MiB in float32
 
 
 @final
@@ -41,7 +44,7 @@ class LinearNormalizer(nn.Module):
         mode: NormalizerMode = "minmax",
         *,
         key: str = "data",
-        min_range: float = 1e-4,  # diffusion_policy's range_eps
+        min_range: float = MIN_RANGE,
     ) -> "LinearNormalizer":
         """Fit to data (N, D) of the training split.
 
@@ -51,22 +54,9 @@ class LinearNormalizer(nn.Module):
         that names `key` and the dimensions: stretched to [-1, 1] they would be amplified noise.
         Raises ValueError for an unknown mode, a wrong shape, no rows, NaN or infinity.
         """
-        values = np.asarray(data.detach().cpu() if isinstance(data, Tensor) else data, dtype=np.float64)
-        if values.ndim != 2 or len(values) == 0:
-            raise ValueError(f"LinearNormalizer.fit: {key}: wanted (N, D) with N >= 1, got {values.shape}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"LinearNormalizer.fit: {key} holds NaN or infinity; run: flowpolicy data validate")
-        center, half_range, width = _spread(values, mode)
-        constant = width < min_range
-        if constant.any():
-            warnings.warn(
-                f"LinearNormalizer: {key}: dimensions {np.flatnonzero(constant).tolist()} are near-constant "
-                f"(range < {min_range:g}); they are centred and not scaled",
-                stacklevel=2,
-            )
-        scale = 1.0 / np.where(constant, 1.0, half_range)
-        offset = -center * scale
-        return LinearNormalizer(torch.from_numpy(scale).float(), torch.from_numpy(offset).float())
+        statistics = Statistics(mode, key=key)
+        statistics.add(data if isinstance(data, Tensor) else torch.from_numpy(np.asarray(data)))
+        return statistics.normalizer(min_range=min_range)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) in robot units -> (..., D) normalised. Raises ValueError for another D."""
@@ -83,15 +73,94 @@ class LinearNormalizer(nn.Module):
             raise ValueError(f"LinearNormalizer: wanted (..., {self.scale.shape[0]}), got {tuple(x.shape)}")
 
 
-def _spread(values: np.ndarray, mode: NormalizerMode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre, what becomes 1, and the width that decides on near-constant, each (D,)."""
-    if mode == "meanstd":
-        std = values.std(axis=0)
-        return values.mean(axis=0), std, std
-    if mode == "minmax":
-        low, high = values.min(axis=0), values.max(axis=0)
-    elif mode == "quantile":
-        low, high = np.quantile(values, QUANTILES, axis=0)
-    else:
-        raise ValueError(f"LinearNormalizer.fit: unknown mode {mode!r}; use minmax, quantile or meanstd")
-    return (low + high) / 2, (high - low) / 2, high - low
+@final
+class Statistics:
+    """Per-dimension statistics of rows (N, D) that come in parts and are never in memory together.
+
+    mode, key: see `LinearNormalizer.fit`.   low, high: (D,) float64, after the first part.
+    Minimum and maximum are exact; mean and standard deviation are merged in 64 bits (Chan, Golub & LeVeque 1979);
+    quantiles are exact up to `_MOST_VALUES` numbers, then those of every second, fourth, ... row.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    _mean: np.ndarray
+    _squares: np.ndarray
+
+    def __init__(self, mode: NormalizerMode, *, key: str) -> None:
+        if mode not in get_args(NormalizerMode):
+            raise ValueError(f"LinearNormalizer.fit: unknown mode {mode!r}; use {', '.join(get_args(NormalizerMode))}")
+        self._mode, self._key = mode, key
+        self._count = 0
+        self._parts: list[np.ndarray] = []
+        self._kept, self._every = 0, 1
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows (n, D). Raises ValueError for another shape and for NaN or infinity."""
+        if rows.ndim != 2 or not rows.numel():
+            raise ValueError(f"LinearNormalizer.fit: {self._key}: wanted (N, D) with N >= 1, got {tuple(rows.shape)}")
+        for part in rows.detach().split(max(1, _PART_VALUES // rows.shape[1])):
+            values = part.cpu().double().numpy()
+            low, high = values.min(axis=0), values.max(axis=0)  # NaN wins in both
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise ValueError(
+                    f"LinearNormalizer.fit: {self._key} holds NaN or infinity; run: flowpolicy data validate"
+                )
+            if self._count == 0:
+                self.low, self.high = low, high
+                self._mean = self._squares = np.zeros_like(low)
+            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+            if self._mode == "meanstd":
+                self._merge(values)
+            elif self._mode == "quantile":
+                self._keep(part.cpu().numpy())
+            self._count += len(values)
+
+    def normalizer(self, *, min_range: float = MIN_RANGE) -> LinearNormalizer:
+        """What `LinearNormalizer.fit` gives for all rows so far; the same warning. Raises ValueError for none."""
+        if self._count == 0:
+            raise ValueError(f"LinearNormalizer.fit: {self._key}: wanted (N, D) with N >= 1, got no rows")
+        center, half_range, width = self._spread()
+        constant = width < min_range
+        if constant.any():
+            warnings.warn(
+                f"LinearNormalizer: {self._key}: dimensions {np.flatnonzero(constant).tolist()} are near-constant "
+                f"(range < {min_range:g}); they are centred and not scaled",
+                stacklevel=3,
+            )
+        scale = 1.0 / np.where(constant, 1.0, half_range)
+        offset = -center * scale
+        return LinearNormalizer(torch.from_numpy(scale).float(), torch.from_numpy(offset).float())
+
+    @property
+    def narrow(self) -> np.ndarray:
+        """(D,) bool: dimensions without a range that means anything."""
+        return self.high - self.low < MIN_RANGE
+
+    def _spread(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centre, what becomes 1, and the width that decides on near-constant, each (D,)."""
+        if self._mode == "meanstd":
+            std = np.sqrt(self._squares / self._count)
+            return self._mean, std, std
+        low, high = self.low, self.high
+        if self._mode == "quantile":
+            columns = [np.concatenate([part[:, dim] for part in self._parts]).astype(np.float64)
+                       for dim in range(len(low))]  # fmt: skip
+            low, high = np.array([np.quantile(column, QUANTILES) for column in columns]).T
+        return (low + high) / 2, (high - low) / 2, high - low
+
+    def _merge(self, values: np.ndarray) -> None:
+        count, total = len(values), self._count + len(values)
+        mean = values.mean(axis=0)
+        apart = mean - self._mean
+        self._squares = self._squares + ((values - mean) ** 2).sum(axis=0) + apart**2 * (self._count * count / total)
+        self._mean = self._mean + apart * (count / total)
+
+    def _keep(self, rows: np.ndarray) -> None:
+        """Every `_every`-th row since the first; twice that when it becomes too many."""
+        kept = rows[-self._count % self._every :: self._every]
+        self._parts.append(kept.copy())
+        self._kept += kept.size
+        if self._kept > _MOST_VALUES:
+            whole = np.concatenate(self._parts)[::2]
+            self._parts, self._kept, self._every = [whole], whole.size, 2 * self._every

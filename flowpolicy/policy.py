@@ -28,12 +28,16 @@ class FlowPolicy(nn.Module):
     Build one with `build_policy`, which checks that the slice fits.
     chunk_low, chunk_high: (A,), the range of the demonstrated actions as the head sees them (-1 and 1 for minmax):
       nothing beyond it is decoded. `set_chunk_range` sets it, for the head too.
+    command_low, command_high: (A,), robot units: the embodiment's bounds, and for a command that was the same in every
+      demonstrated step that command, which is then returned as it is.
     """
 
     action_low: Tensor
     action_high: Tensor
     chunk_low: Tensor
     chunk_high: Tensor
+    command_low: Tensor
+    command_high: Tensor
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class FlowPolicy(nn.Module):
         self.action_normalizer = LinearNormalizer.identity(embodiment.action_dim)
         self.register_buffer("chunk_low", -torch.ones(embodiment.action_dim))
         self.register_buffer("chunk_high", torch.ones(embodiment.action_dim))
+        self.register_buffer("command_low", torch.tensor(embodiment.action_low))
+        self.register_buffer("command_high", torch.tensor(embodiment.action_high))
         self.register_load_state_dict_post_hook(_tell_head_range)
         self.register_buffer("action_low", torch.tensor(embodiment.action_low), persistent=False)
         self.register_buffer("action_high", torch.tensor(embodiment.action_high), persistent=False)
@@ -94,7 +100,7 @@ class FlowPolicy(nn.Module):
 
     def _decode_whole(self, action: Tensor, obs: Observation) -> Tensor:
         action = self.representation.decode(self.action_normalizer.inverse(action), obs)
-        return action.clamp(self.action_low, self.action_high)
+        return action.clamp(self.command_low, self.command_high)
 
     def normalizer(self, key: str) -> LinearNormalizer:
         """The normaliser of one observation. Raises KeyError for an image, which has none."""

@@ -111,6 +111,13 @@ def test_a_checkpoint_from_before_the_range_was_kept_clamps_at_one_as_it_did(run
     assert torch.equal(old.predict(obs, generator=stream(0, "n")), whole.predict(obs, generator=stream(0, "n")))
 
 
+def test_a_checkpoint_from_before_commands_were_kept_has_the_embodiments_bounds(run: Path) -> None:
+    edit(run, "model.safetensors", lambda tensors: {n: t for n, t in tensors.items() if not n.startswith("command_")})
+    edit(run, "config.json", lambda record: {**record, "normalization": {"obs": "minmax", "action": "meanstd"}})
+    old = load_policy(run, edited=True)
+    assert torch.equal(old.command_low, old.action_low) and torch.equal(old.command_high, old.action_high)
+
+
 @pytest.mark.parametrize(
     "modes", [{"obs": "minmax", "action": "meanstd"}, {"obs": "minmax", "action": "quantile"}, None]
 )
@@ -171,6 +178,13 @@ def put(name: str, index: int, value: float, tensors: dict[str, torch.Tensor]) -
         ("obs_normalizer.agent_pos.scale", 1e12, r"obs_normalizer.agent_pos.scale\[1\]: wanted .*, got 1e\+12"),
         ("chunk_low", 1.5, r"chunk_low\[1\]: wanted at most chunk_high\[1\] = 1, got 1.5"),
         ("chunk_high", float("inf"), "chunk_high: wanted finite numbers"),
+        (
+            "command_low",
+            -2.5,
+            r"command_low\[1\] and .*: wanted bounds within .*, -2 to 2, got -2.5 and 2",
+        ),
+        ("command_high", -2.5, r"command_low\[1\] and .*, got -2 and -2.5"),
+        ("command_high", 2.5, r"command_low\[1\] and .*, got -2 and 2.5"),
         ("head.net.output.weight", float("nan"), "head.net.output.weight: wanted finite numbers, got 1 of"),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.normalizer import LinearNormalizer, Statistics
 
 
 def data(dim: int = 5) -> torch.Tensor:
@@ -104,3 +104,28 @@ def test_a_wrong_last_axis_is_refused_and_not_broadcast():
             normalizer.inverse(wrong)
     with pytest.raises(ValueError, match="scale and offset"):
         LinearNormalizer(torch.ones(2), torch.ones(3))
+
+
+@pytest.mark.parametrize("mode", ["minmax", "quantile", "meanstd"])
+def test_rows_in_parts_give_what_all_rows_give(mode, monkeypatch):
+    monkeypatch.setattr("flowpolicy.normalizer._PART_VALUES", 100)
+    rows, statistics = data(), Statistics(mode, key="x")
+    for part in rows.split([1, 300, 650, 49]):
+        statistics.add(part)
+    got, values = statistics.normalizer(), rows.double().numpy()
+    low, high = np.quantile(values, (0.01, 0.99), axis=0) if mode == "quantile" else (values.min(0), values.max(0))
+    center, half = ((low + high) / 2, (high - low) / 2) if mode != "meanstd" else (values.mean(0), values.std(0))
+    exact = {"rtol": 1e-6, "atol": 1e-6} if mode == "meanstd" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(got.scale, torch.from_numpy(1 / half).float(), **exact)
+    torch.testing.assert_close(got.offset, torch.from_numpy(-center / half).float(), **exact)
+    assert np.array_equal(statistics.low, values.min(0)) and np.array_equal(statistics.high, values.max(0))
+
+
+def test_too_many_rows_for_a_quantile_are_thinned_out_evenly(monkeypatch):
+    monkeypatch.setattr("flowpolicy.normalizer._MOST_VALUES", 1000)
+    statistics = Statistics("quantile", key="x")
+    for part in torch.linspace(0, 1, 9999).reshape(-1, 1).split(77):
+        statistics.add(part)
+    assert sum(part.size for part in statistics._parts) <= 1000
+    torch.testing.assert_close(statistics.normalizer()(torch.tensor([0.01, 0.99]).reshape(2, 1)).flatten(),
+                               torch.tensor([-1.0, 1.0]), rtol=0, atol=3e-3)  # fmt: skip

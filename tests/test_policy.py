@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowpolicy.actions import REPRESENTATIONS, ActionRepresentation
+from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.embodiment import KeySpec
 from flowpolicy.flow.sample import SAMPLERS, shift_chunk
 from flowpolicy.heads.alpha_flow import AlphaFlowHead
@@ -13,6 +14,7 @@ from flowpolicy.heads.diffusion import DiffusionHead
 from flowpolicy.heads.regression import RegressionHead
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.seeding import stream
+from flowpolicy.trainers.imitation import fit_normalizers
 from tests.helpers import EMBODIMENT, observation, small_policy
 
 
@@ -161,3 +163,38 @@ def test_a_teacher_is_no_parameter_of_what_runs() -> None:
     plain, taught = small_policy(), small_policy(head=AlphaFlowHead)
     assert taught.num_parameters == plain.num_parameters == sum(p.numel() for p in plain.parameters())
     assert sum(p.numel() for p in taught.parameters()) == 2 * plain.num_parameters
+
+
+@pytest.mark.parametrize("mode", ["minmax", "quantile", "meanstd"])
+@pytest.mark.parametrize("kind", REPRESENTATIONS)
+def test_a_command_that_never_changed_comes_back_exactly(kind: str, mode: str) -> None:
+    """It came back as 0.20 to 0.29. Here for one entry with a measured state, which moves, and one without."""
+    policy = small_policy(action_representation=kind)
+    fit_normalizers(policy, constant_commands(), action_mode=mode)  # type: ignore[arg-type]
+    for num_steps in (1, 3):
+        chunk = policy.predict(observation(64), num_steps=num_steps, generator=stream(0, "n"))
+        assert set(chunk[..., 0].flatten().tolist()) == {float(torch.tensor(0.3))}
+        assert set(chunk[..., 2].flatten().tolist()) == {0.25} and len(chunk[..., 1].unique()) > 50
+    prepared = policy.eval().prepare(batch=64).predict(observation(64), generator=stream(0, "n"))
+    assert set(prepared[..., 2].flatten().tolist()) == {0.25}
+    assert set(prepared[..., 0].flatten().tolist()) == {float(torch.tensor(0.3))}
+
+
+def test_an_offset_to_the_measured_state_that_never_changed_comes_back_exactly() -> None:
+    policy = small_policy(action_representation="relative")
+    dataset = constant_commands()
+    dataset.action[:, 1] = 0.125  # to the state below, which is always 0
+    dataset.obs["agent_pos"][:, EMBODIMENT.reference_index[1]] = 0.0
+    dataset.action[0, 1] += 1e-5  # hardly a range: it is kept, not stretched
+    fit_normalizers(policy, dataset)
+    seen = {key: value.clamp(-1, 1) for key, value in observation(64).items()}
+    offset = policy.predict(seen, generator=stream(0, "n"))[..., 1] - seen["agent_pos"][:, -1:, 0]
+    assert float(offset.min()) >= 0.125 - 1e-6 and float(offset.max()) <= 0.125 + 1.2e-5
+
+
+def constant_commands() -> SequenceDataset:
+    """Entries 0 and 2 of the action never change."""
+    action = torch.randn(200, 3, generator=stream(0, "a")).clamp(-1, 1)
+    action[:, 0], action[:, 2] = 0.3, 0.25
+    obs = {key: torch.randn(200, *spec.shape, generator=stream(1, key)) for key, spec in EMBODIMENT.obs.items()}
+    return SequenceDataset(obs, action, [200], horizon=8, obs_horizon=2)

@@ -20,6 +20,8 @@
   policy.horizon=16   policy.obs_horizon=1   policy.action_horizon=12   policy.action_representation=...
   trainer.steps   trainer.batch_size   trainer.lr   trainer.eval_every   trainer.checkpoint_every   ...
   dataset.val_episodes=0     keep the last so many from training; logs val/loss and val/action_mse
+  dataset.max_outside=0.01   refuse a store with more of its steps' actions outside the declared bounds
+  dataset.in_memory=auto|true|false   false, and auto where it does not fit: mapped from a file (dataset.cache=FOLDER)
   trainer.obs_noise   trainer.augment.image_shift   trainer.augment.point_jitter_m   ...   disturb what it sees
   out=DIR (default runs/<task>/<id>/<time>)   seed=0   device=auto   threads=1
   resume=true    go on from the newest checkpoint of out=DIR, bit for bit; starts fresh where there is none. Data, seed,
@@ -47,6 +49,7 @@ from omegaconf import DictConfig
 
 from flowpolicy.cli import config, store_task
 from flowpolicy.cli.recipe import digest
+from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.files import claim_folder
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
@@ -95,6 +98,7 @@ def _train(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> None:
             store, policy_config=facts["policy"], facts=kept, out=out,
             settings=settings, start=start, seed=cfg.seed, device=device, check=check,
             val_episodes=cfg.dataset.val_episodes, mask_padding=cfg.dataset.mask_padding,
+            max_outside=cfg.dataset.max_outside, residence=Residence(cfg.dataset.in_memory, cfg.dataset.cache),
             obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],
             resume=cfg.resume, debug=cfg.debug,
         )  # fmt: skip

@@ -14,9 +14,7 @@ import itertools
 import json
 import math
 import shutil
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, final
@@ -25,6 +23,7 @@ import numcodecs
 import numpy as np
 import zarr
 
+from flowpolicy.data.chunks import DECODE_ERRORS, chunk_problems
 from flowpolicy.data.codecs import array_metadata, require_harmless
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.files import beside, remove_leftovers, replace_folder
@@ -33,7 +32,7 @@ FORMAT = "flowpolicy-episodes"
 FORMAT_VERSION = 1
 _RESERVED = ("format", "format_version", "embodiment")
 _CHUNK_BYTES = 1 << 20  # about 1 MiB before compression: few files for states, cheap partial rewrites for images
-_DECODE_ERRORS = (ValueError, RuntimeError, OSError, EOFError, zlib.error)  # what the codecs raise for damaged bytes
+_BLOCK_BYTES = 16 << 20  # what is decoded at a time
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -211,21 +210,39 @@ class EpisodeStore:
 
         Raises ValueError for an unknown key, and for a missing or damaged chunk, naming it.
         """
-        self._require_key(key)
-        return self._read(f"data/{key}", steps)
+        first, last = self._bounds(key, steps)
+        whole: np.ndarray | None = None
+        for start, part in self.blocks(key, steps):
+            if whole is None:
+                whole = np.empty((last - first, *part.shape[1:]), part.dtype)
+            whole[start - first : start - first + len(part)] = part
+        return self._read(f"data/{key}", steps) if whole is None else whole
+
+    def blocks(self, key: str, steps: slice = slice(None)) -> Iterator[tuple[int, np.ndarray]]:
+        """(first step, values) of consecutive parts of data/<key> that are some 16 MiB each. Raises as `load`."""
+        first, last = self._bounds(key, steps)
+        name = f"data/{key}"
+        array = self._open(name)
+        rows = array.chunks[0] * max(1, _BLOCK_BYTES // max(1, math.prod(array.chunks) * self.dtypes[key].itemsize))
+        while first < last:
+            stop = min(last, first - first % rows + rows)
+            yield first, self._decode(name, array, slice(first, stop))
+            first = stop
 
     def rows(self, key: str, steps: Sequence[int]) -> np.ndarray:
         """The given steps of data/<key>, (len(steps), ...); decodes only the chunks they lie in. Raises as `load`."""
-        self._require_key(key)
+        self.require_key(key)
         return self._read(f"data/{key}", steps)
 
     def content_hash(self) -> str:
         """SHA-256 of names, types, shapes and values of all data and of the episode table, not of the compression."""
         digest = hashlib.sha256()
-        arrays = itertools.chain([("episode_ends", self.episode_ends)], ((key, self.load(key)) for key in self.keys))
-        for name, array in arrays:
-            digest.update(f"{name} {array.dtype.str} {array.shape};".encode())
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        arrays = [("episode_ends", self.episode_ends.shape, iter([(0, self.episode_ends)]))]
+        for name, shape, blocks in itertools.chain(arrays, ((k, self.shapes[k], self.blocks(k)) for k in self.keys)):
+            for first, block in blocks:
+                if first == 0:
+                    digest.update(f"{name} {block.dtype.str} {shape};".encode())
+                digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def table_problems(self) -> list[str]:
@@ -243,51 +260,36 @@ class EpisodeStore:
                 problems.append(f"data/{key} has {steps} steps, meta/episode_ends ends at {ends[-1]}; truncated?")
         return problems
 
-    def _require_key(self, key: str) -> None:
+    def require_key(self, key: str) -> None:
+        """Raise ValueError where data/<key> is not there."""
         if key not in self.keys:
             raise ValueError(f"{self.path}: no key {key!r}; available are {list(self.keys)}")
 
+    def _bounds(self, key: str, steps: slice) -> tuple[int, int]:
+        self.require_key(key)
+        first, last, step = steps.indices(self.shapes[key][0] if self.shapes[key] else 0)
+        assert step == 1, "consecutive steps"
+        return first, last
+
     def _read(self, name: str, steps: Sequence[int] | slice = slice(None)) -> np.ndarray:
-        folder = self.path / name
-        if problems := chunk_problems(folder):
+        return self._decode(name, self._open(name), steps)
+
+    def _open(self, name: str) -> zarr.Array:
+        """An array whose chunk files are there in full length."""
+        if problems := chunk_problems(self.path / name):
             raise ValueError(f"{self.path}: {name}: {problems[0]}; copy or write the store again")
+        return zarr.open_array(self.path / name, mode="r", zarr_format=2)
+
+    def _decode(self, name: str, array: zarr.Array, steps: Sequence[int] | slice) -> np.ndarray:
         try:
-            array = zarr.open_array(folder, mode="r", zarr_format=2)
             part = array[steps] if isinstance(steps, slice) else array.oindex[np.asarray(steps, dtype=np.int64)]
             return np.asarray(part)
-        except _DECODE_ERRORS as error:
-            problems = chunk_problems(folder, decode=True) or [str(error)]
+        except DECODE_ERRORS as error:
+            problems = chunk_problems(self.path / name, decode=True) or [str(error)]
             raise ValueError(f"{self.path}: {name}: {problems[0]}; copy or write the store again") from error
 
     def _read_optional(self, name: str) -> np.ndarray | None:
         return self._read(name) if (self.path / name / ".zarray").is_file() else None
-
-
-def chunk_problems(folder: Path, *, decode: bool = False) -> list[str]:
-    """Missing or damaged chunk files of one zarr v2 array, one sentence each.
-
-    zarr reads a missing chunk as zeros without a word, and a cut Blosc buffer may crash the decoder; so both are
-    looked for first. decode: also decompress every chunk.
-    """
-    meta = array_metadata(folder)
-    grid = [math.ceil(size / chunk) for size, chunk in zip(meta["shape"], meta["chunks"], strict=True)]
-    separator = meta.get("dimension_separator", ".")
-    array = zarr.open_array(folder, mode="r", zarr_format=2) if decode else None
-    wanted = math.prod(meta["chunks"]) * np.dtype(meta["dtype"]).itemsize
-    problems = []
-    for index in itertools.product(*(range(count) for count in grid)):
-        name = separator.join(map(str, index)) or "0"
-        file = folder / name
-        if not file.is_file():
-            problems.append(f"chunk {name} is missing (zarr would read it as {meta.get('fill_value')})")
-        elif problem := _size_problem(file, meta, wanted):
-            problems.append(f"chunk {name} is truncated: {problem}")
-        elif array is not None:
-            try:
-                array.blocks[index]
-            except _DECODE_ERRORS as error:
-                problems.append(f"chunk {name} is damaged: {error}")
-    return problems
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
@@ -310,25 +312,6 @@ def _require_layout(path: Path) -> None:
     for name in ("meta/episode_ends", "data/action"):
         if not (path / name / ".zarray").is_file():
             raise ValueError(f"{path} is no episode store: {name} is missing; was its writing or copying interrupted?")
-
-
-def _size_problem(file: Path, meta: dict[str, Any], wanted: int) -> str:
-    """Wrong size of one chunk file as far as its name and header tell, or an empty string."""
-    size = file.stat().st_size
-    compressor = meta.get("compressor")
-    if compressor is None and not meta.get("filters"):
-        return "" if size == wanted else f"{size} bytes, wanted {wanted}"
-    if compressor is not None and compressor["id"] == "blosc":
-        with file.open("rb") as stream:
-            header = stream.read(16)
-        if len(header) < 16:
-            return f"{size} bytes are less than a Blosc header"
-        raw_size, _, stored = struct.unpack("<4xIII", header)
-        if stored != size:
-            return f"{size} bytes, its header says {stored}"
-        if raw_size != wanted and not meta.get("filters"):
-            return f"it holds {raw_size} bytes decompressed, wanted {wanted}"
-    return "" if size else "0 bytes"
 
 
 def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Array:

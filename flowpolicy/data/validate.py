@@ -1,14 +1,16 @@
 """Checks on a store before anyone trains on it: every finding is one line with a severity."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from flowpolicy.data.store import EpisodeStore, chunk_problems
-from flowpolicy.embodiment import Embodiment
+from flowpolicy.data.bounds import bounds_of, describe_outside, outside_bounds
+from flowpolicy.data.chunks import chunk_problems
+from flowpolicy.data.store import EpisodeStore
+from flowpolicy.embodiment import CloudSpec
 
 _STILL = 1e-4  # share of a dimension's range below which a step counts as no motion; sensors are coarser than this
 _IDLE_SHARE = 0.5  # planners pause at way-points for a few steps; half an episode is not a pause
@@ -19,10 +21,13 @@ _CROP_TOLERANCE_M = 1e-5  # float32 rounding of the crop's corners and of a voxe
 _LISTED = 5  # how many episodes, dimensions or chunks one line names
 
 
+Severity = Literal["error", "warning"]
+
+
 class Finding(NamedTuple):
     """severity "error": do not train on it; "warning": look at it."""
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     message: str
 
 
@@ -37,38 +42,57 @@ def validate_store(path: Path) -> list[Finding]:
         return [Finding("error", str(error))]
     findings = [Finding("error", problem) for problem in store.table_problems()]
     findings += _against_embodiment(store)
-    arrays = {}
+    sound = []
     for key in store.keys:
         if problems := chunk_problems(store.path / "data" / key, decode=True):
             findings.append(Finding("error", f"data/{key}: {_list(problems, '; ')}"))
         else:
-            arrays[key] = store.load(key)
+            sound.append(key)
     if not store.table_problems():
-        findings += _contents(store, arrays)
+        findings += _contents(store, sound)
     return sorted(findings, key=lambda finding: finding.severity != "error")
 
 
-def _contents(store: EpisodeStore, arrays: dict[str, np.ndarray]) -> list[Finding]:
+def _contents(store: EpisodeStore, keys: Sequence[str]) -> list[Finding]:
+    """What the numbers of the given arrays say. Vectors are read whole, one array at a time; clouds and images in
+    parts, and never two episodes together."""
     starts = np.concatenate([[0], store.episode_ends[:-1]])
     episodes = [slice(int(a), int(b)) for a, b in zip(starts, store.episode_ends, strict=True)]
-    findings = []
-    for key, array in arrays.items():
-        findings += _non_finite(key, array, episodes)
-    # every later check compares numbers; keys with NaN have had their say
-    finite = {key: array for key, array in arrays.items() if array.dtype.kind != "f" or np.isfinite(array).all()}
-    for key in [*store.obs_keys, "action"]:
-        if key in finite:
-            findings += _near_constant(key, finite[key])
-            findings += _clouds(key, finite[key], episodes, store.embodiment)
-    findings += _frozen({key: finite[key] for key in store.obs_keys if key in finite}, episodes)
-    if "action" in finite:
-        findings += _frozen_actions(finite["action"], episodes)
-        findings += _bounds(store, finite["action"], episodes)
-    findings += _duplicates(arrays, episodes)
+    non_finite: list[Finding] = []
+    other: list[Finding] = []
+    moved: dict[str, np.ndarray] = {}  # key -> (S,) bool
+    digests = [hashlib.sha256() for _ in episodes]
+    for key in sorted(keys):
+        found = _non_finite(key, store, episodes)
+        non_finite += found
+        judged = not found and (key in store.obs_keys or key == "action")  # keys with NaN have had their say
+        if judged:
+            other += _near_constant(key, store)
+            other += _clouds(key, store, episodes)
+        if judged and key != "action":
+            moved[key] = _moved(key, store, episodes)
+        if judged and key == "action":
+            other += _frozen_actions(store.load("action"), episodes)
+            other += _bounds(store, store.load("action"), episodes)
+        for digest, values in zip(digests, _by_episode(key, store, episodes), strict=True):
+            digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    other += _frozen({key: moved[key] for key in store.obs_keys if key in moved}, episodes)
+    other += _duplicates([digest.hexdigest() for digest in digests])
     if store.episode_success is not None and not store.episode_success.all():
         failed = np.flatnonzero(~store.episode_success)
-        findings.append(Finding("warning", f"{len(failed)} episodes are no successes: {_list(failed)}"))
-    return findings
+        other.append(Finding("warning", f"{len(failed)} episodes are no successes: {_list(failed)}"))
+    return non_finite + other
+
+
+def _by_episode(key: str, store: EpisodeStore, episodes: list[slice]) -> Iterator[np.ndarray]:
+    """The values of each episode, (T, ...), from one pass over the array."""
+    blocks, held, first = store.blocks(key), [], 0
+    for rows in episodes:
+        while first + sum(map(len, held)) < rows.stop:
+            held.append(next(blocks)[1])
+        values = held[0] if len(held) == 1 else np.concatenate(held)
+        yield values[rows.start - first : rows.stop - first]
+        held, first = [values[rows.stop - first :]], rows.stop
 
 
 def _against_embodiment(store: EpisodeStore) -> list[Finding]:
@@ -87,48 +111,58 @@ def _against_embodiment(store: EpisodeStore) -> list[Finding]:
     return findings
 
 
-def _non_finite(key: str, array: np.ndarray, episodes: list[slice]) -> list[Finding]:
-    if array.dtype.kind != "f":
+def _non_finite(key: str, store: EpisodeStore, episodes: list[slice]) -> list[Finding]:
+    if store.dtypes[key].kind != "f":
         return []
-    bad = ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    parts = [~np.isfinite(part).reshape(len(part), -1).all(axis=1) for _, part in store.blocks(key)]
+    bad = np.concatenate(parts)
     if not bad.any():
         return []
     return [Finding("error", f"{key}: NaN or infinity in {bad.sum()} of {len(bad)} steps, {_where(bad, episodes)}")]
 
 
-def _near_constant(key: str, array: np.ndarray) -> list[Finding]:
-    if array.ndim != 2:
+def _near_constant(key: str, store: EpisodeStore) -> list[Finding]:
+    if len(store.shapes[key]) != 2:
         return []
-    dims = np.flatnonzero(np.ptp(array, axis=0) < _NEAR_CONSTANT)
+    dims = np.flatnonzero(np.ptp(store.load(key), axis=0) < _NEAR_CONSTANT)
     if not len(dims):
         return []
     return [Finding("warning", f"{key}: dimensions {dims.tolist()} are near-constant (range < {_NEAR_CONSTANT:g})")]
 
 
-def _clouds(key: str, array: np.ndarray, episodes: list[slice], embodiment: Embodiment | None) -> list[Finding]:
+def _clouds(key: str, store: EpisodeStore, episodes: list[slice]) -> list[Finding]:
     """Empty clouds, padding, colours that are none, and points outside of the crop that the embodiment declares."""
-    if array.ndim != 3 or array.shape[2] not in (3, 6):
+    if len(store.shapes[key]) != 3 or store.shapes[key][2] not in (3, 6):
         return []
-    xyz, color = array[..., :3], array[..., 3:]
-    zero = ~xyz.any(axis=-1)  # (S, N)
-    empty = zero.all(axis=1)  # (S,)
-    found: list[tuple[Literal["error", "warning"], str, np.ndarray]] = [
-        ("error", "empty cloud (all points at the origin)", empty),
-        ("error", "colours outside 0..1", ((color < 0) | (color > 1)).any(axis=(1, 2))),
-        ("warning", "points at the origin (zero padding?)", zero.any(axis=1) & ~empty),
-        ("warning", "more than half of the points are repeated (few points in the crop?)", _repeated(xyz) & ~empty),
-    ]
+    embodiment = store.embodiment
     cloud = embodiment.obs[key].cloud if embodiment and key in embodiment.obs else None
+    parts = [_cloud_flags(part, cloud) for _, part in store.blocks(key)]
+    findings = []
+    for severity, message in parts[0]:
+        bad = np.concatenate([flags[severity, message] for flags in parts])
+        if bad.any():
+            text = f"{key}: {message} in {bad.sum()} of {len(bad)} steps, {_where(bad, episodes)}"
+            findings.append(Finding(severity, text))
+    return findings
+
+
+def _cloud_flags(array: np.ndarray, cloud: CloudSpec | None) -> dict[tuple[Severity, str], np.ndarray]:
+    """(severity, what is wrong) -> (n,) bool, in which of the clouds (n, N, 3 or 6)."""
+    xyz, color = array[..., :3], array[..., 3:]
+    zero = ~xyz.any(axis=-1)  # (n, N)
+    empty = zero.all(axis=1)  # (n,)
+    found: dict[tuple[Severity, str], np.ndarray] = {
+        ("error", "empty cloud (all points at the origin)"): empty,
+        ("error", "colours outside 0..1"): ((color < 0) | (color > 1)).any(axis=(1, 2)),
+        ("warning", "points at the origin (zero padding?)"): zero.any(axis=1) & ~empty,
+        ("warning", "more than half of the points are repeated (few points in the crop?)"): _repeated(xyz) & ~empty,
+    }
     if cloud is not None:
         low, high = np.array(cloud.crop_low) - _CROP_TOLERANCE_M, np.array(cloud.crop_high) + _CROP_TOLERANCE_M
         outside = ((xyz < low) | (xyz > high)).any(axis=2) & ~zero
         message = f"points outside the declared crop, {cloud.crop_low} to {cloud.crop_high} m"
-        found.append(("error", message, outside.any(axis=1)))
-    return [
-        Finding(severity, f"{key}: {message} in {bad.sum()} of {len(bad)} steps, {_where(bad, episodes)}")
-        for severity, message, bad in found
-        if bad.any()
-    ]
+        found["warning", message] = outside.any(axis=1)
+    return found
 
 
 def _repeated(xyz: np.ndarray) -> np.ndarray:
@@ -149,11 +183,13 @@ def _where(bad: np.ndarray, episodes: list[slice]) -> str:
     return f"first at episode {hit[0]}, step {int(np.argmax(bad[episodes[hit[0]]]))}; episodes {_list(hit)}"
 
 
-def _frozen(obs: dict[str, np.ndarray], episodes: list[slice]) -> list[Finding]:
-    """Episodes in which nothing moves (error), one sensor stands still or most steps are idle (warnings)."""
-    if not obs:
+def _frozen(moved: dict[str, np.ndarray], episodes: list[slice]) -> list[Finding]:
+    """Episodes in which nothing moves (error), one sensor stands still or most steps are idle (warnings).
+
+    moved: key -> (S,) bool.
+    """
+    if not moved:
         return []
-    moved = {key: _moved(array, episodes) for key, array in obs.items()}  # key -> (S,) bool
     anything = np.any(list(moved.values()), axis=0)
     longer = [i for i, rows in enumerate(episodes) if rows.stop - rows.start > 1]
     findings = []
@@ -172,15 +208,15 @@ def _frozen(obs: dict[str, np.ndarray], episodes: list[slice]) -> list[Finding]:
     return findings
 
 
-def _moved(array: np.ndarray, episodes: list[slice]) -> np.ndarray:
+def _moved(key: str, store: EpisodeStore, episodes: list[slice]) -> np.ndarray:
     """(S,) bool: this step's observation differs from the one before in the same episode; a first step has not moved.
 
     Vectors move by more than `_STILL` of a dimension's range; images and clouds by any value.
     """
-    moved = np.zeros(len(array), dtype=bool)
-    tolerance = _STILL * np.ptp(array, axis=0) if array.ndim == 2 else None
-    for rows in episodes:
-        now, before = array[rows][1:], array[rows][:-1]
+    moved = np.zeros(store.num_steps, dtype=bool)
+    tolerance = _STILL * np.ptp(store.load(key), axis=0) if len(store.shapes[key]) == 2 else None
+    for rows, values in zip(episodes, _by_episode(key, store, episodes), strict=True):
+        now, before = values[1:], values[:-1]
         change = now != before if tolerance is None else np.abs(now - before) > tolerance
         moved[rows][1:] = change.reshape(len(now), -1).any(axis=1)
     return moved
@@ -195,21 +231,13 @@ def _frozen_actions(action: np.ndarray, episodes: list[slice]) -> list[Finding]:
 def _bounds(store: EpisodeStore, action: np.ndarray, episodes: list[slice]) -> list[Finding]:
     if store.embodiment is None or action.shape[1:] != store.embodiment.action.shape:
         return []
-    low, high = np.array(store.embodiment.action_low), np.array(store.embodiment.action_high)
-    # float32 storage rounds a bound such as 2.8973; infinite bounds are never reached
-    width = np.where(np.isfinite(high - low), high - low, 1.0)
-    tolerance = 1e-6 * np.maximum(1.0, width)
     findings = []
-    outside = (action < low - tolerance) | (action > high + tolerance)
-    if outside.any():
-        dims = np.flatnonzero(outside.any(axis=0))
-        hit = [i for i, rows in enumerate(episodes) if outside[rows].any()]
-        rate = outside.any(axis=1).mean()
-        message = (
-            f"action: {rate:.1%} of the steps are outside the bounds, dimensions {_list(dims)}, "
-            f"episodes {_list(hit)}; clip them to what the robot executes"
-        )
+    beyond = outside_bounds(action, store.embodiment)
+    if beyond.any():
+        hit = [i for i, rows in enumerate(episodes) if beyond[rows].any()]
+        message = f"action: {describe_outside(action, beyond, store.embodiment)}; episodes {_list(hit)}"
         findings.append(Finding("error", message))
+    low, high, tolerance = bounds_of(store.embodiment)
     on_bound = (abs(action - low) <= tolerance) | (abs(action - high) <= tolerance)
     share = on_bound.mean(axis=0)
     # a dimension that is always on a bound is a switch (gripper), not a clipped signal
@@ -221,13 +249,10 @@ def _bounds(store: EpisodeStore, action: np.ndarray, episodes: list[slice]) -> l
     return findings
 
 
-def _duplicates(arrays: dict[str, np.ndarray], episodes: list[slice]) -> list[Finding]:
+def _duplicates(digests: Sequence[str]) -> list[Finding]:
     groups: dict[str, list[int]] = {}
-    for i, rows in enumerate(episodes):
-        digest = hashlib.sha256()
-        for key in sorted(arrays):
-            digest.update(np.ascontiguousarray(arrays[key][rows]).reshape(-1).view(np.uint8).data)
-        groups.setdefault(digest.hexdigest(), []).append(i)
+    for i, digest in enumerate(digests):
+        groups.setdefault(digest, []).append(i)
     same = [group for group in groups.values() if len(group) > 1]
     if not same:
         return []

@@ -106,9 +106,10 @@ def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
         require_match(policy.embodiment, store.embodiment, what="checkpoint and demonstrations")
     length = int(store.episode_ends[0])
     device = next(policy.parameters()).device
-    seen = {key: torch.from_numpy(store.load(key)[:length]).to(device) for key in policy.obs_keys}
+    first = slice(0, length)
+    seen = {key: torch.from_numpy(store.load(key, first)).to(device) for key in policy.obs_keys}
     obs = {key: value if policy.embodiment.obs[key].dtype == "uint8" else value.float() for key, value in seen.items()}
-    return Demonstration(f"demonstration 0 of {store.path.name}", obs, torch.from_numpy(store.load("action")[:length]))
+    return Demonstration(f"demonstration 0 of {store.path.name}", obs, torch.from_numpy(store.load("action", first)))
 
 
 def training_data(recorded: Mapping[str, Any]) -> Path | None:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.store import EpisodeStore
+from flowpolicy.data.windows import window_index
 from flowpolicy.embodiment import require_match
 from flowpolicy.pointcloud import stage_times
 from flowpolicy.policy import FlowPolicy
@@ -64,11 +64,16 @@ def observe_store(policy: FlowPolicy, path: Path, *, count: int) -> Observed:
     store = EpisodeStore.open(path)
     if store.embodiment is not None:
         require_match(policy.embodiment, store.embodiment, what="checkpoint and dataset")
-    dataset = SequenceDataset.from_store(
-        store, horizon=policy.horizon, obs_horizon=policy.obs_horizon, keys=policy.obs_keys
-    )
-    index = torch.from_numpy(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(np.int64))
-    return Observed(dataset.batch(index).obs, {}, f"{len(index)} observations of {store.path.name}")
+    windows = window_index(store.episode_ends, horizon=policy.obs_horizon, obs_horizon=policy.obs_horizon).obs
+    rows = windows[np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(np.int64)]  # (count, To)
+    wanted, places = np.unique(rows, return_inverse=True)
+    obs = {}
+    for key in policy.obs_keys:
+        values = store.rows(key, wanted.tolist())[places].reshape(*rows.shape, *store.shapes[key][1:])
+        obs[key] = torch.from_numpy(values if values.dtype == np.uint8 else values.astype(np.float32))
+        if not torch.isfinite(obs[key]).all():
+            raise ValueError(f"{store.path}: NaN or infinity in {key}; run: flowpolicy data validate {store.path}")
+    return Observed(obs, {}, f"{len(rows)} observations of {store.path.name}")
 
 
 @final

@@ -4,11 +4,12 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from flowpolicy.checks import require_number
 from flowpolicy.data.augment import Augmentation, augment
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.flow.exact import without_tf32
-from flowpolicy.normalizer import LinearNormalizer, NormalizerMode
+from flowpolicy.normalizer import NormalizerMode, Statistics
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import derive
 from flowpolicy.stopping import Stop, Terminated
@@ -324,22 +325,35 @@ def fit_normalizers(
 
     Chunk statistics run over all windows and valid steps, since a relative action depends on where its chunk starts.
     minmax maps the actions to [-1, 1], which is the policy's range as it is built; the others leave it to be measured.
-    Clouds: per coordinate over all points. Images have no normaliser.
+    A dimension without range keeps the little that it has, and a command that never changed is returned as it is.
+    Clouds: per coordinate over all points. Images have no normaliser. Neither data nor windows are copied whole.
     """
     device = policy.action_low.device
     for key in policy.normalized_keys:
-        values = dataset.obs[key]
-        if values.ndim == 3:  # clouds (S, N, C): their extremes decide minmax, a part of the steps the other modes
-            values = torch.cat(values.aminmax(dim=1)) if obs_mode == "minmax" else values[:: len(values) // 2000 + 1]
-        flat = values.reshape(-1, values.shape[-1])
-        policy.obs_normalizer[key] = LinearNormalizer.fit(flat, obs_mode, key=key).to(device)
+        statistics = Statistics(obs_mode, key=key)
+        for values in _parts(dataset.obs[key], extremes=obs_mode == "minmax"):
+            statistics.add(values.reshape(-1, values.shape[-1]))
+        policy.obs_normalizer[key] = statistics.normalizer().to(device)
     policy.encoder.align({key: policy.normalizer(key) for key in policy.normalized_keys})
-    chunks = []
+    statistics = Statistics(action_mode, key="action")
     for index in torch.arange(len(dataset)).split(4096):
         batch = dataset.batch(index, keys={policy.representation.key} & dataset.obs.keys())
-        chunks.append(policy.representation.encode(batch.action, batch.obs)[batch.mask > 0])
-    actions = torch.cat(chunks)
-    policy.action_normalizer = LinearNormalizer.fit(actions, action_mode, key="action").to(device)
-    if action_mode != "minmax":
-        normalised = policy.action_normalizer(actions)
-        policy.set_chunk_range(normalised.amin(dim=0), normalised.amax(dim=0))
+        statistics.add(policy.representation.encode(batch.action, batch.obs)[batch.mask > 0])
+    normalizer = policy.action_normalizer = statistics.normalizer().to(device)
+    range_ = torch.from_numpy(np.stack([statistics.low, statistics.high])).float().to(device)
+    low, high = normalizer(range_)
+    narrow = torch.from_numpy(statistics.narrow).to(device) if action_mode == "minmax" else torch.ones_like(low) > 0
+    policy.set_chunk_range(torch.where(narrow, low, policy.chunk_low), torch.where(narrow, high, policy.chunk_high))
+    low, high = dataset.action.aminmax(dim=0)
+    fixed = low.clamp(policy.action_low, policy.action_high)
+    policy.command_low = torch.where(low == high, fixed, policy.action_low)
+    policy.command_high = torch.where(low == high, fixed, policy.action_high)
+
+
+def _parts(values: Tensor, *, extremes: bool) -> Iterator[Tensor]:
+    """Observations (S, ..., D) piece by piece; of clouds (S, N, D) the extremes per step where they decide, else a part
+    of the steps."""
+    if values.ndim == 3 and not extremes:
+        values = values[:: len(values) // 2000 + 1]
+    for part in values.split(1024):
+        yield torch.cat(part.aminmax(dim=1)) if part.ndim == 3 and extremes else part

@@ -10,7 +10,9 @@ import torch
 
 from flowpolicy.checkpoint import create_policy, resolve_checkpoint, targets
 from flowpolicy.checks import require_number
+from flowpolicy.data.bounds import MAX_OUTSIDE, require_inside
 from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.statistics import wilson_interval
@@ -92,6 +94,8 @@ def train_policy(
     check: SimulatorCheck | None = None,
     val_episodes: int = 0,
     mask_padding: bool = False,
+    max_outside: float = MAX_OUTSIDE,
+    residence: Residence | None = None,
     obs_mode: NormalizerMode = "minmax",
     action_mode: NormalizerMode = "minmax",
     resume: bool = False,
@@ -103,6 +107,7 @@ def train_policy(
     policy_config: what `create_policy` builds.   facts: written into each checkpoint's config.json, beside the seed,
     the trainer's settings and the normalisers' modes.
     val_episodes: how many episodes at the store's end are kept from training for `Validation`.
+    max_outside: largest share of steps with actions outside the declared bounds.   residence: where the data lies.
     start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
     resume: go on from the newest checkpoint of `out` where there is one; what was logged after it is dropped.
     debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`.
@@ -117,6 +122,7 @@ def train_policy(
         "threads": threads(device.type),
         "seed": seed, "trainer": asdict(settings), "normalization": {"obs": obs_mode, "action": action_mode},
     }  # fmt: skip
+    require_inside(store, max_outside=max_outside)
     folder = out / "checkpoints"
     with only_writer(out):
         if (last := newest(folder, IMITATION_STATE)) is not None:
@@ -124,7 +130,8 @@ def train_policy(
                 raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
             require_same_run(last, {"policy": policy_config, **facts}, store.embodiment)
         policy = _new_policy(store, policy_config, seed=seed).to(device)
-        dataset, validate = _load(store, policy, val_episodes=val_episodes, mask_padding=mask_padding, seed=seed)
+        dataset, validate = _load(store, policy, val_episodes=val_episodes, mask_padding=mask_padding, seed=seed,
+                                  residence=residence)  # fmt: skip
         fit_normalizers(policy, dataset, obs_mode=obs_mode, action_mode=action_mode)
         if check:
             check.require(policy)
@@ -133,7 +140,6 @@ def train_policy(
             policy, dataset, settings=settings, checkpoints=checkpoints, tracker=CompositeTracker([]), seed=seed,
             evaluate=check, validate=validate,
         )  # fmt: skip
-        # a state that cannot be loaded is refused before anything is written
         return _run(trainer, trainer.resume() if resume else 0, start, say=say)
 
 
@@ -172,7 +178,7 @@ def _new_policy(store: EpisodeStore, config: dict[str, Any], *, seed: int) -> Fl
 
 
 def _load(store: EpisodeStore, policy: FlowPolicy, *, val_episodes: int, mask_padding: bool,
-          seed: int) -> tuple[SequenceDataset, Validation | None]:  # fmt: skip
+          seed: int, residence: Residence | None) -> tuple[SequenceDataset, Validation | None]:  # fmt: skip
     """What to train on, on the policy's device, and the check on the last `val_episodes`."""
     if not 0 <= val_episodes < max(store.num_episodes, 1):
         raise ValueError(
@@ -187,6 +193,7 @@ def _load(store: EpisodeStore, policy: FlowPolicy, *, val_episodes: int, mask_pa
         keys=policy.obs_keys,
         mask_padding=mask_padding,
         device=policy.action_low.device,
+        residence=residence,
     )
     split = store.num_episodes - val_episodes
     held_out = load(episodes=range(split, store.num_episodes)) if val_episodes else None

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import zarr
 
-from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter, chunk_problems
+from flowpolicy.data.chunks import chunk_problems
+from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(

@@ -129,7 +129,8 @@ def test_a_constant_action_is_a_warning(path):
 def test_actions_outside_the_bounds_are_an_error(path):
     edit(path, "action", (slice(15, 18), 1), 4.0)
     (error,) = messages(path, "error")
-    assert "5.0% of the steps are outside the bounds, dimensions 1, episodes 1" in error
+    assert "5.0% of the steps have actions outside the declared bounds (dimension: share 1: 5.0%)" in error
+    assert "measured action_low=[" in error and ",4]" in error and error.endswith("; episodes 1")
     edit(path, "action", (slice(15, 18), 1), np.float32(1.0))
     assert validate_store(path) == []
 

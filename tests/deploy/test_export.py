@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from flowpolicy.actions import REPRESENTATIONS
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.pointcloud import make_cloud
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import stream
+from flowpolicy.trainers.imitation import fit_normalizers
 from tests.catalogue import CLOUD, SEEING, catalogue_policy, observations, options
+from tests.helpers import observation, small_policy
+from tests.test_policy import constant_commands
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
@@ -43,6 +47,16 @@ def deviation(policy: FlowPolicy, folder: Path, *, num_steps: int = 1) -> float:
         assert got.shape == wanted.shape and float(wanted.std()) > 0.01
         worst = max(worst, float(np.abs(got - wanted).max()))
     return worst
+
+
+@pytest.mark.parametrize("kind", REPRESENTATIONS)
+def test_a_command_that_never_changed_comes_back_exactly(tmp_path: Path, kind: str) -> None:
+    policy = small_policy(action_representation=kind)
+    fit_normalizers(policy, constant_commands())
+    write_bundle(policy.eval(), tmp_path)
+    obs = {key: value.numpy() for key, value in observation().items()}
+    chunk = OnnxPolicy(tmp_path).predict(obs, noise=np.ones((1, 8, 3), np.float32))
+    assert set(chunk[..., 0].ravel()) == {np.float32(0.3)} and set(chunk[..., 2].ravel()) == {np.float32(0.25)}
 
 
 def test_states_clouds_and_pictures_go_through_one_graph(bundle: Path) -> None:

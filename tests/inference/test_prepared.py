@@ -38,6 +38,19 @@ def test_every_head_predicts_the_same_in_every_number_of_steps(head: str, num_st
         assert difference(policy, num_steps=num_steps) < 1e-6
 
 
+@pytest.mark.parametrize("head", ["diffusion", "dp3"])
+def test_a_head_that_clamps_on_its_way_keeps_its_range(head: str) -> None:
+    """Where the net goes beyond it, in two steps: the second one sees what the first one's clamp left."""
+    policy = catalogue_policy(head=head, action_representation="absolute")
+    with torch.no_grad():
+        policy.head.net.output.weight.mul_(30.0)  # type: ignore[union-attr, operator]
+    assert difference(policy, num_steps=2) < 1e-5
+    obs, noise = observations(policy), torch.randn(1, 8, 3, generator=stream(0, "n"))
+    own = policy.predict(obs, num_steps=2, noise=noise)
+    policy.head.set_action_range(-torch.ones(3), torch.ones(3))
+    assert not torch.allclose(policy.predict(obs, num_steps=2, noise=noise), own, atol=1e-2)
+
+
 @pytest.mark.parametrize("kind", ["absolute", "relative", "delta"])
 @pytest.mark.parametrize("net", options("net"))
 def test_every_action_representation_and_batch_predicts_the_same(net: str, kind: str) -> None:

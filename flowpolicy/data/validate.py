@@ -161,7 +161,7 @@ def _cloud_flags(array: np.ndarray, cloud: CloudSpec | None) -> dict[tuple[Sever
         low, high = np.array(cloud.crop_low) - _CROP_TOLERANCE_M, np.array(cloud.crop_high) + _CROP_TOLERANCE_M
         outside = ((xyz < low) | (xyz > high)).any(axis=2) & ~zero
         message = f"points outside the declared crop, {cloud.crop_low} to {cloud.crop_high} m"
-        found["warning", message] = outside.any(axis=1)
+        found["error", message] = outside.any(axis=1)
     return found
 
 

@@ -344,7 +344,7 @@ def fit_normalizers(
     low, high = normalizer(range_)
     narrow = torch.from_numpy(statistics.narrow).to(device) if action_mode == "minmax" else torch.ones_like(low) > 0
     policy.set_chunk_range(torch.where(narrow, low, policy.chunk_low), torch.where(narrow, high, policy.chunk_high))
-    low, high = dataset.action.aminmax(dim=0)
+    low, high = (bound.to(device) for bound in dataset.action.aminmax(dim=0))
     fixed = low.clamp(policy.action_low, policy.action_high)
     policy.command_low = torch.where(low == high, fixed, policy.action_low)
     policy.command_high = torch.where(low == high, fixed, policy.action_high)

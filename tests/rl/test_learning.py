@@ -64,8 +64,8 @@ def test_renoise_lifts_a_weak_policy_in_thirty_iterations():
 def test_langevin_with_a_pull_on_the_velocity_is_whole_after_sixty_iterations(seed):
     """Measured 0.729 (two steps) -> 1.000 three times; without the pull, which keeps u(y, r, r) a velocity and so the
     score a score, 1.000, 0.150 and 0.873 (on another CPU 0.748, 0.233 and 0.978). With the pull and a net
-    that predicts the action: 1.000, 1.000, 0.935 (from 0.401); 0.961, 0.956, 0.880 when its points reused the noise of
-    the action and no time had r = t."""
+    that predicts the action: 1.000, 1.000, 0.935 (from 0.401); on another CPU, and when its points reused the
+    noise of the action and no time had r = t, 0.961, 0.956, 0.880."""
     before, after = RUNS["langevin, pull"].train(seed)
     assert before <= 0.80 and after >= 0.99
 

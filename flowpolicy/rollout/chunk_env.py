@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, final
@@ -160,9 +161,10 @@ class GroupedChunkEnv:
         return ChunkResult(self._observation(raw, _NOW), self._observation(raw, _TRUE), **facts)
 
     def close(self) -> None:
-        """End the processes; may be called twice."""
+        """End the processes; may be called twice. One that has ended before is no error here."""
         if not self._groups.closed:
-            self._guard(self._groups.close)
+            with suppress(RuntimeError):
+                self._guard(self._groups.close)
 
     def _observation(self, raw: dict[str, np.ndarray], prefix: str) -> Observation:
         merged = {key: value.reshape(self.num_envs, *value.shape[2:]) for key, value in raw.items()}

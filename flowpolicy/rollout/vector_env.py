@@ -1,6 +1,7 @@
 """N copies of one gymnasium environment, stepped together in this process or one process each; no hidden resets."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
@@ -128,9 +129,10 @@ class VectorEnv:
         return picture
 
     def close(self) -> None:
-        """End the processes; may be called twice."""
+        """End the processes; may be called twice. One that has ended before is no error here."""
         if not self._envs.closed:
-            self._guard(self._envs.close)
+            with suppress(RuntimeError):
+                self._guard(self._envs.close)
 
     def _reset(self, seeds: list[int], mask: np.ndarray) -> Observation:
         return tensors(self._guard(lambda: self._envs.reset(seed=seeds, options={"reset_mask": mask}))[0])

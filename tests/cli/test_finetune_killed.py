@@ -13,6 +13,7 @@ import torch
 
 from flowpolicy.cli.main import main
 from tests.cli.test_finetune import TINY, base, metrics, tensors  # noqa: F401  # base is a fixture
+from tests.helpers import named
 
 WORDS = (*TINY, "loop.iterations=8", "loop.decisions=20", "receipt.episodes=0", "preflight.episodes=0")
 
@@ -63,3 +64,31 @@ def test_after_kill_9_a_run_goes_on_with_the_same_numbers(base: Path, tmp_path: 
     assert metrics(killed) == metrics(whole)
     one, two = tensors(whole / "checkpoints/000008"), tensors(killed / "checkpoints/000008")
     assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_of_the_whole_group_saves_what_was_learnt_and_the_run_goes_on(
+    base: Path,  # noqa: F811
+    tmp_path: Path,
+    workers: int,
+) -> None:
+    """A queue ends all processes at once, the simulators too."""
+    out = tmp_path / "out"
+    program = [sys.executable, "-c", "import sys; from flowpolicy.cli.main import main; sys.exit(main(sys.argv[1:]))"]
+    words = [*command(base, out, workers), "loop.iterations=1000"]
+    process = subprocess.Popen([*program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)  # fmt: skip
+    wait((out / "checkpoints/000002/policy").exists, process)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate(timeout=120)[1].splitlines()[-1]
+    assert process.returncode == 143
+    step = int(named(out / "checkpoints/last"))
+    assert error == (
+        f"flowpolicy finetune: stopped by SIGTERM at iteration {step} of 1000; resume=true goes on from there"
+    )
+    more = ["resume=true", f"loop.iterations={step + 1}", "loop.eval_every=0"]
+    assert main([*command(base, out, workers), *more]) == 2  # another schedule
+    assert main([*command(base, out, workers), *more[:2]]) == 0
+    assert int(named(out / "checkpoints/last")) == step + 1

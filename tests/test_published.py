@@ -33,6 +33,9 @@ NO_IMAGES = "no part: there are no images"
 COMMON = {
     "seed": Row(0, "scripts of all three: seeds 0, 1, 2 "),
     "dataset.val_episodes": Row(1, f"{TASK}dataset.val_ratio 0.02, at least one of 10 episodes"),
+    "dataset.max_outside": Row(0.01, "ours: a check; scripted actions are clipped when they are recorded"),
+    "dataset.in_memory": Row("auto", OF_MACHINE),
+    "dataset.cache": Row(None, OF_MACHINE),
     "dataset.mask_padding": Row(False, f"{DP3}policy/dp3.py: compute_loss averages over all steps of a window"),
     "normalization.obs": Row("minmax", f"{DP3}dataset/metaworld_dataset.py: get_normalizer, mode limits"),
     "normalization.action": Row("minmax", f"{DP3}dataset/metaworld_dataset.py: get_normalizer, mode limits"),

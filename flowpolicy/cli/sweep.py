@@ -14,24 +14,24 @@
                          out=; whichever finishes last writes the page
   out=DIR (required)     device=auto   threads=1 (of each process)   trusted=[]   edited=false
 Run it again after a kill, or with more checkpoints, steps, tasks or seeds: finished episodes are kept.
+A cell that fails stops no other; it is named with its error, and the same command tries it again. (workers=1 runs in
+this process: a simulator that crashes it ends the sweep. With workers=2 it ends its cell.)
 All arms run the same seeds, so each pair on a task is tested as by `flowpolicy compare`.
+Of more than 100 arms per task all pairs are tested, and those with the first and the most successful arms shown.
+Exit codes: 0 done, 1 a cell failed, 2 bad input, or no cell could be run.
 Writes results.jsonl (a line per episode, in the order they finish), latency.jsonl, sweep.json, sweep.md and sweep.html.
 """
 
 import re
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from flowpolicy.checkpoint import resolve_checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import task_for, without_task
-from flowpolicy.evaluation.arms import Arm, arm_names
+from flowpolicy.cli.sweep_arms import sweep_arms
+from flowpolicy.cli.tasks import without_task
 from flowpolicy.evaluation.sweep import Grid, sweep
-from flowpolicy.evaluation.sweep_page import format_sweep
-from flowpolicy.paths import config_dir
+from flowpolicy.evaluation.sweep_page import format_failed, format_sweep
 
 
 def main(argv: list[str]) -> int:
@@ -44,35 +44,16 @@ def main(argv: list[str]) -> int:
     grid = Grid(facts["seeds"], facts["episodes"], facts["workers"], int(part[1]), int(part[2]))
     torch.set_num_threads(facts["threads"])
     out = Path(facts["out"]).absolute()
-    comparisons, left_out = sweep(
-        _arms(argv, facts), out=out, grid=grid, device=str(config.pick_device(facts["device"])),
+    arms, unreadable = sweep_arms(argv, facts)
+    found = sweep(
+        arms, out=out, grid=grid, device=str(config.pick_device(facts["device"])),
         threads=facts["threads"], trusted_modules=facts["trusted"], edited=facts["edited"],
+        failed=unreadable,
     )  # fmt: skip
-    if left_out:
-        print(f"left out, since the head does not take that many steps: {', '.join(dict.fromkeys(left_out))}")
-    if comparisons:
-        print(f"{format_sweep(comparisons)}\n{out / 'sweep.json'}\n{out / 'sweep.html'}")
+    if found.left_out:
+        print(f"left out, since the head does not take that many steps: {', '.join(dict.fromkeys(found.left_out))}")
+    if found.waits:
+        print("\n".join([*format_failed(found.failed), f"part {facts['part']} is done, others are not", str(out)]))
     else:
-        print(f"part {facts['part']} is done, others are not\n{out}")
-    return 0
-
-
-def _arms(argv: list[str], facts: dict[str, Any]) -> list[Arm]:
-    """Tasks outermost, then checkpoints, then steps: simulators change least often. Names are per task."""
-    if not (isinstance(facts["checkpoints"], list) and facts["checkpoints"] and facts["num_steps"]):
-        raise ValueError("checkpoints and num_steps must be lists, as in checkpoints=[runs/a,runs/b] num_steps=[1,4], "
-                         f"got {facts['checkpoints']} and {facts['num_steps']}")  # fmt: skip
-    steps = facts["num_steps"]
-    arms, places = [], []
-    for wanted in facts["tasks"] or [""]:
-        family, slash, rest = wanted.partition("/")
-        known = bool(slash) and (config_dir() / "task" / f"{family}.yaml").is_file()
-        words = [*argv, *([f"task={family}", f"task.id={rest}"] if known else [f"task.id={wanted}"] if wanted else [])]
-        for place in map(Path, facts["checkpoints"]):
-            checkpoint = resolve_checkpoint(place)
-            task, settings = task_for("sweep", checkpoint, words)
-            arms += [Arm("", k, Path(), checkpoint, task, settings) for k in steps]
-            places += [place] * len(steps)
-    names = arm_names(places, [arm.num_steps for arm in arms], labels=facts["names"] or (),
-                      task_ids=[arm.task.id for arm in arms if arm.task])  # fmt: skip
-    return [replace(arm, name=name) for arm, name in zip(arms, names, strict=True)]
+        print(f"{format_sweep(found.comparisons, failed=found.failed)}\n{out / 'sweep.json'}\n{out / 'sweep.html'}")
+    return 1 if found.failed else 0

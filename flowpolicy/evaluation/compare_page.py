@@ -8,7 +8,7 @@ import numpy as np
 
 from flowpolicy import __version__
 from flowpolicy.evaluation.arms import ArmResult
-from flowpolicy.evaluation.comparison import Comparison, peeking
+from flowpolicy.evaluation.comparison import ALL_PAIRS, Comparison, omitted, peeking
 from flowpolicy.evaluation.page import Section, details, facts, legend, none, page, pairs, table
 from flowpolicy.evaluation.pairs import BARNARD, MCNEMAR, SEQUENTIAL, Pair, p_text
 from flowpolicy.evaluation.power import MOST
@@ -37,7 +37,7 @@ def comparison_page(comparison: Comparison, *, title: str = "") -> str:
     return page(
         title or f"{comparison.task} {comparison.task_id}: " + ", ".join(arm.name for arm in arms[:MAX_CARDS])
         + (f" and {len(arms) - MAX_CARDS} more" if len(arms) > MAX_CARDS else ""),
-        subtitle=f"{len(arms)} arms · {len(comparison.pairs)} pair{'s' * (len(comparison.pairs) > 1)} · "
+        subtitle=f"{len(arms)} arms · {comparison.tested:,} pair{'s' * (comparison.tested > 1)} · "
         f"{episodes} episodes",
         head=facts(cards), sections=[*comparison_sections(comparison), origin_section([comparison])],
         footer=page_footer(),
@@ -121,6 +121,8 @@ def _verdict_section(comparison: Comparison) -> Section:
     if comparison.gate:
         kind = "won" if comparison.gate.passed else "lost"
         body += f"<p class='verdict {kind}'><b>{escape(comparison.gate.reason)}</b></p>"
+    if said := omitted(comparison):
+        body += none(said)
     if warning := peeking(comparison):
         body += f"<p class='verdict lost'>{escape(warning)}</p>"
     return Section("Verdict", body)
@@ -179,6 +181,7 @@ def _evidence_section(comparison: Comparison) -> Section:
 
 def _seed_section(arms: Sequence[ArmResult]) -> Section:
     """One row per seed on which the arms that ran it disagree."""
+    arms, dropped = list(arms[:ALL_PAIRS]), len(arms[ALL_PAIRS:])  # a cell each: 1,000 arms would be 300,000
     rows = {arm.name: {row["seed"]: row for row in arm.rows} for arm in arms}
     seeds = sorted({seed for found in rows.values() for seed in found})
     shown = [s for s in seeds if len({found[s]["success_once"] for found in rows.values() if s in found}) == 2]
@@ -191,6 +194,7 @@ def _seed_section(arms: Sequence[ArmResult]) -> Section:
     body = f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
     if len(shown) > MAX_SEEDS:
         body += none(f"{len(shown) - MAX_SEEDS} more seeds are in results.jsonl.")
+    body += none(f"The first {ALL_PAIRS} arms; {dropped} more are in results.jsonl.") if dropped else ""
     common = sum(sum(seed in found for found in rows.values()) > 1 for seed in seeds)
     lead = "To look at with `flowpolicy evaluate … start_seed=SEED episodes=1 video=1`."
     return Section(title, details(f"{len(shown)} of {common} common seeds", body, is_open=len(shown) <= 40), lead)

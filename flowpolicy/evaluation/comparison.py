@@ -2,11 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from flowpolicy.evaluation.arms import ArmResult
 from flowpolicy.evaluation.pairs import Gate, Pair, Requirement, compare_pairs, explain, judge
 from flowpolicy.tracking import versions
+
+MANY = 4  # network evaluations from which an arm counts as a multi-step one
+ALL_PAIRS = 100  # arms; of more, `conclude` shows some pairs only: 1,000 arms have 499,500
+
+
+class Failure(NamedTuple):
+    """An arm that could not be run to its end. error: one line."""
+
+    name: str
+    task_id: str
+    error: str
 
 
 @final
@@ -15,6 +26,8 @@ class Comparison:
     """What was found, as in compare.json.
 
     looks: numbers of episodes at which a test for one look was made in this folder; empty when sequential.
+    pairs: all of them, or of more than ALL_PAIRS arms those with the first one, with the one that succeeded most often,
+    or with the multi-step one that did; `tested` pairs are corrected for.
     """
 
     task: str
@@ -25,6 +38,11 @@ class Comparison:
     sequential: bool
     looks: list[int]
     gate: Gate | None = None
+
+    @property
+    def tested(self) -> int:
+        """Number of pairs that were tested together."""
+        return len(self.arms) * (len(self.arms) - 1) // 2
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready containers."""
@@ -45,8 +63,8 @@ class Comparison:
         ]  # fmt: skip
         facts = {"task": self.task, "task_id": self.task_id, "alpha": self.alpha, "sequential": self.sequential}
         return facts | {
-            "looks": self.looks, "arms": arms, "pairs": pairs, "gate": self.gate and self.gate._asdict(),
-            "versions": versions(),
+            "looks": self.looks, "arms": arms, "pairs": pairs, "pairs_tested": self.tested,
+            "gate": self.gate and self.gate._asdict(), "versions": versions(),
         }  # fmt: skip
 
 
@@ -58,11 +76,33 @@ def conclude(results: Sequence[ArmResult], *, alpha: float = 0.05, sequential: b
     looks: numbers of episodes tested so far in this folder, these included.
     """
     outcomes = {result.name: result.outcomes() for result in results}
-    tested = compare_pairs(outcomes, alpha=alpha, sequential=sequential) if len(results) > 1 else []
+    tested = compare_pairs(outcomes, alpha=alpha, sequential=sequential, of=_shown(results)) if len(results) > 1 else []
     pairs = explain(tested, alpha=alpha)
     gate = judge(pairs, results[0].name, require, margin=margin) if require else None
     first = results[0].rows[0]
     return Comparison(first["task"], first["task_id"], list(results), pairs, alpha, sequential, list(looks), gate)
+
+
+def most_successful(arms: Sequence[ArmResult], *, least_steps: int = 1) -> ArmResult | None:
+    """Of those with `least_steps` or more the one that succeeded most often, of equal ones the one with the fewest."""
+    some = [arm for arm in arms if arm.num_steps >= least_steps]
+    return max(some, key=lambda arm: (arm.successes / arm.n, -arm.num_steps), default=None)
+
+
+def _shown(arms: Sequence[ArmResult]) -> set[str] | None:
+    """Names of the arms whose pairs are shown; None: all."""
+    if len(arms) <= ALL_PAIRS:
+        return None
+    chosen = [arms[0], most_successful(arms), most_successful(arms, least_steps=MANY)]
+    return {arm.name for arm in chosen if arm is not None}
+
+
+def omitted(comparison: Comparison) -> str:
+    """What is not shown, where there are too many pairs; else empty."""
+    if len(comparison.pairs) == comparison.tested:
+        return ""
+    return (f"All {comparison.tested:,} pairs were tested, and every p is corrected for all of them; shown are those "
+            "with the first arm, the most successful one, and the most successful multi-step one.")  # fmt: skip
 
 
 def peeking(comparison: Comparison) -> str:
@@ -84,5 +124,6 @@ def format_comparison(comparison: Comparison) -> str:
         lines.append(f"{arm.name:<{width}}{arm.num_steps:7d}{arm.n:6d}{arm.successes / arm.n:9.3f}  "
                      f"{low:.3f} - {high:.3f}{p50:>9}")  # fmt: skip
     lines += [pair.sentence for pair in comparison.pairs]
+    lines += [said] if (said := omitted(comparison)) else []
     lines += [warning] if (warning := peeking(comparison)) else []
     return "\n".join([*lines, *([comparison.gate.reason] if comparison.gate else [])])

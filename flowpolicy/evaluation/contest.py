@@ -28,6 +28,10 @@ class Entry(NamedTuple):
         """Folder of the training run."""
         return out / self.task_id / self.arm / f"seed_{self.seed}"
 
+    def log(self, out: Path) -> Path:
+        """What it printed."""
+        return out / self.task_id / self.arm / f"seed_{self.seed}.log"
+
 
 @final
 @dataclass(frozen=True)
@@ -40,17 +44,17 @@ class Training:
     out: Path
     train: Callable[[Entry, Path, Path], None]
 
-    def __call__(self, entry: Entry) -> tuple[Entry, str]:
-        """Train, with all that is printed in <run>.log; the entry and what went wrong, "" for nothing."""
-        log = self.out / entry.task_id / entry.arm / f"seed_{entry.seed}.log"
+    def __call__(self, entry: Entry) -> str:
+        """Train, with all that is printed in <run>.log; what went wrong, "" for nothing."""
+        log = entry.log(self.out)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
             try:
                 self.train(entry, entry.store(self.out), entry.run(self.out))
             except (ValueError, RuntimeError, OSError) as error:
                 traceback.print_exc()
-                return entry, f"{entry.task_id} {entry.arm} seed {entry.seed}: {error}; see {log}"
-        return entry, ""
+                return f"{entry.task_id} {entry.arm} seed {entry.seed}: {error}; see {log}"
+        return ""
 
 
 def train_all(
@@ -73,11 +77,15 @@ def train_all(
     missing = [entry for entry in entries if trained_steps(entry.run(out)) < steps[entry.arm]]
     with tqdm(total=len(entries), initial=len(entries) - len(missing), desc="trainings", unit="run",
               disable=not missing) as bar:  # fmt: skip
-        advice, failed = "run it again; its own words are in the .log files beside the runs", []
-        for entry, wrong in run_all(Training(out, train), missing, workers=workers, advice=advice) if missing else ():
+        failed = []
+        for outcome in run_all(Training(out, train), missing, workers=workers) if missing else ():
+            entry, own = outcome.job, outcome.result
             bar.set_postfix_str(f"{entry.task_id} {entry.arm}")
             bar.update()
-            if not wrong and (reached := trained_steps(entry.run(out))) < steps[entry.arm]:
+            wrong = own or ""
+            if outcome.error:
+                wrong = f"{entry.task_id} {entry.arm} seed {entry.seed}: {outcome.error}; see {entry.log(out)}"
+            elif not wrong and (reached := trained_steps(entry.run(out))) < steps[entry.arm]:
                 wrong = f"{entry.run(out)} stopped at step {reached} of {steps[entry.arm]} (trainer.max_hours)"
             failed += [wrong] if wrong else []
     if failed:

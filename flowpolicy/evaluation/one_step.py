@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from flowpolicy.evaluation.arms import ArmResult
-from flowpolicy.evaluation.comparison import Comparison
-from flowpolicy.evaluation.pairs import Pair, p_text
-
-MANY = 4  # network evaluations from which an arm counts as a multi-step one
+from flowpolicy.evaluation.comparison import MANY, Comparison, most_successful
+from flowpolicy.evaluation.pairs import p_text
 
 
 class OneStep(NamedTuple):
@@ -33,19 +30,21 @@ class OneStep(NamedTuple):
 
 def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
     """Least often beaten first; empty unless every task has an arm with one step and one with MANY or more."""
-    best = [_best_of_many(one.arms) for one in comparisons]
+    best = [most_successful(one.arms, least_steps=MANY) for one in comparisons]
     names = [{arm.name for arm in one.arms if arm.num_steps == 1} for one in comparisons]
+    arms = [{arm.name: arm for arm in one.arms} for one in comparisons]
+    pairs = [{frozenset((pair.name_a, pair.name_b)): pair for pair in one.pairs} for one in comparisons]
+    multi = [sum(arm.num_steps >= MANY for arm in one.arms) for one in comparisons]
     found = []
     for name in sorted(set.intersection(*names)) if names and all(best) else ():
         differences, beaten, evaluations, speeds = [], [], [], []
         behind: dict[str, float] = {}  # what to say -> p
-        for one, many in zip(comparisons, best, strict=True):
+        for i, (one, many) in enumerate(zip(comparisons, best, strict=True)):
             assert many is not None
-            arm = next(arm for arm in one.arms if arm.name == name)
-            pair = _pair(one.pairs, name, many.name)
+            arm, pair = arms[i][name], pairs[i][frozenset((name, many.name))]
             rate, other = arm.successes / arm.n, many.successes / many.n
             differences.append(rate - other)
-            p = min(1.0, pair.p * sum(arm.num_steps >= MANY for arm in one.arms))
+            p = min(1.0, pair.p * multi[i])
             rates = f"{one.task_id} ({rate:.2f} against {other:.2f}"
             if rate < other and p < one.alpha:
                 beaten.append(f"{rates}, {p_text(p)})")
@@ -72,13 +71,3 @@ def format_one_step(found: Sequence[OneStep]) -> str:
         lines.append(f"  {one.name}: {said}; mean difference {one.difference:+.3f}, "
                      f"{one.evaluations:g} times fewer evaluations{speed}")  # fmt: skip
     return "\n".join(lines)
-
-
-def _best_of_many(arms: Sequence[ArmResult]) -> ArmResult | None:
-    """Of equally good ones the one with the fewest steps."""
-    many = [arm for arm in arms if arm.num_steps >= MANY]
-    return max(many, key=lambda arm: (arm.successes / arm.n, -arm.num_steps), default=None)
-
-
-def _pair(pairs: Sequence[Pair], a: str, b: str) -> Pair:
-    return next(pair for pair in pairs if {pair.name_a, pair.name_b} == {a, b})

@@ -1,9 +1,13 @@
 """Every pair of arms tested, corrected for their number, with the verdict in plain words and as a gate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, NamedTuple, final, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import bdtr
 
 from flowpolicy.evaluation.power import MOST, episodes_paired, episodes_unpaired
 from flowpolicy.evaluation.sequential import anytime_p
@@ -24,7 +28,7 @@ class Pair:
 
     a, b: (successes, n); with `counts` on their common seeds only.   counts: None where they ran seeds of their own.
     low, high: 95 % interval of success of A minus success of B, for a number of episodes fixed in advance.
-    p: of equal success.   p_holm: the same, corrected for all pairs tested together.
+    p: of equal success.   p_holm: the same, corrected for all pairs tested together, `family` of them.
     winner: the better arm's name where p_holm <= alpha, else "".
     further: episodes of each arm still needed to find a gap like this one, or SEEN_GAP where there is none; None with
       a winner, and where it would take more than MOST.
@@ -40,6 +44,7 @@ class Pair:
     test: str
     p: float
     p_holm: float = 1.0
+    family: int = 1
     winner: str = ""
     further: int | None = None
     sentence: str = ""
@@ -57,29 +62,45 @@ class Gate(NamedTuple):
     reason: str
 
 
-def compare_pairs(outcomes: Mapping[str, Outcomes], *, alpha: float = 0.05, sequential: bool = False) -> list[Pair]:
+def compare_pairs(outcomes: Mapping[str, Outcomes], *, alpha: float = 0.05, sequential: bool = False,
+                  of: Collection[str] | None = None) -> list[Pair]:  # fmt: skip
     """All pairs of the arms in `outcomes` (by name), tested; without the words, which `explain` adds.
 
     Pairs that share at least half of the smaller arm's seeds are held against each other on those (exact McNemar),
     others as independent samples (Barnard). sequential: the test that may be looked at after every episode instead.
+    of: return only the pairs with one of these arms; all are tested and corrected for all the same.
     Raises ValueError for fewer than two arms, an arm without episodes, or sequential arms without common seeds.
     """
     if len(outcomes) < 2 or not all(outcomes.values()):
         raise ValueError(f"wanted at least two arms with episodes, got { {n: len(o) for n, o in outcomes.items()} }")
-    tested = [_test(a, b, outcomes[a], outcomes[b], sequential=sequential) for a, b in combinations(outcomes, 2)]
-    corrected = holm([pair.p for pair in tested])
-    return [replace(pair, p_holm=p, winner=_better(pair) if p <= alpha else "")
-            for pair, p in zip(tested, corrected, strict=True)]  # fmt: skip
+    names = [pair for pair in combinations(outcomes, 2)]
+    shown = [i for i, (a, b) in enumerate(names) if of is None or a in of or b in of]
+    chosen, seeds = set(shown), {tuple(one) for one in outcomes.values()}
+    known = _mcnemar_of_all(list(outcomes.values())) if len(seeds) == 1 and not sequential else None
+    tested = {i: _test(a, b, outcomes[a], outcomes[b], sequential=sequential)
+              for i, (a, b) in enumerate(names) if known is None or i in chosen}  # fmt: skip
+    corrected = holm(known.tolist() if known is not None else [pair.p for pair in tested.values()])
+    return [replace(tested[i], p_holm=corrected[i], family=len(names),
+                    winner=_better(tested[i]) if corrected[i] <= alpha else "") for i in shown]  # fmt: skip
+
+
+def _mcnemar_of_all(outcomes: Sequence[Outcomes]) -> NDArray[np.float64]:
+    """p of every pair, in the order of `combinations`, of arms that ran the same seeds in the same order."""
+    won = np.array([list(one.values()) for one in outcomes], np.float64)  # (arms, seeds)
+    both, alone = won @ won.T, won.sum(axis=1)
+    i, j = np.triu_indices(len(won), k=1)
+    only_a, only_b = alone[i] - both[i, j], alone[j] - both[i, j]
+    return np.minimum(1.0, 2.0 * bdtr(np.minimum(only_a, only_b), only_a + only_b, 0.5))
 
 
 def explain(pairs: Sequence[Pair], *, alpha: float = 0.05) -> list[Pair]:
     """The same pairs with `further` and `sentence`: who won, or how many episodes more it would take to know."""
     explained = []
     for pair in pairs:
-        total = None if pair.winner else _episodes_needed(pair, alpha / len(pairs))
+        total = None if pair.winner else _episodes_needed(pair, alpha / pair.family)
         further = None if total is None else max(1, total - min(pair.a[1], pair.b[1]))
         whole = replace(pair, further=further)
-        explained.append(replace(whole, sentence=_sentence(whole, len(pairs))))
+        explained.append(replace(whole, sentence=_sentence(whole, pair.family)))
     return explained
 
 
@@ -91,7 +112,7 @@ def judge(pairs: Sequence[Pair], first: str, requirement: Requirement, *, margin
     Raises ValueError as `check_requirement` does.
     """
     check_requirement(requirement, margin=margin)
-    own = [pair for pair in pairs if pair.name_a == first]
+    own = [pair for pair in pairs if pair.name_a == first]  # the first of all arms, so never the second of a pair
     if requirement == "better":
         bad = [pair.name_b for pair in own if pair.winner != first]
         said = "beats every other arm" if not bad else f"does not beat {', '.join(bad)}"

@@ -12,6 +12,7 @@ from typing import final
 import numpy as np
 
 NUM_COLOURS = 6
+MOST_LABELS = 100  # of one chart: more hide each other, and to place them takes the third power of their number
 INK = -1  # colour of what is not a series: the text's
 LINE_POINTS = 400  # per line; a screen shows no more, and a page with a million points does not scroll
 
@@ -136,7 +137,10 @@ def interval_chart(rows: Sequence[Row], *, width: int = 960) -> str:
 
 def scatter_chart(marks: Sequence[Mark], frontier: Sequence[Mark], *, title: str, x_label: str, width: int = 960,
                   height: int = 380) -> str:  # fmt: skip
-    """Labelled points with intervals over a logarithmic x, heights as shares, and stairs along the `frontier`."""
+    """Labelled points with intervals over a logarithmic x, heights as shares, and stairs along the `frontier`.
+
+    Of more than MOST_LABELS points only the frontier's have a label; each tells its name under the pointer.
+    """
     frame = _Frame(width, height, left=52, right=24, top=16, bottom=40)
     air = 1.6 if len({mark.x for mark in marks}) > 1 else 3.0
     x = (min(mark.x for mark in marks) / air, max(mark.x for mark in marks) * air)
@@ -155,16 +159,19 @@ def scatter_chart(marks: Sequence[Mark], frontier: Sequence[Mark], *, title: str
     path += [(frame.right_edge, path[-1][1])] if path else []
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in path)
     parts.append(f"<polyline class='stairs' points='{points}'/>")
+    named = {mark.label for mark in (marks if len(marks) <= MOST_LABELS else frontier)}
     placed: list[tuple[float, float, float, float]] = [
-        (to_x(mark.x) - 7, to_y(mark.high) - 2, to_x(mark.x) + 7, to_y(mark.low) + 2) for mark in marks
-    ]
+        (to_x(mark.x) - 7, to_y(mark.high) - 2, to_x(mark.x) + 7, to_y(mark.low) + 2)
+        for mark in marks if mark.label in named
+    ]  # fmt: skip
     placed += [(min(a, c), min(b, d) - 3, max(a, c), max(b, d) + 3) for (a, b), (c, d) in zip(path, path[1:])]
     for mark in marks:
+        label = _label(mark.label, to_x(mark.x), to_y(mark.y), frame, placed) if mark.label in named else ""
         at, said = to_x(mark.x), f"{mark.label}: {mark.y:.3f} [{mark.low:.3f}, {mark.high:.3f}] at {number(mark.x)}"
         parts.append(f"<g class='{_colour(mark.colour)}'><title>{escape(said)}</title><line class='whisker' "
                      f"x1='{at:.1f}' x2='{at:.1f}' y1='{to_y(mark.low):.1f}' y2='{to_y(mark.high):.1f}'/>"
                      f"<circle class='dot' cx='{at:.1f}' cy='{to_y(mark.y):.1f}' r='5'/>"
-                     f"{_label(mark.label, at, to_y(mark.y), frame, placed)}</g>")  # fmt: skip
+                     f"{label}</g>")  # fmt: skip
     return _svg(frame, parts, title)
 
 

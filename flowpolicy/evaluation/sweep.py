@@ -1,8 +1,12 @@
-"""`sweep`: every policy on every task at every number of steps, in processes; a killed sweep goes on where it was."""
+"""`sweep`: every policy on every task at every number of steps, in processes; a killed sweep goes on where it was.
+
+A cell that fails (a checkpoint that does not load, a simulator that crashes) stops no other: it is named with its error
+and tried again by the next call.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -12,9 +16,9 @@ from tqdm import tqdm
 
 from flowpolicy.deploy.latency import example_observation, measure_latency
 from flowpolicy.evaluation.arms import Arm, ArmResult, Rollouts, asked_of, require_comparable
-from flowpolicy.evaluation.comparison import Comparison, conclude
-from flowpolicy.evaluation.folders import read_lines
-from flowpolicy.evaluation.processes import run_all
+from flowpolicy.evaluation.comparison import Comparison, Failure, conclude
+from flowpolicy.evaluation.folders import read_json, read_lines
+from flowpolicy.evaluation.processes import Outcome, run_all
 from flowpolicy.evaluation.rows import FACTS, append_rows, require_unchanged
 from flowpolicy.evaluation.sweep_page import sweep_markdown, sweep_page
 from flowpolicy.files import drop_cut_line, write_atomic
@@ -78,11 +82,21 @@ class Means(NamedTuple):
         return Rollouts(envs=1, device=self.device, trusted_modules=self.trusted_modules, edited=self.edited)
 
 
+# What a policy or a simulator raises when it is broken; both may be somebody else's code.
+_BROKEN = (ValueError, RuntimeError, OSError, ImportError, TypeError, AttributeError, LookupError, ArithmeticError,
+           AssertionError, MemoryError)  # fmt: skip
+
+
 class Sweep(NamedTuple):
-    """What was found: one comparison per task; and the names of arms whose head does not take that many steps."""
+    """What was found: one comparison per task; names of arms whose head does not take that many steps; what failed.
+
+    waits: whether other parts have not finished theirs.
+    """
 
     comparisons: list[Comparison]
     left_out: list[str]
+    failed: list[Failure]
+    waits: bool
 
 
 def sweep(
@@ -95,47 +109,98 @@ def sweep(
     trusted_modules: Sequence[str] = (),
     edited: bool = False,
     progress: bool = True,
+    failed: Sequence[Failure] = (),
 ) -> Sweep:
     """Run every missing episode, adding lines to out/results.jsonl; then write out/sweep.json, sweep.md and sweep.html.
 
-    arms: with tasks; on one task all under the same conditions.
+    arms: with tasks; on one task all under the same conditions.   failed: what could not even become an arm.
     While other parts have not finished theirs there is no comparison yet: the last one writes the page.
-    Raises ValueError when `out` was begun with other policies or settings, RuntimeError when a process died.
+    Raises ValueError when `out` was begun with other policies or settings, or when not one arm could be run.
     """
-    means = Means(device, threads, tuple(trusted_modules), edited)
-    with closing(means.rollouts()) as rollouts:
-        able = [_takes(rollouts, arm) for arm in arms]
-    left_out = [arm.name for arm, takes in zip(arms, able, strict=True) if not takes]
-    arms = [arm for arm, takes in zip(arms, able, strict=True) if takes]
-    if not arms:
-        raise ValueError("no head takes that many steps; add 1 to num_steps")
-    for together in _by_task(arms).values():
+    means, failed = Means(device, threads, tuple(trusted_modules), edited), list(failed)
+    able, left_out, asked = _sorted_out(arms, means, read_json(out / "asked.json") or {}, failed)
+    if not able:
+        raise ValueError(failed[0].error if failed else "no head takes that many steps; add 1 to num_steps")
+    for together in _by_task(able).values():
         if len(together) > 1:
             require_comparable(together)
-    asked = require_unchanged(out / "asked.json", {_key(arm.facts()): asked_of(arm) for arm in arms})
-    name = "results.jsonl" if grid.parts == 1 else f"results_{grid.part}_of_{grid.parts}.jsonl"
-    with only_writer(out, f"{name}.lock"):
+    asked = require_unchanged(out / "asked.json", asked)
+    part = "" if grid.parts == 1 else f"_{grid.part}_of_{grid.parts}"
+    with only_writer(out, f"results{part}.jsonl.lock"):
         write_json(out / "asked.json", asked)
-        drop_cut_line(out / name)
-        jobs = _jobs(arms, grid, _finished(out))
-        total = sum(len(job.seeds) for job in jobs)
-        with tqdm(total=total, desc="episodes", unit="ep", disable=not progress or not total) as bar:
-            for rows in _run(jobs, means, grid.workers):
-                append_rows(out / name, rows)
-                bar.update(len(rows))
-        results = _results(arms, grid, _finished(out))
-        if sum(len(rows) for rows in results.values()) < len(arms) * len(grid.seeds) * grid.episodes:
-            return Sweep([], left_out)
-        return Sweep(_conclude(arms, results, means, out), left_out)
+        drop_cut_line(out / f"results{part}.jsonl")
+        failed += _run_missing(able, grid, means, out / f"results{part}.jsonl", progress=progress)
+        write_json(out / f"failed{part}.json", {"failed": [one._asdict() for one in failed]})
+        results = _results(able, grid, _finished(out))
+        whole = {i for i, rows in results.items() if len(rows) == len(grid.seeds) * grid.episodes}
+        told = {(one.name, one.task_id): one for one in [*_failures(out), *failed]}
+        missing = [_place(arm) for i, arm in enumerate(able) if i not in whole]
+        if any(place not in told for place in missing):
+            return Sweep([], left_out, failed, waits=True)
+        failed = list(dict.fromkeys([*failed, *(told[place] for place in missing)]))
+        if not whole:
+            raise ValueError(failed[0].error)
+        found = {id(able[i]): results[i] for i in whole}
+        comparisons = _conclude([able[i] for i in sorted(whole)], found, means, out, failed)
+    return Sweep(comparisons, left_out, failed, waits=False)
 
 
-def _takes(rollouts: Rollouts, arm: Arm) -> bool:
-    """Whether the arm's head takes that many steps; only one policy stays in memory."""
-    rollouts.keep(arm)
-    most = rollouts.policy(arm).head.max_steps
-    if arm.num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {arm.num_steps}")
-    return most is None or arm.num_steps <= most
+def _sorted_out(arms: Sequence[Arm], means: Means, before: Mapping[str, Any], failed: list[Failure]
+                ) -> tuple[list[Arm], list[str], dict[str, Any]]:  # fmt: skip
+    """Arms that can run; names of those whose head does not take that many steps; what decides their outcomes.
+
+    before: what an earlier call was asked, which found that they can.   failed: gets those whose policy does not load.
+    """
+    able, left_out, asked = [], [], {}
+    with closing(means.rollouts()) as rollouts:
+        for arm in arms:
+            if arm.num_steps < 1:
+                raise ValueError(f"num_steps must be at least 1, got {arm.num_steps}")
+            key = _key(arm.facts())
+            try:
+                own = asked_of(arm)
+                if before.get(key) != own:
+                    rollouts.keep(arm)  # only one policy stays in memory
+                    most = rollouts.policy(arm).head.max_steps
+                    if most is not None and arm.num_steps > most:
+                        left_out.append(arm.name)
+                        continue
+            except _BROKEN as error:
+                failed.append(_failure(arm, error))
+                continue
+            able.append(arm)
+            asked[key] = own
+    return able, left_out, asked
+
+
+def _run_missing(arms: Sequence[Arm], grid: Grid, means: Means, file: Path, *, progress: bool) -> list[Failure]:
+    """Add the lines of what is missing to `file`; the arms that failed, whose further episodes are not tried."""
+    jobs = _jobs(arms, grid, _finished(file.parent))
+    failed: dict[tuple[str, str], Failure] = {}
+    total = sum(len(job.seeds) for job in jobs)
+    with tqdm(total=total, desc="episodes", unit="ep", disable=not progress or not total) as bar:
+        for job, rows, error in _run(jobs, means, grid.workers, skip=lambda job: _place(job.arm) in failed):
+            append_rows(file, rows or [])
+            bar.update(len(job.seeds))
+            if error:
+                failed.setdefault(_place(job.arm), Failure(*_place(job.arm), error))
+    return list(failed.values())
+
+
+def _failure(arm: Arm, error: BaseException) -> Failure:
+    return Failure(*_place(arm), f"{' '.join(str(error).split()) or type(error).__name__}")
+
+
+def _failures(out: Path) -> list[Failure]:
+    """Of all parts' last calls."""
+    found = [read_json(file) or {} for file in sorted(out.glob("failed*.json"))]
+    return [Failure(**one) for content in found for one in content["failed"]]
+
+
+def _place(arm: Arm) -> tuple[str, str]:
+    """An arm's name, and the task that it has it on."""
+    assert arm.task is not None
+    return arm.name, arm.task.id
 
 
 def _by_task(arms: Sequence[Arm]) -> dict[tuple[str, str], list[Arm]]:
@@ -178,20 +243,30 @@ def _results(arms: Sequence[Arm], grid: Grid, done: Mapping[str, Mapping[int, An
     return {i: [rows[seed] for seed in seeds if seed in rows] for i, rows in enumerate(found)}
 
 
-def _run(jobs: Sequence[Job], means: Means, workers: int) -> Iterator[list[dict[str, Any]]]:
+def _run(jobs: Sequence[Job], means: Means, workers: int, *, skip: Callable[[Job], bool]
+         ) -> Iterator[Outcome[Job, list[dict[str, Any]]]]:  # fmt: skip
     """The lines of each finished job, in any order."""
-    if workers == 1 or len(jobs) < 2:
-        with closing(means.rollouts()) as rollouts:
-            for job in jobs:
-                yield _roll(job, rollouts)
+    if workers > 1 and len(jobs) > 1:
+        yield from run_all(_worker_roll, jobs, workers=workers, skip=skip, start=_start_worker, arguments=(means,))
         return
-    advice = "run it again, with workers=1 to see its own message"
-    yield from run_all(_worker_roll, jobs, workers=workers, advice=advice, start=_start_worker, arguments=(means,))
+    with closing(means.rollouts()) as rollouts:
+        for job in jobs:
+            if skip(job):
+                continue
+            try:
+                yield Outcome(job, _roll(job, rollouts), "")
+            except _BROKEN as error:
+                yield Outcome(job, None, _failure(job.arm, error).error)
 
 
 def _roll(job: Job, rollouts: Rollouts) -> list[dict[str, Any]]:
-    rollouts.keep(job.arm)
-    return rollouts.roll(job.arm, job.seeds)
+    try:
+        rollouts.keep(job.arm)
+        return rollouts.roll(job.arm, job.seeds)
+    except _BROKEN:
+        with suppress(*_BROKEN):
+            rollouts.keep(None)  # a simulator that failed is not used again
+        raise
 
 
 _rollouts: Rollouts | None = None  # one per worker process
@@ -208,15 +283,16 @@ def _worker_roll(job: Job) -> list[dict[str, Any]]:
     return _roll(job, _rollouts)
 
 
-def _conclude(arms: Sequence[Arm], rows: Mapping[int, list[dict[str, Any]]], means: Means, out: Path
-              ) -> list[Comparison]:  # fmt: skip
-    """One comparison per task, sweep.json, sweep.md and sweep.html."""
+def _conclude(arms: Sequence[Arm], rows: Mapping[int, list[dict[str, Any]]], means: Means, out: Path,
+              failed: Sequence[Failure]) -> list[Comparison]:  # fmt: skip
+    """One comparison per task, sweep.json, sweep.md and sweep.html.   rows: id of an arm -> its lines."""
     summaries = _summaries(arms, means, out / "latency.jsonl")
-    results = {id(arm): ArmResult(arm.name, rows[i], summaries[i]) for i, arm in enumerate(arms)}
+    results = {id(arm): ArmResult(arm.name, rows[id(arm)], summaries[i]) for i, arm in enumerate(arms)}
     comparisons = [conclude([results[id(arm)] for arm in together]) for together in _by_task(arms).values()]
-    write_json(out / "sweep.json", {"tasks": [one.to_dict() for one in comparisons], "versions": versions()})
-    write_atomic(out / "sweep.md", sweep_markdown(comparisons))
-    write_atomic(out / "sweep.html", sweep_page(comparisons))
+    content = {"tasks": [one.to_dict() for one in comparisons], "failed": [one._asdict() for one in failed]}
+    write_json(out / "sweep.json", content | {"versions": versions()})
+    write_atomic(out / "sweep.md", sweep_markdown(comparisons, failed=failed))
+    write_atomic(out / "sweep.html", sweep_page(comparisons, failed=failed))
     return comparisons
 
 

@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from flowpolicy.evaluation.arms import ArmResult
 from flowpolicy.evaluation.compare_page import comparison_sections, origin_section, page_footer
-from flowpolicy.evaluation.comparison import Comparison
+from flowpolicy.evaluation.comparison import Comparison, Failure
 from flowpolicy.evaluation.one_step import OneStep, format_one_step, one_against_many
 from flowpolicy.evaluation.page import Section, page, table
 
 
-def sweep_page(comparisons: Sequence[Comparison], *, title: str = "") -> str:
-    """The whole document: comparisons, one per task."""
+def sweep_page(comparisons: Sequence[Comparison], *, title: str = "", failed: Sequence[Failure] = ()) -> str:
+    """The whole document: comparisons, one per task, and what could not be run."""
     episodes = sum(arm.n for one in comparisons for arm in one.arms)
     arms, several = list(_by_name(comparisons)), len(comparisons) > 1
-    sections = [_overview(comparisons)]
+    sections = [*([_failed_section(failed)] if failed else []), _overview(comparisons)]
     if found := one_against_many(comparisons):
         sections.append(_one_step_section(found))
     for one in comparisons:
@@ -26,16 +26,22 @@ def sweep_page(comparisons: Sequence[Comparison], *, title: str = "") -> str:
     )  # fmt: skip
 
 
-def format_sweep(comparisons: Sequence[Comparison]) -> str:
+def format_sweep(comparisons: Sequence[Comparison], *, failed: Sequence[Failure] = ()) -> str:
     """The table of the page, for a terminal."""
     header, rows = _cells(comparisons)
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
              for row in [header, *rows]]  # fmt: skip
-    return "\n".join([*lines, *([format_one_step(found)] if (found := one_against_many(comparisons)) else [])])
+    lines += [format_one_step(found)] if (found := one_against_many(comparisons)) else []
+    return "\n".join([*lines, *format_failed(failed)])
 
 
-def sweep_markdown(comparisons: Sequence[Comparison]) -> str:
+def format_failed(failed: Sequence[Failure]) -> list[str]:
+    """A line per arm that could not be run."""
+    return [f"failed: {one.name} on {one.task_id}: {one.error}" for one in failed]
+
+
+def sweep_markdown(comparisons: Sequence[Comparison], *, failed: Sequence[Failure] = ()) -> str:
     """The tables of the page for a README, the arms with the highest mean first."""
     header, rows = _cells(comparisons)
     if len(comparisons) > 1:
@@ -43,12 +49,18 @@ def sweep_markdown(comparisons: Sequence[Comparison]) -> str:
     text = _markdown(header, rows, text_columns=1)
     if found := one_against_many(comparisons):
         text += "\n" + _markdown(*_one_step_cells(found), text_columns=3)
-    return text
+    return text + "".join(f"\n{line}\n" for line in format_failed(failed))
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int) -> str:
     rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, rule, *rows])
+
+
+def _failed_section(failed: Sequence[Failure]) -> Section:
+    lead = "They are in no table below. The same command tries them again."
+    rows = [[one.name, one.task_id, one.error] for one in failed]
+    return Section("Cells that failed", table(["arm", "task", "error"], rows, text_columns=3), lead)
 
 
 def _overview(comparisons: Sequence[Comparison]) -> Section:

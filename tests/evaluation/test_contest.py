@@ -1,6 +1,7 @@
 """A contest: what is missing is trained, several at a time; a kill loses nothing; then one sweep."""
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation.contest import Entry, train_all
 from flowpolicy.evaluation.one_step import MANY
-from flowpolicy.evaluation.processes import run_all
 from flowpolicy.tracking import write_json
 from tests.helpers import last
 
@@ -53,26 +53,18 @@ def test_an_arm_is_complete_at_its_own_number_of_steps(tmp_path: Path) -> None:
     assert [(tmp_path / "a" / arm / "calls").read_text() for arm in "xy"] == ["1", "11"]
 
 
-def double(job: int) -> int:
-    """A job that fails at 1; picklable."""
-    if job == 1:
-        raise ValueError("one")
-    return 2 * job
+def dies(entry: Entry, store: Path, run: Path) -> None:
+    """A training whose process is killed; picklable."""
+    if entry.arm == "x":
+        os._exit(9)
+    train(entry, store, run, fails="")
 
 
-def test_after_an_error_no_further_job_is_handed_out() -> None:
-    found, jobs = [], iter(range(100))
-    seen = []
-
-    class Lazy(list):
-        def __iter__(self):
-            for job in jobs:
-                seen.append(job)
-                yield job
-
-    with pytest.raises(ValueError, match="one"):
-        found += run_all(double, Lazy(range(100)), workers=1, advice="try again")
-    assert max(seen) <= 2
+def test_a_training_that_takes_its_process_with_it_is_named_and_stops_no_other(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="2 of 4 trainings failed.*a x seed 0: a worker process died.*; see .*log"):
+        train_all(ENTRIES, tmp_path, collect=lambda _, store: store.mkdir(parents=True), train=dies,
+                  steps={"x": 7, "y": 7}, workers=2)  # fmt: skip
+    assert [(tmp_path / task / "y" / "calls").read_text() for task in "ab"] == ["1", "1"]
 
 
 WORDS = ["task=toy", "demonstrations=3", "episodes=3", "workers=2", "policy.net.width=32", "trainer.steps=4",

@@ -1,0 +1,42 @@
+"""The arms that the words of `flowpolicy sweep` name: every checkpoint on every task at every number of steps."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flowpolicy.checkpoint import read_config, resolve_checkpoint
+from flowpolicy.cli.tasks import task_for
+from flowpolicy.evaluation.arms import Arm, arm_names
+from flowpolicy.evaluation.comparison import Failure
+from flowpolicy.paths import config_dir
+
+
+def sweep_arms(argv: list[str], facts: dict[str, Any]) -> tuple[list[Arm], list[Failure]]:
+    """Tasks outermost, then checkpoints, then steps: simulators change least often. Names are per task.
+
+    And what cannot become an arm, since its config.json is damaged.
+    """
+    if not (isinstance(facts["checkpoints"], list) and facts["checkpoints"] and facts["num_steps"]):
+        raise ValueError("checkpoints and num_steps must be lists, as in checkpoints=[runs/a,runs/b] num_steps=[1,4], "
+                         f"got {facts['checkpoints']} and {facts['num_steps']}")  # fmt: skip
+    arms, places, failed = [], [], []
+    for wanted in facts["tasks"] or [""]:
+        family, slash, rest = wanted.partition("/")
+        known = bool(slash) and (config_dir() / "task" / f"{family}.yaml").is_file()
+        words = [*argv, *([f"task={family}", f"task.id={rest}"] if known else [f"task.id={wanted}"] if wanted else [])]
+        for place in map(Path, facts["checkpoints"]):
+            checkpoint = resolve_checkpoint(place)
+            try:
+                read_config(checkpoint)
+            except (ValueError, OSError) as error:
+                failed.append(Failure(str(place), rest if known else wanted or "its own task", str(error)))
+                continue
+            task, settings = task_for("sweep", checkpoint, words)
+            arms += [Arm("", k, Path(), checkpoint, task, settings) for k in facts["num_steps"]]
+            places += [place] * len(facts["num_steps"])
+    labels = facts["names"] or ()
+    if labels and len(labels) == len(facts["checkpoints"]):  # one per checkpoint, damaged ones included
+        labels = [name for name, place in zip(labels, facts["checkpoints"], strict=True) if Path(place) in places]
+    names = arm_names(places, [arm.num_steps for arm in arms], labels=labels,
+                      task_ids=[arm.task.id for arm in arms if arm.task]) if arms else []  # fmt: skip
+    return [replace(arm, name=name) for arm, name in zip(arms, names, strict=True)], failed

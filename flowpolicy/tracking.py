@@ -22,6 +22,8 @@ VERSIONED = (
 )  # fmt: skip
 """Distributions whose version changes results or decides what can run."""
 
+NUMERICAL = ("torch", "numpy", "mani_skill", "sapien", "metaworld", "mujoco")
+
 WandbMode = Literal["online", "offline", "disabled", "shared"]
 
 
@@ -193,6 +195,12 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def numerics() -> dict[str, str]:
+    """The installed ones of the distributions that decide what a rollout does to the last digit."""
+    known = versions()
+    return {name: known[name] for name in NUMERICAL if name in known}
 
 
 def git_commit() -> str | None:

@@ -124,7 +124,7 @@ class ManiSkillEnv(gymnasium.Env):
         rebuild = not (options or {}).get("keep_scene", False)
         obs, _ = self.base.reset(seed=seed, options={"reconfigure": rebuild})
         self._seen = self.observe(obs)
-        return self._seen, {"success": False}
+        return self._seen, {"success": bool(self.base.get_info()["success"])}
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """One control step; the action is clipped to the action space.

@@ -60,14 +60,13 @@ class ReachEnv(gymnasium.Env):
         super().reset(seed=seed)
         self._x, self._y, *goal = self.np_random.uniform(-1.0, 1.0, 4).tolist()
         self._goal, self._steps = (goal[0], goal[1]), 0
-        return self._observe(), {"success": False}
+        return self._observe(), {"success": self._at_goal()}
 
     def step(self, action: NDArray[np.floating]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """The action is clipped to [-1, 1]."""
         dx, dy = (min(1.0, max(-1.0, float(value))) for value in action)  # plain numbers: an array costs more than this
         self._x, self._y, self._steps = self._x + STEP * dx, self._y + STEP * dy, self._steps + 1
-        distance = ((self._x - self._goal[0]) ** 2 + (self._y - self._goal[1]) ** 2) ** 0.5
-        success = distance < GOAL_RADIUS
+        success = self._at_goal()
         return self._observe(), float(success), success, self._steps >= self.max_episode_steps, {"success": success}
 
     def render(self) -> NDArray[np.uint8]:
@@ -79,6 +78,9 @@ class ReachEnv(gymnasium.Env):
         for centre, radius, colour in discs:
             picture[np.linalg.norm(pixels - centre, axis=-1) < radius] = colour
         return picture
+
+    def _at_goal(self) -> bool:
+        return ((self._x - self._goal[0]) ** 2 + (self._y - self._goal[1]) ** 2) ** 0.5 < GOAL_RADIUS
 
     def _observe(self) -> Observation:
         return {"agent_pos": np.array((self._x, self._y), np.float32), "env_state": np.array(self._goal, np.float32)}

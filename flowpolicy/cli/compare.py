@@ -16,6 +16,9 @@
                        better      it beats every other
                        no_worse    shown to be worse than no other by margin or more (95 % interval of the difference)
                        not_beaten  no other beats it
+  may_differ=[]      arms must share the task's settings (but for what they see), the executed steps of a chunk and the
+                     simulator's version; may_differ=[action_horizon] lets that differ
+  allow_seen_seeds=false   true: also seeds of the demonstrations, or that chose the checkpoint; the result says so
   names=[A,B]        one per DIR      out=DIR (required)      device=auto   threads=1   trusted=[]   edited=false
 Run it again after a kill or for more episodes: finished ones are kept. Seeds that are common to two arms are compared
 pairwise (exact McNemar), seeds of their own by Barnard's test.
@@ -36,7 +39,8 @@ from flowpolicy.evaluation.arms import Arm, arm_names, recorded_arm
 from flowpolicy.evaluation.compare import Plan, compare
 from flowpolicy.evaluation.comparison import format_comparison
 
-_PLAN = ("episodes", "start_seed", "envs", "sequential", "max_episodes", "alpha", "require", "margin")
+_PLAN = ("episodes", "start_seed", "envs", "sequential", "max_episodes", "alpha", "require", "margin", "may_differ",
+         "allow_seen_seeds")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

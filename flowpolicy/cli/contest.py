@@ -28,8 +28,8 @@ class _Fit:
 
 
 def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequence[str], out: Path,
-                collect: Callable[[str, Path], None], same: Sequence[str]) -> None:  # fmt: skip
-    """Finish what is missing, then sweep; the sweep prints the table and where the page is.
+                collect: Callable[[str, Path], None], same: Sequence[str]) -> int:  # fmt: skip
+    """Finish what is missing, then sweep, which prints the table and where the page is; its exit code.
 
     words: of `flowpolicy train`.   collect: (task id, store to write).   same: what a rerun may not change.
     """
@@ -46,10 +46,11 @@ def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequen
         train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=steps, workers=facts["workers"])
     folders = [config.quoted(entry.run(out) / "checkpoints" / "last") for entry in entries]
     names = [f"{entry.arm} seed {entry.seed}" if len(seeds) > 1 else entry.arm for entry in entries]
-    sweep.main([
+    return sweep.main([
         f"checkpoints=[{','.join(folders)}]", f"names={json.dumps(names)}", f"num_steps={facts['num_steps'] or [1]}",
         f"episodes={facts['episodes']}", f"seeds=[{facts['start_seed']}]", f"workers={facts['workers']}",
         f"device={facts['device']}", f"threads={facts['threads']}", f"out={config.quoted(out / 'sweep')}",
+        f"allow_seen_seeds={facts['allow_seen_seeds']}", "may_differ=[action_horizon]",
     ])  # fmt: skip
 
 

@@ -14,9 +14,13 @@
   demonstrations=PATH   store for the chunk picture; default: the training data, if it is still there
   out=DIR            default: RUN_DIR/evaluation/<checkpoint>/steps_<K>, with the task's id before steps_<K> if it is
                      not the checkpoint's own      device=auto   threads=1
+  allow_seen_seeds=false   true: also seeds that the policy has seen, those of its demonstrations or that chose the
+                     checkpoint (both are in its config.json); table, page and summary.json then say so
   trusted=[]         your own packages whose encoders, nets or heads the checkpoint names: it may run their code
   edited=false       true takes a checkpoint whose files are not as they were saved
-Writes results.jsonl, summary.json, latency.json, chunks.json and videos/.
+A folder appears whole, with results.jsonl, summary.json, latency.json, chunks.json and videos/. After a kill the same
+command goes on at the episode where it was, and a finished evaluation is not done again (more videos are added); other
+seeds, numbers, weights or versions need another out=. n and success are of episodes that were not solved at reset.
 """
 
 from pathlib import Path
@@ -49,6 +53,7 @@ def main(argv: list[str]) -> int:
         device=config.pick_device(cfg.device),
         demonstrations=Path(cfg.demonstrations) if cfg.demonstrations else training_data(recorded),
         trusted_modules=facts["trusted"], edited=facts["edited"],
+        allow_seen_seeds=cfg.allow_seen_seeds,
     )  # fmt: skip
     print(format_table([one.summary for one in evaluations]))
     for one in evaluations:

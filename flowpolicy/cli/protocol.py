@@ -34,9 +34,9 @@ from flowpolicy.trainers.run import DEBUG_STEPS
 
 # what a rerun may change
 _CELLS = ("tasks", "seeds", "out", "envs", "workers", "device", "threads", "only", "num_steps",
-          "trainer.max_hours")  # fmt: skip
+          "trainer.max_hours", "allow_seen_seeds")  # fmt: skip
 _OWN = ("tasks", "seeds", "out", "envs", "workers", "demonstrations", "demonstration_seed", "episodes", "start_seed",
-        "arms", "only", "num_steps")  # fmt: skip
+        "arms", "only", "num_steps", "allow_seen_seeds")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
@@ -57,8 +57,7 @@ def main(argv: list[str]) -> int:
                     workers=facts["workers"])  # fmt: skip
 
     if facts["arms"]:
-        run_contest(facts, words, tasks=tasks, out=out, collect=collect, same=same)
-        return 0
+        return run_contest(facts, words, tasks=tasks, out=out, collect=collect, same=same)
     if facts["only"] is not None or facts["num_steps"] is not None:
         raise ValueError("protocol: only= and num_steps= choose among arms, and there are none; the steps of an "
                          "evaluation are eval.num_steps")  # fmt: skip
@@ -77,7 +76,8 @@ def main(argv: list[str]) -> int:
         train.main([*words, *own, "resume=true"])
 
     def measure(cell: Cell, run: Path, folder: Path) -> None:
-        named = {name: facts[name] for name in ("episodes", "start_seed", "envs", "device", "threads")}
+        named = {name: facts[name] for name in ("episodes", "start_seed", "envs", "device", "threads",
+                                                "allow_seen_seeds")}  # fmt: skip
         named["num_steps"] = facts["eval"]["num_steps"]
         own = [f"checkpoint={config.quoted(run / 'checkpoints' / 'last')}", f"out={config.quoted(folder)}"]
         evaluate.main([*own, *(f"{name}={value}" for name, value in named.items())])

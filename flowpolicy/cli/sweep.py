@@ -12,6 +12,7 @@
   workers=1              processes, with one simulator each
   part=1/1               I/N: every N-th cell (policy × task × num_steps × block) only. N jobs of a cluster may share
                          out=; whichever finishes last writes the page
+  may_differ=[]   allow_seen_seeds=false   see `flowpolicy compare --help`
   out=DIR (required)     device=auto   threads=1 (of each process)   trusted=[]   edited=false
 Run it again after a kill, or with more checkpoints, steps, tasks or seeds: finished episodes are kept.
 A cell that fails stops no other; it is named with its error, and the same command tries it again. (workers=1 runs in
@@ -47,8 +48,8 @@ def main(argv: list[str]) -> int:
     arms, unreadable = sweep_arms(argv, facts)
     found = sweep(
         arms, out=out, grid=grid, device=str(config.pick_device(facts["device"])),
-        threads=facts["threads"], trusted_modules=facts["trusted"], edited=facts["edited"],
-        failed=unreadable,
+        threads=facts["threads"], trusted_modules=facts["trusted"], edited=facts["edited"], failed=unreadable,
+        may_differ=facts["may_differ"], allow_seen_seeds=facts["allow_seen_seeds"],
     )  # fmt: skip
     if found.left_out:
         print(f"left out, since the head does not take that many steps: {', '.join(dict.fromkeys(found.left_out))}")

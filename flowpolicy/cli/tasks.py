@@ -60,7 +60,8 @@ def make_task(cfg: DictConfig) -> "Task":
 
     if cfg.task.env is None:
         raise ValueError(f"task={cfg.task.name} has no simulator (task.env is null); pass another task=… task.id=…")
-    return Task(cfg.task.name, cfg.task.id, config.instantiate(cfg.task.env))
+    settings = {key: value for key, value in config.plain(cfg)["task"]["env"].items() if not key.startswith("_")}
+    return Task(cfg.task.name, cfg.task.id, config.instantiate(cfg.task.env), settings)
 
 
 def task_for(name: str, checkpoint: Path, words: Sequence[str]) -> "tuple[Task, dict[str, Any]]":
@@ -69,5 +70,5 @@ def task_for(name: str, checkpoint: Path, words: Sequence[str]) -> "tuple[Task, 
     name: of the yaml that the words override.
     """
     cfg = config.load(name, with_task(words, own_task(read_config(checkpoint))))
-    task, settings = make_task(cfg), config.plain(cfg)["task"]["env"]
-    return task, {key: value for key, value in settings.items() if not key.startswith("_")}
+    task = make_task(cfg)
+    return task, dict(task.settings)

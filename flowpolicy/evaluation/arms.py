@@ -10,16 +10,19 @@ from typing import Any, final
 
 import torch
 
-from flowpolicy.checkpoint import load_policy
+from flowpolicy.checkpoint import load_policy, read_config
 from flowpolicy.embodiment import require_match
-from flowpolicy.evaluation.evaluate import Task, check_steps, describe
+from flowpolicy.evaluation.evaluate import Task, check_steps, describe, remarks, rules_of
 from flowpolicy.evaluation.folders import read_json, read_lines, short_names
-from flowpolicy.evaluation.rows import FACTS, episode_row, weights_digest
+from flowpolicy.evaluation.rows import FACTS, episode_row, left_to_solve, weights_digest
+from flowpolicy.evaluation.seen_seeds import seen_seeds
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
+from flowpolicy.tracking import numerics
 
+_SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "maniskill": ("mani_skill", "sapien")}  # family -> distributions
 _EYES = ("obs", "view")  # of an environment's settings: what the policy sees, which may differ from arm to arm
 
 
@@ -46,6 +49,11 @@ class Arm:
         values = (self.task.name, self.task.id, str(self.checkpoint), self.num_steps)
         return dict(zip(FACTS, values, strict=True))
 
+    def seen(self, seeds: range) -> dict[str, int]:
+        """How many of `seeds` its policy has seen, see `seen_seeds`."""
+        assert self.task is not None and self.checkpoint is not None
+        return seen_seeds(read_config(self.checkpoint), (self.task.name, self.task.id), seeds)
+
     def rows(self) -> dict[int, dict[str, Any]]:
         """Seed -> line, of every finished episode. Raises ValueError for a line of another policy."""
         rows = {row["seed"]: row for row in read_lines(self.folder / "results.jsonl")}
@@ -61,12 +69,24 @@ class Arm:
 class ArmResult:
     """The episodes of an arm that count, in seed order, and what is known about its speed.
 
+    rows: all; `n`, `successes` and `outcomes` are of those that were not solved at reset.
     summary: as in summary.json; {} where there is none.
     """
 
     name: str
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+
+    @property
+    def counted(self) -> list[Mapping[str, Any]]:
+        """The rows that say something about the policy."""
+        return left_to_solve(self.rows)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What must be said beside its numbers."""
+        solved = {"solved_at_reset": len(self.rows) - self.n, "num_steps": self.num_steps}
+        return remarks(solved | {"seen_seeds": self.summary.get("seen_seeds")}, self.name)
 
     @property
     def num_steps(self) -> int:
@@ -76,12 +96,12 @@ class ArmResult:
     @property
     def n(self) -> int:
         """Episodes."""
-        return len(self.rows)
+        return len(self.counted)
 
     @property
     def successes(self) -> int:
         """Episodes with success at any time."""
-        return sum(row["success_once"] for row in self.rows)
+        return sum(row["success_once"] for row in self.counted)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -96,12 +116,12 @@ class ArmResult:
     @property
     def failures(self) -> str:
         """ "3 timeout, 1 collision"."""
-        reasons = Counter(row["failure"] for row in self.rows if row["failure"])
+        reasons = Counter(row["failure"] for row in self.counted if row["failure"])
         return ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "–"
 
     def outcomes(self) -> dict[int, bool]:
         """Seed -> success."""
-        return {row["seed"]: bool(row["success_once"]) for row in self.rows}
+        return {row["seed"]: bool(row["success_once"]) for row in self.counted}
 
 
 def arm_names(places: Sequence[Path], num_steps: Sequence[int], *, labels: Sequence[str] = (),
@@ -134,8 +154,12 @@ def recorded_arm(name: str, folder: Path) -> Arm:
     return Arm(name, int(policies.pop()[FACTS.index("num_steps")] or 0), folder)
 
 
-def require_comparable(arms: Sequence[Arm]) -> None:
-    """Raise ValueError unless there are two arms or more, with names of their own, all on the same task."""
+def require_comparable(arms: Sequence[Arm], *, may_differ: Sequence[str] = ()) -> None:
+    """Raise ValueError unless there are two arms or more, with names of their own, all on the same task and rules.
+
+    may_differ: names of rules, as the error names them, that need not be the same. Recorded episodes are held to what
+    their summary.json says; older ones do not say all.
+    """
     if len(arms) < 2:
         raise ValueError(f"wanted at least two arms, got {len(arms)}; pass DIR DIR, or DIR num_steps=[1,4]")
     if twice := [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]:
@@ -146,13 +170,30 @@ def require_comparable(arms: Sequence[Arm]) -> None:
     for name, task in seen.items():
         if task != seen[first]:
             raise ValueError(f"{first} is on {seen[first]}, {name} on {task}; pass task=… task.id=… for all")
-    settings = {a.name: {k: v for k, v in a.conditions.items() if k not in _EYES} for a in arms if a.task is not None}
-    for name, own in settings.items():
-        other = next(iter(settings.values()))
-        if own != other:
-            key = next(key for key in {**own, **other} if own.get(key) != other.get(key))
-            raise ValueError(f"{next(iter(settings))} is evaluated with {key}={other.get(key)}, {name} with "
-                             f"{key}={own.get(key)}; pass task.{key}=… for all")  # fmt: skip
+    told: dict[str, tuple[str, Any]] = {}  # rule -> the first arm that says it, and its value
+    for arm in arms:
+        for key, value in _rules(arm).items():
+            name, other = told.setdefault(key, (arm.name, value))
+            if value != other and key not in may_differ:
+                fix = f"pass task.{key}=… for all" if arm.task is not None and key in arm.conditions else (
+                    f"evaluate both alike, or pass may_differ=[{key}]")  # fmt: skip
+                raise ValueError(f"{name} is evaluated with {key}={other}, {arm.name} with {key}={value}; {fix}")
+
+
+def _rules(arm: Arm) -> dict[str, Any]:
+    """What the arms of a comparison must share, as far as it is known: settings of the environment but for what the
+    policy sees, executed steps of a chunk, control rate, versions of the simulator."""
+    if arm.task is None:
+        summary = read_json(arm.folder / "summary.json") or {}
+        settings, found = summary.get("settings") or {}, summary.get("versions") or {}
+        rules = {key: summary[key] for key in ("action_horizon", "control_hz", "sampler") if key in summary}
+    else:
+        assert arm.checkpoint is not None
+        settings, found = arm.conditions, numerics()
+        rules = {"action_horizon": read_config(arm.checkpoint)["policy"].get("action_horizon"), "sampler": "jump"}
+    rules |= {key: value for key, value in settings.items() if key not in _EYES}
+    name = arm.task.name if arm.task is not None else next(iter(arm.rows().values()))["task"]
+    return rules | {package: found[package] for package in _SIMULATORS.get(name, ()) if package in found}
 
 
 def asked_of(arm: Arm) -> dict[str, Any]:
@@ -211,10 +252,13 @@ class Rollouts:
     def describe(self, arm: Arm, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The summary of the episodes that count, measured where summary.json does not hold it already."""
         found = read_json(arm.folder / "summary.json") or {}
-        if arm.task is None or (found.get("n"), found.get("start_seed")) == (len(rows), rows[0]["seed"]):
+        if arm.task is None or (found.get("episodes"), found.get("start_seed")) == (len(rows), rows[0]["seed"]):
             return found
         self.open([arm])
-        return describe(self.policy(arm), self._envs[_simulator(arm)], rows, out=arm.folder)
+        assert arm.checkpoint is not None
+        policy, seeds = self.policy(arm), range(rows[0]["seed"], rows[-1]["seed"] + 1)
+        rules = rules_of(policy, arm.checkpoint, arm.conditions) | {"seen_seeds": arm.seen(seeds)}
+        return describe(policy, self._envs[_simulator(arm)], rows, out=arm.folder, rules=rules)
 
     def keep(self, arm: Arm | None) -> None:
         """Give up all policies and simulators but those of `arm`."""

@@ -16,7 +16,7 @@ from flowpolicy.evaluation.observations import Observed
 from flowpolicy.evaluation.paired import paired_outcomes
 from flowpolicy.files import atomic_directory
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv
 from flowpolicy.seeding import stream
 from flowpolicy.tracking import write_json
@@ -135,10 +135,10 @@ def closed_loop(policy: FlowPolicy, bundle: OnnxPolicy, env: VectorEnv, seeds: S
     """Success of both on the same seeds with the same noise, 95 % intervals, and the exact McNemar test."""
     arms = {"torch": policy, "onnx": BundlePolicy(bundle)}
     success = {
-        name: [result.success_once for result in run_episodes(arm, env, seeds, num_steps=bundle.num_steps)]
+        name: [one.success_once for one in left_to_solve(run_episodes(arm, env, seeds, num_steps=bundle.num_steps))]
         for name, arm in arms.items()
     }
-    return {"n": len(seeds), "start_seed": int(seeds[0]), **paired_outcomes(success)}
+    return {"n": len(success["torch"]), "start_seed": int(seeds[0]), **paired_outcomes(success)}
 
 
 def format_certificate(certificate: Mapping[str, Any]) -> str:

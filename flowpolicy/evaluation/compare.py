@@ -11,12 +11,13 @@ from typing import Any, final
 import torch
 from tqdm import tqdm
 
+from flowpolicy.checkpoint import read_config
 from flowpolicy.evaluation.arms import Arm, ArmResult, Rollouts, asked_of, require_comparable
 from flowpolicy.evaluation.compare_page import comparison_page
 from flowpolicy.evaluation.comparison import Comparison, conclude
-from flowpolicy.evaluation.evaluate import START_SEED
 from flowpolicy.evaluation.pairs import Requirement, check_requirement, compare_pairs
 from flowpolicy.evaluation.rows import append_rows, require_unchanged
+from flowpolicy.evaluation.seen_seeds import START_SEED, require_unseen
 from flowpolicy.files import drop_cut_line, write_atomic
 from flowpolicy.locks import only_writer
 from flowpolicy.tracking import write_json
@@ -33,6 +34,7 @@ class Plan:
     episodes: of each arm, on seeds start_seed, start_seed + 1, ...; when sequential, before the first look.
     sequential: look again and again, drop arms that are decided, stop when every pair is or at max_episodes.
     alpha: chance of calling any equal pair different.   require, margin: see `judge`; about the first arm.
+    may_differ: see `require_comparable`.   allow_seen_seeds: see `require_unseen`.
     """
 
     episodes: int = 100
@@ -43,6 +45,8 @@ class Plan:
     alpha: float = 0.05
     require: Requirement | None = None
     margin: float = 0.05
+    may_differ: Sequence[str] = ()
+    allow_seen_seeds: bool = False
 
     def __post_init__(self) -> None:
         for name, least in {"episodes": 1, "envs": 1, "max_episodes": 1, "start_seed": 0}.items():
@@ -85,7 +89,12 @@ def compare(
     After a kill, call it again: finished episodes are kept. More episodes or arms may be asked for later.
     Raises ValueError when the arms cannot be compared, or `out` was begun with other policies or conditions.
     """
-    require_comparable(arms)
+    require_comparable(arms, may_differ=plan.may_differ)
+    seeds = range(plan.start_seed, plan.start_seed + [*plan.looks()][-1])
+    for arm in arms:
+        if arm.task is not None and arm.checkpoint is not None:
+            require_unseen(read_config(arm.checkpoint), (arm.task.name, arm.task.id), seeds, name=arm.name,
+                           allow=plan.allow_seen_seeds)  # fmt: skip
     if plan.sequential and (recorded := [arm.name for arm in arms if arm.task is None]):
         raise ValueError(f"sequential=true rolls out as it goes, {recorded[0]} is recorded; pass a checkpoint")
     with (

@@ -16,6 +16,8 @@ from flowpolicy.evaluation.sequential import stakes
 from flowpolicy.evaluation.svg import INK, NUM_COLOURS, Line, Mark, Row, interval_chart, line_chart, scatter_chart
 from flowpolicy.tracking import versions
 
+LOOK = ("To look at one: `flowpolicy evaluate checkpoint=DIR start_seed=SEED episodes=1 video=1 out=look/SEED`, "
+        "which writes to that folder alone.")  # fmt: skip
 MAX_SEEDS = 300  # rows of the table of seeds; more are in results.jsonl
 MAX_CARDS = 4
 SAME_SPEED = 1.1  # medians of one policy differ by up to a tenth from call to call on a shared machine
@@ -142,7 +144,8 @@ def _success_section(comparison: Comparison) -> Section:
         ])  # fmt: skip
     header = ["arm", "failures", "steps", "n", "success", "95 % interval", "p50 ms", "p95 ms", "p99 ms", "parameters"]
     lead = "Share of episodes that succeeded, with the 95 % Wilson interval of each arm by itself."
-    return Section("Success", interval_chart(chart) + table(header, rows, text_columns=2), lead)
+    said = [f"<p class='verdict lost'>{escape(remark)}</p>" for arm in comparison.arms for remark in arm.remarks]
+    return Section("Success", "".join(said) + interval_chart(chart) + table(header, rows, text_columns=2), lead)
 
 
 def _pair_section(tested: Sequence[Pair]) -> Section:
@@ -196,7 +199,7 @@ def _seed_section(arms: Sequence[ArmResult]) -> Section:
         body += none(f"{len(shown) - MAX_SEEDS} more seeds are in results.jsonl.")
     body += none(f"The first {ALL_PAIRS} arms; {dropped} more are in results.jsonl.") if dropped else ""
     common = sum(sum(seed in found for found in rows.values()) > 1 for seed in seeds)
-    lead = "To look at with `flowpolicy evaluate … start_seed=SEED episodes=1 video=1`."
+    lead = LOOK
     return Section(title, details(f"{len(shown)} of {common} common seeds", body, is_open=len(shown) <= 40), lead)
 
 

@@ -52,7 +52,8 @@ class Comparison:
             arms.append({
                 "name": arm.name, "checkpoint": arm.rows[0]["checkpoint"], "num_steps": arm.num_steps, "n": arm.n,
                 "success_once": arm.successes / arm.n, "ci_low": low, "ci_high": high, "latency_ms": arm.latency_ms,
-                "policy_params": arm.summary.get("policy_params"),
+                "policy_params": arm.summary.get("policy_params"), "solved_at_reset": len(arm.rows) - arm.n,
+                "seen_seeds": arm.summary.get("seen_seeds") or {},
             })  # fmt: skip
         pairs = [
             {"a": pair.name_a, "b": pair.name_b, "successes": [pair.a[0], pair.b[0]], "n": [pair.a[1], pair.b[1]],
@@ -123,6 +124,7 @@ def format_comparison(comparison: Comparison) -> str:
         p50 = f"{latency['p50']:.3f}" if latency else "–"
         lines.append(f"{arm.name:<{width}}{arm.num_steps:7d}{arm.n:6d}{arm.successes / arm.n:9.3f}  "
                      f"{low:.3f} - {high:.3f}{p50:>9}")  # fmt: skip
+    lines += [remark for arm in comparison.arms for remark in arm.remarks]
     lines += [pair.sentence for pair in comparison.pairs]
     lines += [said] if (said := omitted(comparison)) else []
     lines += [warning] if (warning := peeking(comparison)) else []

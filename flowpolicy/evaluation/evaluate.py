@@ -1,6 +1,5 @@
 """`evaluate`: seeded rollouts of one checkpoint on one task, one evaluation folder per number of steps."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,27 +10,32 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from flowpolicy.checkpoint import load_policy, resolve_checkpoint
+from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
 from flowpolicy.deploy.latency import LatencyReport, measure_latency
 from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.chunks import Demonstration, load_demonstration, record_episode, write_chunks
-from flowpolicy.evaluation.rows import FACTS, append_rows, episode_row
+from flowpolicy.evaluation.journal import Journal
+from flowpolicy.evaluation.rows import FACTS, episode_row, left_to_solve, weights_digest
+from flowpolicy.evaluation.seen_seeds import START_SEED, require_unseen, seen_warning
 from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.locks import only_writer
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.episodes import EpisodeResult, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
 from flowpolicy.rollout.video import require_video
-from flowpolicy.tracking import versions, write_json
-
-START_SEED = 100_000  # reported seeds; training's own evaluations start at 50000, collection at 0
+from flowpolicy.tracking import numerics, versions, write_json
 
 
 class Task(NamedTuple):
-    """What to evaluate on: family name, id, and how to make one environment (takes `render=`; must pickle)."""
+    """What to evaluate on: family name, id, and how to make one environment (takes `render=`; must pickle).
+
+    settings: JSON-ready, what `make_env` makes it with (episode limit, view, …), apart from the seed.
+    """
 
     name: str
     id: str
     make_env: Callable[..., Any]
+    settings: Mapping[str, Any] = {}
 
 
 class Evaluation(NamedTuple):
@@ -54,6 +58,7 @@ def evaluate(
     demonstrations: Path | None = None,
     trusted_modules: Sequence[str] = (),
     edited: bool = False,
+    allow_seen_seeds: bool = False,
     progress: bool = True,
 ) -> list[Evaluation]:
     """Roll out seeds start_seed .. start_seed + episodes - 1 at every number of steps in `outs`.
@@ -62,54 +67,80 @@ def evaluate(
     envs: parallel simulators; the results do not depend on it.   video: record the first so many episodes.
     demonstrations: store whose first episode the chunk picture shows too.   trusted_modules,
     edited: as in `load_policy`.
-    Each folder gets results.jsonl, summary.json, latency.json (batch 1, after warm-up), chunks.json, and videos/ when
-    asked for. Raises ValueError when checkpoint and task disagree on the embodiment, or a count is out of range.
+    allow_seen_seeds: also seeds that the policy has seen (`seen_seeds`); the result is marked.
+    Each folder appears whole, with results.jsonl, summary.json, latency.json (batch 1, after warm-up), chunks.json,
+    and videos/ when asked for. A killed call goes on at the episode where it was; a finished one is not done again.
+    Raises ValueError when checkpoint and task disagree on the embodiment, a count is out of range, a folder holds
+    anything else than this evaluation, or seeds had been seen.
     """
-    counts = {"episodes": (episodes, 1), "envs": (envs, 1), "video": (video, 0), "start_seed": (start_seed, 0)}
-    for name, (value, least) in counts.items():
-        if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    _check_counts(episodes=episodes, envs=envs, video=video, start_seed=start_seed)
     if video:
         require_video()
-    folder = resolve_checkpoint(checkpoint)
+    folder, seeds = resolve_checkpoint(checkpoint), range(start_seed, start_seed + episodes)
+    seen = require_unseen(read_config(folder), (task.name, task.id), seeds, allow=allow_seen_seeds)
     policy = load_policy(folder, device=device, trusted_modules=trusted_modules, edited=edited)
     check_steps(policy, outs)
+    facts = {"task": task.name, "task_id": task.id, "checkpoint": str(folder)}
+    rules = rules_of(policy, folder, task.settings) | {"seen_seeds": seen}
+    asked = {"start_seed": start_seed, "episodes": episodes, **facts, **rules, "device": str(device),
+             "threads": torch.get_num_threads(), "versions": numerics()}  # fmt: skip
+    journals = {k: Journal(out, {"num_steps": k} | asked) for k, out in outs.items()}
+    if all(journal.complete and not journal.unfilmed(seeds[:video]) for journal in journals.values()):
+        return [Evaluation(journal.summary(), journal.out) for journal in journals.values()]
     demonstration = load_demonstration(demonstrations, policy) if demonstrations else None
-    seeds = range(start_seed, start_seed + episodes)
     env = make_vector_env(partial(task.make_env, render=video > 0), min(envs, episodes))
-    found = []
     try:
         require_match(policy.embodiment, env.embodiment, what="checkpoint and task", simulated=True)
-        for num_steps, out in outs.items():
-            facts = {"task": task.name, "task_id": task.id, "checkpoint": str(folder), "num_steps": num_steps}
-            out = out.absolute()
-            rows, seconds = _roll(policy, env, seeds, facts, out=out, video=video, progress=progress)
-            speed = sum(row["episode_len"] for row in rows) / seconds
-            summary = describe(policy, env, rows, out=out, env_steps_per_s=speed, demonstration=demonstration)
-            found.append(Evaluation(summary, out))
+        for num_steps, journal in journals.items():
+            with only_writer(journal.out.parent, f"{journal.out.name}.lock"):
+                own = facts | {"num_steps": num_steps}
+                rows, speed = _roll(policy, env, seeds, own, journal=journal, video=video, progress=progress)
+                if not journal.complete:
+                    describe(policy, env, rows, out=journal.unfinished, env_steps_per_s=speed, rules=rules,
+                             demonstration=demonstration)  # fmt: skip
+                    journal.finish(rows)
     finally:
         env.close()
-    return found
+    return [Evaluation(journal.summary(), journal.out) for journal in journals.values()]
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        least = 1 if name in ("episodes", "envs") else 0
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def rules_of(policy: FlowPolicy, checkpoint: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What two evaluations must share to be compared, and which weights these were; part of summary.json.
+
+    settings: of the task's environment.   action_horizon: steps executed of each chunk.   sampler, noise: how a chunk
+    is drawn.   weights: digest of the checkpoint.
+    """
+    return {"settings": dict(settings), "action_horizon": policy.action_horizon,
+            "control_hz": policy.embodiment.control_hz, "sampler": "jump", "noise": "drawn, a stream per seed",
+            "weights": weights_digest(checkpoint)[:16]}  # fmt: skip
 
 
 def describe(policy: FlowPolicy, env: VectorEnv, rows: Sequence[Mapping[str, Any]], *, out: Path,
-             env_steps_per_s: float | None = None, demonstration: Demonstration | None = None
-             ) -> dict[str, Any]:  # fmt: skip
-    """Write latency.json (batch 1, after warm-up), chunks.json and summary.json of the episodes `rows`.
+             rules: Mapping[str, Any], env_steps_per_s: float | None = None,
+             demonstration: Demonstration | None = None) -> dict[str, Any]:  # fmt: skip
+    """Write latency.json (batch 1, after warm-up), chunks.json and last summary.json of the episodes `rows`.
 
     rows: lines of results.jsonl, of one policy at one number of steps.   env: takes the first of these episodes again.
-    env_steps_per_s: None is the speed of that episode. Returns the summary.
+    rules: see `rules_of`; and what else is to be said.   env_steps_per_s: None is the speed of that episode.
+    Returns the summary.
     """
     num_steps, start_seed = rows[0]["num_steps"], rows[0]["seed"]
     start = time.monotonic()
     record = record_episode(policy, env, seed=start_seed, num_steps=num_steps)
     speed = env_steps_per_s or record.episode_len / (time.monotonic() - start)
     latency = measure_latency(policy, record.seen[0], num_steps=num_steps)
+    summary = {name: rows[0][name] for name in FACTS} | summarize(rows, latency, env_steps_per_s=speed)
+    summary |= {"start_seed": start_seed, **rules, "device": latency.device, "threads": torch.get_num_threads()}
+    summary |= {"versions": versions(), "policy_params": policy.num_parameters}
     write_json(out / "latency.json", latency.to_dict())
     write_chunks(out / "chunks.json", policy, record, num_steps=num_steps, demonstration=demonstration)
-    summary = {name: rows[0][name] for name in FACTS} | summarize(rows, latency, env_steps_per_s=speed)
-    summary |= {"start_seed": start_seed, "device": latency.device, "versions": versions()}
-    summary["policy_params"] = policy.num_parameters
     write_json(out / "summary.json", summary)
     return summary
 
@@ -117,13 +148,17 @@ def describe(policy: FlowPolicy, env: VectorEnv, rows: Sequence[Mapping[str, Any
 def summarize(rows: Sequence[Mapping[str, Any]], latency: LatencyReport, *, env_steps_per_s: float) -> dict[str, Any]:
     """The measured part of summary.json. env_steps_per_s: of all the rollouts, policy included.
 
+    n and the rates are of the episodes that were not solved at reset: `solved_at_reset` of `episodes` were.
     success_outcomes: where the environment has words for ways to succeed ("left", "right"), how often each was taken.
     """
+    every, rows = rows, left_to_solve(rows)
     n, once = len(rows), sum(row["success_once"] for row in rows)
     low, high = wilson_interval(once, n)
     ways = Counter(row["outcome"] for row in rows if row.get("outcome") and row["success_once"])
     return {
         "n": n,
+        "episodes": len(every),
+        "solved_at_reset": len(every) - n,
         "success_once": once / n,
         "ci_low": low,
         "ci_high": high,
@@ -160,7 +195,18 @@ def format_table(summaries: Sequence[Mapping[str, Any]]) -> str:
         interval = f"{summary['ci_low']:.3f} - {summary['ci_high']:.3f}"
         times = "".join(f"{summary['latency_ms'][name]:9.3f}" for name in ("p50", "p95", "p99"))
         lines.append(f"{summary['num_steps']:5d}{summary['n']:5d}{summary['success_once']:9.3f}  {interval}{times}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(remark for summary in summaries for remark in remarks(summary))])
+
+
+def remarks(summary: Mapping[str, Any], name: str = "") -> list[str]:
+    """What must be said beside the numbers of a summary.json.   name: of the evaluation."""
+    name = name or f"{summary['num_steps']} step{'' if summary['num_steps'] == 1 else 's'}"
+    found = []
+    if solved := summary.get("solved_at_reset"):
+        found.append(f"{name}: {solved} more episodes were solved at reset and count neither way.")
+    if seen := summary.get("seen_seeds"):
+        found.append(seen_warning(name, seen))
+    return found
 
 
 def check_steps(policy: FlowPolicy, num_steps: Collection[int]) -> None:
@@ -175,38 +221,37 @@ def check_steps(policy: FlowPolicy, num_steps: Collection[int]) -> None:
 def _roll(
     policy: FlowPolicy,
     env: VectorEnv,
-    seeds: Sequence[int],
+    seeds: range,
     facts: dict[str, Any],
     *,
-    out: Path,
+    journal: Journal,
     video: int,
     progress: bool,
-) -> tuple[list[dict[str, Any]], float]:
-    """Run all seeds, adding each finished group to results.jsonl.part; renamed when the last one is in.
-
-    What a killed evaluation had finished is still there to read; an error before the first group leaves no file.
-    """
-    group = 10 * env.num_envs  # a group ends with its slowest episode: ten per simulator keep the others' wait small
-    videos = out / "videos" if video else None
-    for old in [*out.glob("videos/*.mp4"), *out.glob("results.jsonl.part")]:
-        old.unlink()  # an earlier evaluation's recordings would pass for this one's
-    rows: list[dict[str, Any]] = []
-    start = time.monotonic()
+) -> tuple[list[dict[str, Any]], float | None]:
+    """Run what the journal lacks; all lines in seed order, and steps per second of what was run now (None: nothing)."""
+    if not journal.complete:
+        journal.begin()
+    found = journal.rows()
+    filmed = set(journal.unfilmed(seeds[:video]))
+    todo = [seed for seed in seeds if seed not in found or seed in filmed]
+    films = sum(seed in seeds[:video] for seed in todo)  # they come first
+    steps, start = 0, time.monotonic()
     label = f"episodes, {facts['num_steps']} step{'' if facts['num_steps'] == 1 else 's'}"
-    with tqdm(total=len(seeds), desc=label, unit="ep", disable=not progress) as bar:
-        for first in range(0, len(seeds), group):
-            done = run_episodes(
-                policy,
-                env,
-                seeds[first : first + group],
-                num_steps=facts["num_steps"],
-                video_dir=videos,
-                video_episodes=max(0, video - first),
-            )
-            append_rows(out / "results.jsonl.part", [episode_row(facts, result) for result in done])
-            rows += [episode_row(facts, result) for result in done]
-            bar.update(len(done))
-            bar.set_postfix_str(f"success {sum(row['success_once'] for row in rows) / len(rows):.2f}")
-    seconds = time.monotonic() - start
-    os.replace(out / "results.jsonl.part", out / "results.jsonl")
-    return rows, seconds
+    with tqdm(total=len(seeds), initial=len(seeds) - len(todo), desc=label, unit="ep", disable=not progress) as bar:
+
+        def note(result: EpisodeResult) -> None:
+            nonlocal steps
+            if result.seed not in found:
+                journal.add(row := episode_row(facts, result))
+                found[result.seed] = row
+            steps += result.episode_len
+            bar.update()
+            bar.set_postfix_str(f"success {sum(row['success_once'] for row in found.values()) / len(found):.2f}")
+
+        try:
+            run_episodes(policy, env, todo, num_steps=facts["num_steps"], video_dir=journal.videos,
+                         video_episodes=films, on_done=note)  # fmt: skip
+        finally:
+            journal.drop_if_empty()
+    speed = steps / (time.monotonic() - start) if todo else None
+    return [found[seed] for seed in seeds], speed

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any, NamedTuple, final
 
+from flowpolicy.evaluation.evaluate import remarks
 from flowpolicy.evaluation.folders import read_lines
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.files import write_atomic
@@ -106,6 +107,7 @@ def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:
         "train_s": lines[-1]["time_s"],
         "latency_ms_p50": summary["latency_ms"]["p50"],
         **{name: summary[name] for name in kept},
+        **{name: summary[name] for name in ("solved_at_reset", "seen_seeds") if summary.get(name)},
     }
 
 
@@ -133,6 +135,8 @@ def format_protocol(rows: Sequence[dict[str, Any]], difficulty: Callable[[str], 
         tops, lasts = zip(*values, strict=True)
         lines.append(f"{'mean of ' + str(len(values)):<{width}}  {name:<10}         {mean(tops):.3f}          "
                      f"{mean(lasts):.3f}")  # fmt: skip
+    for row in rows:
+        lines += remarks(row, f"{row['task_id']}, seed {row['seed']}")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from flowpolicy.evaluation.evaluate import remarks
 from flowpolicy.evaluation.folders import EvaluationFolder
 from flowpolicy.evaluation.page import Section, details, none, table
 from flowpolicy.evaluation.svg import INK, Line, Row, histogram, interval_chart, line_chart
@@ -28,7 +29,10 @@ def success_section(evaluations: Sequence[EvaluationFolder]) -> Section:
                         f"n = {s['n']}"))  # fmt: skip
     header = ["evaluation", "steps", "n", "success", "95 % interval", "at end", "mean return", "failures",
               "p50 ms", "p95 ms", "p99 ms", "env steps/s"]  # fmt: skip
-    body = interval_chart(chart) + table(header, [_row(e) for e in evaluations])
+    said = "".join(
+        f"<p class='verdict lost'>{escape(one)}</p>" for e in evaluations for one in remarks(e.summary, _name(e))
+    )
+    body = said + interval_chart(chart) + table(header, [_row(e) for e in evaluations])
     body += _mean_over_checkpoints(evaluations)
     ways = [(e, e.summary["success_outcomes"]) for e in evaluations if "success_outcomes" in e.summary]
     if ways:

@@ -22,8 +22,20 @@ def episode_row(facts: Mapping[str, Any], result: EpisodeResult) -> dict[str, An
         "return": result.return_,
         "episode_len": result.episode_len,
         "failure": result.failure,
+        "solved_at_reset": result.solved_at_reset,
     }
     return row | ({"outcome": result.outcome} if result.outcome else {})
+
+
+def left_to_solve(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Lines of episodes that were not solved at reset, of which success rates are; older lines do not say.
+
+    Raises ValueError when there is none.
+    """
+    if not (some := [row for row in rows if not row.get("solved_at_reset")]):
+        raise ValueError(f"all {len(rows)} episodes were solved at reset: there is nothing to measure; take other "
+                         "seeds, or another task")  # fmt: skip
+    return some
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

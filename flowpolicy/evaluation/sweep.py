@@ -4,7 +4,7 @@ A cell that fails (a checkpoint that does not load, a simulator that crashes) st
 and tried again by the next call.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from flowpolicy.evaluation.comparison import Comparison, Failure, conclude
 from flowpolicy.evaluation.folders import read_json, read_lines
 from flowpolicy.evaluation.processes import Outcome, run_all
 from flowpolicy.evaluation.rows import FACTS, append_rows, require_unchanged
+from flowpolicy.evaluation.seen_seeds import seen_text
 from flowpolicy.evaluation.sweep_page import sweep_markdown, sweep_page
 from flowpolicy.files import drop_cut_line, write_atomic
 from flowpolicy.locks import only_writer
@@ -110,10 +111,13 @@ def sweep(
     edited: bool = False,
     progress: bool = True,
     failed: Sequence[Failure] = (),
+    may_differ: Sequence[str] = (),
+    allow_seen_seeds: bool = False,
 ) -> Sweep:
     """Run every missing episode, adding lines to out/results.jsonl; then write out/sweep.json, sweep.md and sweep.html.
 
     arms: with tasks; on one task all under the same conditions.   failed: what could not even become an arm.
+    may_differ: see `require_comparable`.   allow_seen_seeds: see `require_unseen`.
     While other parts have not finished theirs there is no comparison yet: the last one writes the page.
     Raises ValueError when `out` was begun with other policies or settings, or when not one arm could be run.
     """
@@ -123,7 +127,11 @@ def sweep(
         raise ValueError(failed[0].error if failed else "no head takes that many steps; add 1 to num_steps")
     for together in _by_task(able).values():
         if len(together) > 1:
-            require_comparable(together)
+            require_comparable(together, may_differ=may_differ)
+    for arm in able:
+        if (seen := _seen(arm, grid)) and not allow_seen_seeds:
+            raise ValueError(f"{arm.name} has seen {seen_text(seen)} of the seeds; take others, or pass "
+                             "allow_seen_seeds=true, which marks the result")  # fmt: skip
     asked = require_unchanged(out / "asked.json", asked)
     part = "" if grid.parts == 1 else f"_{grid.part}_of_{grid.parts}"
     with only_writer(out, f"results{part}.jsonl.lock"):
@@ -141,7 +149,7 @@ def sweep(
         if not whole:
             raise ValueError(failed[0].error)
         found = {id(able[i]): results[i] for i in whole}
-        comparisons = _conclude([able[i] for i in sorted(whole)], found, means, out, failed)
+        comparisons = _conclude([able[i] for i in sorted(whole)], found, means, out, failed, grid)
     return Sweep(comparisons, left_out, failed, waits=False)
 
 
@@ -284,9 +292,10 @@ def _worker_roll(job: Job) -> list[dict[str, Any]]:
 
 
 def _conclude(arms: Sequence[Arm], rows: Mapping[int, list[dict[str, Any]]], means: Means, out: Path,
-              failed: Sequence[Failure]) -> list[Comparison]:  # fmt: skip
+              failed: Sequence[Failure], grid: Grid) -> list[Comparison]:  # fmt: skip
     """One comparison per task, sweep.json, sweep.md and sweep.html.   rows: id of an arm -> its lines."""
     summaries = _summaries(arms, means, out / "latency.jsonl")
+    summaries = [one | {"seen_seeds": _seen(arm, grid)} for one, arm in zip(summaries, arms, strict=True)]
     results = {id(arm): ArmResult(arm.name, rows[id(arm)], summaries[i]) for i, arm in enumerate(arms)}
     comparisons = [conclude([results[id(arm)] for arm in together]) for together in _by_task(arms).values()]
     content = {"tasks": [one.to_dict() for one in comparisons], "failed": [one._asdict() for one in failed]}
@@ -294,6 +303,14 @@ def _conclude(arms: Sequence[Arm], rows: Mapping[int, list[dict[str, Any]]], mea
     write_atomic(out / "sweep.md", sweep_markdown(comparisons, failed=failed))
     write_atomic(out / "sweep.html", sweep_page(comparisons, failed=failed))
     return comparisons
+
+
+def _seen(arm: Arm, grid: Grid) -> dict[str, int]:
+    """How many of the grid's seeds the arm's policy has seen, by what."""
+    found: Counter[str] = Counter()
+    for first in grid.seeds:
+        found.update(arm.seen(grid.block(first)))
+    return dict(found)
 
 
 def _summaries(arms: Sequence[Arm], means: Means, file: Path) -> list[dict[str, Any]]:

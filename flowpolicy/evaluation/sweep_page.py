@@ -33,7 +33,12 @@ def format_sweep(comparisons: Sequence[Comparison], *, failed: Sequence[Failure]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
              for row in [header, *rows]]  # fmt: skip
     lines += [format_one_step(found)] if (found := one_against_many(comparisons)) else []
-    return "\n".join([*lines, *format_failed(failed)])
+    return "\n".join([*lines, *_remarks(comparisons), *format_failed(failed)])
+
+
+def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
+    """What must be said beside the numbers."""
+    return [f"{one.task_id}: {remark}" for one in comparisons for arm in one.arms for remark in arm.remarks]
 
 
 def format_failed(failed: Sequence[Failure]) -> list[str]:
@@ -49,7 +54,7 @@ def sweep_markdown(comparisons: Sequence[Comparison], *, failed: Sequence[Failur
     text = _markdown(header, rows, text_columns=1)
     if found := one_against_many(comparisons):
         text += "\n" + _markdown(*_one_step_cells(found), text_columns=3)
-    return text + "".join(f"\n{line}\n" for line in format_failed(failed))
+    return text + "".join(f"\n{line}\n" for line in [*_remarks(comparisons), *format_failed(failed)])
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int) -> str:

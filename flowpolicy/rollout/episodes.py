@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -48,6 +48,7 @@ class EpisodeResult(NamedTuple):
     failure: "" after success, else "timeout", "non_finite_action", "non_finite_observation", or the environment's own
       word ("collision").
     infer_ms: wall time of each `predict`.   outcome: the environment's word at the last step, if it has one.
+    solved_at_reset: the episode was a success before the first action, so it says nothing about the policy.
     """
 
     seed: int
@@ -58,6 +59,15 @@ class EpisodeResult(NamedTuple):
     failure: str
     infer_ms: list[float]
     outcome: str = ""
+    solved_at_reset: bool = False
+
+
+def left_to_solve(results: Sequence[EpisodeResult]) -> list[EpisodeResult]:
+    """Those that were not solved at reset: what success rates are of. Raises ValueError when there is none."""
+    if not (some := [result for result in results if not result.solved_at_reset]):
+        raise ValueError(f"all {len(results)} episodes from seed {results[0].seed} on were solved at reset: there is "
+                         "nothing to measure; take other seeds, or another task")  # fmt: skip
+    return some
 
 
 def run_episodes(
@@ -69,11 +79,13 @@ def run_episodes(
     progress: bool = False,
     video_dir: Path | None = None,
     video_episodes: int = 0,
+    on_done: Callable[[EpisodeResult], None] | None = None,
 ) -> list[EpisodeResult]:
     """One episode per seed, in the order of `seeds`; bit-identical for every `env.num_envs`.
 
     env: made with autoreset=False.   num_steps: network evaluations per chunk.
     video_dir, video_episodes: film the first so many episodes to <seed>_<success|failure>.mp4.
+    on_done: called with each result as its episode ends, in any order; its recording is written by then.
     An action that is not finite ends its episode as a failure, since a simulator must not see it, and so does an
     observation that is not: a simulation that blew up.
     Raises ValueError when policy and environment disagree on the embodiment, or there is nothing to film with.
@@ -106,6 +118,8 @@ def run_episodes(
                     bar.update()
                     if running.filmed and video_dir is not None:
                         _save(running, video_dir, env.embodiment.control_hz)
+                    if on_done is not None:
+                        on_done(running.result())
     return [result for result in results if result is not None]
 
 
@@ -128,6 +142,7 @@ class _Running:
     success: bool = False
     failure: str = ""
     outcome: str = ""
+    solved_at_reset: bool = False
 
     def act(self, policy: Policy, obs: Observation, num_steps: int) -> Tensor:
         """Next action (A,): of the current chunk, or of a new one when it is spent. obs: key -> (...)."""
@@ -160,6 +175,7 @@ class _Running:
         self.steps += 1
         self.rewards += float(step.reward[i])
         self.success, self.outcome = bool(step.success[i]), step.outcome[i]
+        self.solved_at_reset = bool(step.solved_at_reset[i])
         self.success_once |= self.success
         if not (step.terminated[i] or step.truncated[i]):
             return False
@@ -170,8 +186,9 @@ class _Running:
     def result(self) -> EpisodeResult:
         at_end = self.success and self.failure == ""
         return EpisodeResult(
-            self.seed, self.success_once, at_end, self.rewards, self.steps, self.failure, self.infer_ms, self.outcome
-        )
+            self.seed, self.success_once, at_end, self.rewards, self.steps, self.failure, self.infer_ms, self.outcome,
+            self.solved_at_reset,
+        )  # fmt: skip
 
 
 def _start(

@@ -25,6 +25,7 @@ class StepResult(NamedTuple):
       observation of the next one.
     final_obs: key -> (N, ...), the true successor of the action; the same as obs where no reset happened.
     reward: (N,) float32.   terminated, truncated, success: (N,) bool.
+    solved_at_reset: (N,) bool; whether the episode that this step belongs to was a success before its first action.
     outcome: a word per environment on how the episode is going, from its info["outcome"]; "" where it gives none.
     """
 
@@ -34,6 +35,7 @@ class StepResult(NamedTuple):
     terminated: Tensor
     truncated: Tensor
     success: Tensor
+    solved_at_reset: Tensor
     outcome: tuple[str, ...] = ()
 
 
@@ -118,6 +120,7 @@ class VectorEnv:
             torch.from_numpy(info["terminated"].copy()),
             torch.from_numpy(info["truncated"].copy()),
             torch.from_numpy(info["success"].copy()),
+            torch.from_numpy(info["solved_at_reset"].copy()),
             tuple(info["outcome"]),
         )
 
@@ -184,11 +187,11 @@ class _LastingEnv:
         self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
         self.metadata, self.render_mode, self.spec = self._env.metadata, self._env.render_mode, self._env.spec
         self._last: Any = None
-        self._done = True
+        self._done, self._solved = True, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        obs, _ = self._env.reset(seed=seed)
-        self._done = False
+        obs, info = self._env.reset(seed=seed)
+        self._done, self._solved = False, bool(info.get("success", False))
         return obs, {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -200,6 +203,7 @@ class _LastingEnv:
             "terminated": bool(terminated),
             "truncated": bool(truncated),
             "success": bool(info["success"]),
+            "solved_at_reset": self._solved,
             "outcome": str(info.get("outcome", "")),
         }
         self._last = (obs, 0.0, False, False, told)

@@ -12,6 +12,7 @@ import torch
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint, save_policy
 from flowpolicy.checks import require_number
 from flowpolicy.embodiment import require_match
+from flowpolicy.evaluation.seen_seeds import require_selection
 from flowpolicy.files import atomic_directory
 from flowpolicy.fingerprint import ENTRY
 from flowpolicy.locks import only_writer
@@ -22,7 +23,7 @@ from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rollout.batched_env import BatchedChunkEnv, BatchedSimulator
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
 from flowpolicy.samplers.base import StochasticSampler
-from flowpolicy.seeding import derive
+from flowpolicy.seeding import derive, seed_ranges, seeds_of
 from flowpolicy.tracking import Tracker, write_json
 from flowpolicy.trainers.ppo import PPO_STATE, LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
@@ -145,7 +146,7 @@ def finetune(
         policy = load_policy(source, device=device, trusted_modules=trusted_modules, edited=edited)
         settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
         origin = {key: recorded[key] for key in recorded if key not in ("schema_version", "policy", "step", ENTRY)}
-        facts = origin | _with_numbers(facts, settings, seed=seed, device=str(device))
+        facts = _with_numbers(origin | facts, settings, seed=seed, device=str(device))
         if begun is not None:
             _require_same(read_config(begun), facts)
         env = _simulators(policy, make_env, make_batch, settings)
@@ -170,10 +171,19 @@ def finetune(
         return resolve_checkpoint(folder / "last")
 
 
+def _selection(settings: FinetuneSettings, facts: dict[str, Any]) -> list[list[int]]:
+    """Ranges of the seeds that chose a checkpoint, here or in the imitation before. Raises ValueError for seen ones."""
+    episodes = settings.eval_episodes if settings.loop.eval_every else 0
+    demonstrations = (facts.get("dataset") or {}).get("seeds", [])
+    chosen = require_selection(range(settings.eval_seed, settings.eval_seed + episodes), demonstrations)
+    return seed_ranges(seeds_of(chosen), seeds_of(facts.get("selection_seeds", [])))
+
+
 def _with_numbers(facts: dict[str, Any], settings: FinetuneSettings, *, seed: int, device: str) -> dict[str, Any]:
     """`facts` with the run's numbers, as a checkpoint gives them back."""
     numbers = json.loads(json.dumps(asdict(settings))) | {"seed": seed, "threads": threads(device)}
-    return facts | {"finetune": {**facts.get("finetune", {}), **numbers}}
+    seen = {"selection_seeds": _selection(settings, facts)}
+    return facts | seen | {"finetune": {**facts.get("finetune", {}), **numbers}}
 
 
 def _simulators(policy: FlowPolicy, make_env: Callable[[], Any], make_batch: Callable[[int], BatchedSimulator] | None,

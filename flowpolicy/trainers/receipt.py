@@ -12,7 +12,7 @@ from flowpolicy.evaluation.page import Section, facts, page, pairs, table
 from flowpolicy.evaluation.paired import paired_outcomes, success_rate
 from flowpolicy.evaluation.svg import Line, Row, interval_chart, line_chart, number
 from flowpolicy.files import write_atomic
-from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.tracking import write_json
 
@@ -48,10 +48,17 @@ def write_receipt(
                 continue
             policy = load_policy(folder, device=device, trusted_modules=trusted_modules)
             results = run_episodes(policy, env, range(start_seed, start_seed + episodes), num_steps=num_steps)
-            outcomes[name] = [result.success_once for result in results]
+            counted = left_to_solve(results)
+            outcomes[name] = [result.success_once for result in counted]
     finally:
         env.close()
-    found: dict[str, Any] = {"episodes": episodes, "start_seed": start_seed, "num_steps": num_steps}
+    solved = episodes - len(outcomes["before"])
+    found: dict[str, Any] = {
+        "episodes": episodes - solved,
+        "solved_at_reset": solved,
+        "start_seed": start_seed,
+        "num_steps": num_steps,
+    }
     found |= {"weights": "last", "checkpoint": str(after), **paired_test(outcomes["before"], outcomes["after"])}
     if best is not None:
         found["best"] = {**success_rate(outcomes["best"]), "checkpoint": str(best)}

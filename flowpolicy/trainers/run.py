@@ -8,20 +8,21 @@ from typing import Any, final
 
 import torch
 
-from flowpolicy.checkpoint import create_policy, resolve_checkpoint, targets
+from flowpolicy.checkpoint import create_policy, read_config, resolve_checkpoint, targets
 from flowpolicy.checks import require_number
 from flowpolicy.data.bounds import MAX_OUTSIDE, require_inside
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.embodiment import require_match
+from flowpolicy.evaluation.seen_seeds import require_selection
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.locks import only_writer
 from flowpolicy.normalizer import NormalizerMode
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
-from flowpolicy.seeding import derive
+from flowpolicy.seeding import derive, seed_ranges, seeds_of
 from flowpolicy.tracking import CompositeTracker, Tracker
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers, uses_bfloat16
 from flowpolicy.trainers.resume import require_same_run, store_record, threads
@@ -51,6 +52,11 @@ class SimulatorCheck:
         for name, least in (("episodes", 1), ("start_seed", 0), ("num_steps", 1), ("envs", 1)):
             require_number(f"eval.{name}", getattr(self, name), least=least, whole=True)
 
+    @property
+    def seeds(self) -> range:
+        """Of its episodes."""
+        return range(self.start_seed, self.start_seed + self.episodes)
+
     def require(self, policy: FlowPolicy) -> None:
         """Try the simulator before hours of training. Raises what it raises; ValueError for another embodiment."""
         env = make_vector_env(self.make_env, 1)
@@ -64,10 +70,10 @@ class SimulatorCheck:
         del step
         env = make_vector_env(self.make_env, self.envs)
         try:
-            seeds = range(self.start_seed, self.start_seed + self.episodes)
-            results = run_episodes(policy, env, seeds, num_steps=self.num_steps)
+            every = run_episodes(policy, env, self.seeds, num_steps=self.num_steps)
         finally:
             env.close()
+        results = left_to_solve(every)
         successes = sum(result.success_once for result in results)
         low, high = wilson_interval(successes, len(results))
         return {
@@ -75,6 +81,7 @@ class SimulatorCheck:
             "eval/success_once_ci_low": low,
             "eval/success_once_ci_high": high,
             "eval/success_once_n": len(results),
+            "eval/solved_at_reset": len(every) - len(results),
             "eval/success_at_end": sum(result.success_at_end for result in results) / len(results),
             "eval/return": sum(result.return_ for result in results) / len(results),
             "eval/episode_len": sum(result.episode_len for result in results) / len(results),
@@ -110,15 +117,15 @@ def train_policy(
     max_outside: largest share of steps with actions outside the declared bounds.   residence: where the data lies.
     start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
     resume: go on from the newest checkpoint of `out` where there is one; what was logged after it is dropped.
-    debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`.
-    Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for `require_same_run` and while
-    another process writes to `out`.
+    debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`. Raises FileExistsError when `out` holds
+    checkpoints and resume is off, ValueError for `require_same_run`, for a `check` on seeds of the demonstrations or on
+    reported ones, and while another process writes to `out`.
     """
     settings, check = _shortened(settings, check) if debug else (settings, check)
     settings = replace(settings, precision="bf16" if uses_bfloat16(settings.precision, device) else "fp32")  # recorded
     facts = facts | {
-        "dataset": {**facts.get("dataset", {}), "record": store_record(store), "val_episodes": val_episodes,
-                    "mask_padding": mask_padding},
+        "dataset": {**facts.get("dataset", {}), "val_episodes": val_episodes, "mask_padding": mask_padding,
+                    "record": store_record(store), "seeds": seed_ranges(_seeds(store))},
         "threads": threads(device.type),
         "seed": seed, "trainer": asdict(settings), "normalization": {"obs": obs_mode, "action": action_mode},
     }  # fmt: skip
@@ -129,6 +136,7 @@ def train_policy(
             if not resume:
                 raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
             require_same_run(last, {"policy": policy_config, **facts}, store.embodiment)
+        facts["selection_seeds"] = _selection(check if settings.eval_every else None, facts["dataset"]["seeds"], last)
         policy = _new_policy(store, policy_config, seed=seed).to(device)
         dataset, validate = _load(store, policy, val_episodes=val_episodes, mask_padding=mask_padding, seed=seed,
                                   residence=residence)  # fmt: skip
@@ -141,6 +149,16 @@ def train_policy(
             evaluate=check, validate=validate,
         )  # fmt: skip
         return _run(trainer, trainer.resume() if resume else 0, start, say=say)
+
+
+def _selection(check: SimulatorCheck | None, demonstrations: list[list[int]], last: Path | None) -> list[list[int]]:
+    """Ranges of the seeds that choose the checkpoint, and of those on which a resumed run has chosen before."""
+    chosen = require_selection(check.seeds if check else range(0), demonstrations)
+    return seed_ranges(seeds_of(chosen), seeds_of(read_config(last).get("selection_seeds", []) if last else []))
+
+
+def _seeds(store: EpisodeStore) -> list[int]:
+    return [] if store.episode_seeds is None else store.episode_seeds.tolist()
 
 
 def _shortened(

@@ -89,7 +89,8 @@ def test_results_and_summary_have_the_promised_format_and_agree(run: Path, tmp_p
     (one,) = evaluate(run, TASK, outs={1: tmp_path / "eval"}, episodes=25, envs=1, progress=False)
     episodes, summary = lines(one.out / "results.jsonl"), json.loads((one.out / "summary.json").read_text())
     assert list(episodes[0]) == ["task", "task_id", "checkpoint", "num_steps", "seed", "success_once",
-                                 "success_at_end", "return", "episode_len", "failure", "outcome"]  # fmt: skip
+                                 "success_at_end", "return", "episode_len", "failure", "solved_at_reset",
+                                 "outcome"]  # fmt: skip
     assert [e["seed"] for e in episodes] == list(range(100_000, 100_025))  # over several groups, in order
     assert [e["success_once"] for e in episodes] == [seed % 2 == 0 for seed in range(25)]
     assert {(e["failure"], e["episode_len"]) for e in episodes} == {("", 5), ("timeout", 10)}

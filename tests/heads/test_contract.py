@@ -350,7 +350,8 @@ def test_a_new_head_is_one_class_and_one_yaml(tmp_path: Path, monkeypatch: pytes
 
     store, run = write_store(tmp_path / "demos.zarr"), tmp_path / "run"
     words = [f"dataset.path={store}", f"out={run}", "policy/head=dummy", "policy.head.first=0.5", "policy.horizon=8",
-             "policy.action_horizon=4", "policy.net.width=16", "trainer.steps=20", "task.env=null"]  # fmt: skip
+             "policy.action_horizon=4", "policy.net.width=16", "trainer.steps=20", "task=toy",
+             "task.env=null"]  # fmt: skip
     assert main.main(["train", *words]) == 0
     policy = load_policy(run)
     assert isinstance(policy.head, Head) and type(policy.head).__name__ == "DummyHead"

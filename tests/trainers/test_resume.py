@@ -60,6 +60,7 @@ def test_a_checkpoint_says_how_it_was_trained(run: Path) -> None:
     assert record["seed"] == 3 and record["normalization"] == {"obs": "minmax", "action": "minmax"}
     assert record["trainer"]["batch_size"] == 8 and record["trainer"]["betas"] == [0.95, 0.999]
     assert record["dataset"].pop("record") and record["threads"] == torch.get_num_threads()
+    assert record["dataset"].pop("seeds") == [[0, 2]] and record["selection_seeds"] == []
     assert record["dataset"] == {"path": "demos.zarr", "hash": "abc", "val_episodes": 0, "mask_padding": False}
 
 

@@ -124,8 +124,7 @@ def train_policy(
     settings, check = _shortened(settings, check) if debug else (settings, check)
     settings = replace(settings, precision="bf16" if uses_bfloat16(settings.precision, device) else "fp32")  # recorded
     facts = facts | {
-        "dataset": {**facts.get("dataset", {}), "val_episodes": val_episodes, "mask_padding": mask_padding,
-                    "record": store_record(store), "seeds": seed_ranges(_seeds(store))},
+        "dataset": {**facts.get("dataset", {}), **_data(store, val_episodes=val_episodes, mask_padding=mask_padding)},
         "threads": threads(device.type),
         "seed": seed, "trainer": asdict(settings), "normalization": {"obs": obs_mode, "action": action_mode},
     }  # fmt: skip
@@ -157,8 +156,11 @@ def _selection(check: SimulatorCheck | None, demonstrations: list[list[int]], la
     return seed_ranges(seeds_of(chosen), seeds_of(read_config(last).get("selection_seeds", []) if last else []))
 
 
-def _seeds(store: EpisodeStore) -> list[int]:
-    return [] if store.episode_seeds is None else store.episode_seeds.tolist()
+def _data(store: EpisodeStore, *, val_episodes: int, mask_padding: bool) -> dict[str, Any]:
+    """What a checkpoint says of its demonstrations beside their path and hash."""
+    seeds = seed_ranges([] if store.episode_seeds is None else store.episode_seeds)
+    record = {"record": store_record(store), "seeds": seeds}
+    return record | {"val_episodes": val_episodes, "mask_padding": mask_padding}
 
 
 def _shortened(

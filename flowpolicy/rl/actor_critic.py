@@ -115,9 +115,8 @@ class ActorCritic(nn.Module):
         chain = sample_chain(self.sampler, self.policy.head.velocity, noise, cond, generator)
         low, high = self.policy.chunk_low, self.policy.chunk_high
         action = chain.action.clamp(low, high)  # part of the environment: the density is of the unclamped chunk
-        beyond = ((chain.action != action) & (low < high))[
-            :, self._executed()
-        ]  # not where only one command is possible
+        choice = low < high  # where only one command is possible, being beyond it says nothing
+        beyond = ((chain.action != action) & choice)[:, self._executed()]
         stored = {_FEATURES: cond} if self.frozen else obs
         log_prob = self._reduce(chain.log_prob, chain.step)
         chunk = self.policy.decode(action, obs)

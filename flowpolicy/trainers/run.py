@@ -128,7 +128,6 @@ def train_policy(
         "threads": threads(device.type),
         "seed": seed, "trainer": asdict(settings), "normalization": {"obs": obs_mode, "action": action_mode},
     }  # fmt: skip
-    require_inside(store, max_outside=max_outside)
     folder = out / "checkpoints"
     with only_writer(out):
         if (last := newest(folder, IMITATION_STATE)) is not None:
@@ -138,7 +137,7 @@ def train_policy(
         facts["selection_seeds"] = _selection(check if settings.eval_every else None, facts["dataset"]["seeds"], last)
         policy = _new_policy(store, policy_config, seed=seed).to(device)
         dataset, validate = _load(store, policy, val_episodes=val_episodes, mask_padding=mask_padding, seed=seed,
-                                  residence=residence)  # fmt: skip
+                                  max_outside=max_outside, residence=residence)  # fmt: skip
         fit_normalizers(policy, dataset, obs_mode=obs_mode, action_mode=action_mode)
         if check:
             check.require(policy)
@@ -198,8 +197,10 @@ def _new_policy(store: EpisodeStore, config: dict[str, Any], *, seed: int) -> Fl
 
 
 def _load(store: EpisodeStore, policy: FlowPolicy, *, val_episodes: int, mask_padding: bool,
-          seed: int, residence: Residence | None) -> tuple[SequenceDataset, Validation | None]:  # fmt: skip
+          seed: int, max_outside: float,
+          residence: Residence | None) -> tuple[SequenceDataset, Validation | None]:  # fmt: skip
     """What to train on, on the policy's device, and the check on the last `val_episodes`."""
+    require_inside(store, max_outside=max_outside)
     if not 0 <= val_episodes < max(store.num_episodes, 1):
         raise ValueError(
             f"dataset.val_episodes must be at least 0 and leave episodes to train on, got {val_episodes} of "

@@ -228,12 +228,3 @@ def sync_tree(folder: Path) -> None:
             if not (path := Path(root, name)).is_symlink():
                 sync_file(path)
         sync_folder(Path(root))
-
-
-def atomic_symlink(link: Path, target: str) -> None:
-    """Make `link` point to `target` (relative to the link's folder), replacing what it pointed to before."""
-    remove_leftovers(link)
-    new = beside(link)
-    os.symlink(target, new)
-    os.replace(new, link)
-    sync_folder(link.parent)

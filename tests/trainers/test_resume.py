@@ -103,7 +103,7 @@ def test_other_threads_round_otherwise_and_are_refused(store: EpisodeStore, tmp_
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"action_low": [-0.1] * 3, "action_high": [0.1] * 3}, r"embodiment.action_high was \[2.0, 2.0, 1.0\]"),
+        ({"action_low": [-4.0] * 3, "action_high": [4.0] * 3}, r"embodiment.action_high was \[2.0, 2.0, 1.0\]"),
         ({"control_hz": 50.0}, "embodiment.control_hz was 20.0 in this run so far, got 50.0"),
         ({"reference_index": [0, 1, -1]}, r"embodiment.reference_index was \[1, 0, -1\]"),
     ],

@@ -4,8 +4,11 @@ Clouds and pictures come from the task's own cameras. ManiSkill hides markers of
 position instead, in tasks that have one: the keys goal_pos and tcp_to_goal.
 """
 
+import contextlib
 import logging
+import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
@@ -263,7 +266,7 @@ def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
     if id not in known:
         raise ValueError(f"task.id: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
     draws = render or mode != "state_dict"
-    with rendering.device() if draws else rendering.no_device():
+    with assets_at_hand(id), rendering.device() if draws else rendering.no_device():
         return gymnasium.make(
             id,
             num_envs=1,
@@ -275,6 +278,45 @@ def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
             obs_mode=mode,
             control_mode="pd_joint_pos",
         ).unwrapped
+
+
+@contextlib.contextmanager
+def assets_at_hand(id: str) -> Iterator[None]:
+    """While it is made, a task whose objects or robot must be downloaded first says so; ManiSkill would ask on stdin.
+
+    MS_SKIP_ASSET_DOWNLOAD_PROMPT=1 is ManiSkill's own way to answer yes beforehand.
+    Raises FileNotFoundError naming what is missing, the place it is looked for, and the command that fetches it.
+    """
+    from mani_skill import ASSET_DIR
+    from mani_skill.utils import assets, download_asset
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    def refuse(message: str) -> bool:  # reached for a robot: "Robot NAME has assets available ..."
+        raise _missing(id, [message.split()[1]], ASSET_DIR / "robots")
+
+    ask = download_asset.prompt_yes_no
+    if os.environ.get("MS_SKIP_ASSET_DOWNLOAD_PROMPT") != "1":
+        needed: set[str] = set()
+        for name in REGISTERED_ENVS[id].asset_download_ids or []:
+            group = name in assets.DATA_GROUPS
+            needed |= set(assets.expand_data_group_into_individual_data_source_ids(name)) if group else {name}
+        if missing := sorted(name for name in needed if not assets.is_data_source_downloaded(name)):
+            first = assets.DATA_SOURCES[missing[0]]
+            raise _missing(id, missing, first.output_dir / str(first.target_path))
+        download_asset.prompt_yes_no = refuse
+    try:
+        yield
+    finally:
+        download_asset.prompt_yes_no = ask
+
+
+def _missing(id: str, names: list[str], place: Any) -> FileNotFoundError:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return FileNotFoundError(
+        f"{id} needs assets that ManiSkill does not bring: {', '.join(names[:3])}{more}, looked for at {place}; "
+        f"`python -m mani_skill.utils.download_asset {names[0] if len(names) == 1 else id}` fetches them; without a "
+        "network unpack them there, or set MS_ASSET_DIR to the folder whose data/ holds them"
+    )
 
 
 def import_mani_skill() -> list[str]:

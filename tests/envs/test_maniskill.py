@@ -8,6 +8,9 @@ import pytest
 
 pytest.importorskip("mani_skill", reason="needs the extra maniskill")
 
+from mani_skill import ASSET_DIR  # noqa: E402
+from mani_skill.utils.assets import DATA_SOURCES  # noqa: E402
+
 from flowpolicy.data.collect import collect_episodes  # noqa: E402
 from flowpolicy.data.store import EpisodeStore  # noqa: E402
 from flowpolicy.rollout.vector_env import make_vector_env  # noqa: E402
@@ -124,6 +127,32 @@ def test_bad_names_are_refused(env):
         make_env("PickCube-v1", obs="video")  # pyright: ignore[reportArgumentType]
     with pytest.raises(RuntimeError, match="made with render=False"):
         env.render()
+
+
+@pytest.mark.parametrize(
+    ("id", "said", "fetch"),
+    [
+        ("PickSingleYCB-v1", "ycb, looked for at {}/assets/mani_skill2_ycb;", "ycb"),
+        (
+            "PickClutterYCB-v1",
+            "pick_clutter_ycb_configs, ycb, looked for at {}/tasks/pick_clutter;",
+            "PickClutterYCB-v1",
+        ),
+        ("OpenCabinetDrawer-v1", " more, looked for at ", "OpenCabinetDrawer-v1"),
+        ("AnymalC-Reach-v1", "anymal_c, looked for at ", "anymal_c"),
+    ],
+)
+def test_assets_that_must_be_downloaded_are_named_and_never_asked_for(tmp_path, monkeypatch, id, said, fetch):
+    monkeypatch.delenv("MS_SKIP_ASSET_DOWNLOAD_PROMPT", raising=False)
+    for name in ("ycb", "pick_clutter_ycb_configs"):
+        monkeypatch.setattr(DATA_SOURCES[name], "output_dir", tmp_path)
+    if id in ("OpenCabinetDrawer-v1", "AnymalC-Reach-v1") and any(ASSET_DIR.glob("*/*")):
+        pytest.skip("this machine has downloaded assets")
+    with pytest.raises(FileNotFoundError) as error:
+        make_env(id)
+    line = str(error.value)
+    assert line.startswith(f"{id} needs assets that ManiSkill does not bring: ") and said.format(tmp_path) in line
+    assert f"`python -m mani_skill.utils.download_asset {fetch}` fetches them" in line and "MS_ASSET_DIR" in line
 
 
 @pytest.mark.slow

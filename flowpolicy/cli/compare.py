@@ -45,7 +45,7 @@ _PLAN = ("episodes", "start_seed", "envs", "sequential", "max_episodes", "alpha"
 
 def main(argv: list[str]) -> int:
     """Compare, print the verdicts and where everything lies."""
-    words = [word for word in argv if re.match(r"[+~]*[\w./]+=|[+~]", word) and not Path(word).exists()]
+    words = [word for word in argv if re.match(r"[+~]*[\w./]+=|[+~](?!/)", word) and not Path(word).exists()]
     facts = config.plain(config.load("compare", without_task(words)))
     if facts["out"] is None:
         raise ValueError("where to? pass out=DIR, for example out=runs/compare")
@@ -67,7 +67,7 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
     arms, places = [], []
     for word in given:
         match = re.fullmatch(r"(.+):(\d+)", word)
-        place = Path(match[1] if match else word)
+        place = Path(match[1] if match else word).expanduser()
         if (place / "results.jsonl").is_file() and not match:
             found = [recorded_arm("", place)]
         else:

@@ -95,16 +95,16 @@ def _view(argv: list[str]) -> int:
     from flowpolicy.evaluation.contact_sheet import MAX_EPISODES, write_contact_sheet
 
     options = dict(word.split("=", 1) for word in argv if word.startswith(("out=", "episodes=")))
-    path = _path("view", [word for word in argv if word.split("=")[0] not in options])
+    path = _path("view", [word for word in argv if not word.startswith(("out=", "episodes="))])
     episodes = options.get("episodes", str(MAX_EPISODES))
     if not episodes.isdigit():
         raise ValueError(f"view: episodes must be a whole number, got {episodes!r}")
-    out = Path(options.get("out", path.with_suffix(".html")))
+    out = Path(options["out"]).expanduser() if options.get("out") else path.with_suffix(".html")
     print(write_contact_sheet(EpisodeStore.open(path), out, episodes=int(episodes)))
     return 0
 
 
 def _path(verb: str, argv: list[str]) -> Path:
-    if len(argv) != 1 or "=" in argv[0]:
+    if len(argv) != 1 or ("=" in argv[0] and not Path(argv[0]).exists()):
         raise ValueError(f"{verb}: wanted one PATH, got {argv}; for example: flowpolicy data {verb} demos.zarr")
-    return Path(argv[0])
+    return Path(argv[0]).expanduser()

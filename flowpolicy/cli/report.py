@@ -20,11 +20,11 @@ _OPTIONS = ("out=", "title=")
 def main(argv: list[str]) -> int:
     """Write the page and print its path."""
     options = dict(argument.split("=", 1) for argument in argv if argument.startswith(_OPTIONS))
-    folders = [Path(argument) for argument in argv if not argument.startswith(_OPTIONS)]
+    folders = [Path(argument).expanduser() for argument in argv if not argument.startswith(_OPTIONS)]
     if unknown := [str(folder) for folder in folders if "=" in str(folder) and not folder.exists()]:
         raise ValueError(f"unknown option {unknown[0]}; wanted DIR …, out=FILE or title=TEXT")
     if not folders:
         raise ValueError("wanted at least one DIR; for example: flowpolicy report runs/pick")
     default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
-    print(write_report(folders, Path(options.get("out", default)), title=options.get("title", "")))
+    print(write_report(folders, Path(options.get("out", default)).expanduser(), title=options.get("title", "")))
     return 0

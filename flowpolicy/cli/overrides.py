@@ -26,6 +26,9 @@ def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
     except MissingConfigException as error:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         raise ValueError(f"there is no {group}={option}; {_near(option, error.options or [])}") from error
+    except ConfigCompositionException as error:
+        chosen = next(word.partition("=")[0] for word in groups if word.partition("=")[0] not in _groups(name))
+        raise ValueError(f"there is no group {chosen} here; {_near(chosen, _groups(name))}") from error
     try:
         config = compose(name, overrides=list(argv))
     except ConfigCompositionException as error:
@@ -33,7 +36,7 @@ def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
             raise
         key = str(getattr(error.__cause__, "full_key", ""))
         parent, dot, last = key.rpartition(".")
-        beside = OmegaConf.select(offered, parent) if parent else [*offered, *_groups()]
+        beside = OmegaConf.select(offered, parent) if parent else [*offered, *_groups(name)]
         raise ValueError(f"there is no key {key}; {_near(last, beside or [], parent + dot)}") from error
     for override in OverridesParser.create().parse_overrides([word for word in argv if word not in groups]):
         if not override.is_delete() and not override.is_add():
@@ -47,8 +50,10 @@ def _near(word: str, names: Iterable[Any], prefix: str = "") -> str:
     return f"did you mean {prefix}{close[0]}?" if close else f"there are {', '.join(names) or 'none'}"
 
 
-def _groups() -> list[str]:
-    return [str(path.relative_to(config_dir())) for path in config_dir().rglob("*") if path.is_dir()]
+def _groups(name: str) -> list[str]:
+    """The groups that the yaml `name` chooses from."""
+    choices = compose(name, return_hydra_config=True).hydra.runtime.choices
+    return [str(group).partition("@")[0] for group in choices if not str(group).startswith("hydra/")]
 
 
 def _raw(config: DictConfig, key: str) -> Any:

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, final, get_args
 
 import gymnasium
@@ -292,7 +293,7 @@ def assets_at_hand(id: str) -> Iterator[None]:
     from mani_skill.utils.registration import REGISTERED_ENVS
 
     def refuse(message: str) -> bool:  # reached for a robot: "Robot NAME has assets available ..."
-        raise _missing(id, [message.split()[1]], ASSET_DIR / "robots")
+        raise _missing(id, [message.split()[1]], Path(ASSET_DIR, "robots"))
 
     ask = download_asset.prompt_yes_no
     if os.environ.get("MS_SKIP_ASSET_DOWNLOAD_PROMPT") != "1":
@@ -302,7 +303,7 @@ def assets_at_hand(id: str) -> Iterator[None]:
             needed |= set(assets.expand_data_group_into_individual_data_source_ids(name)) if group else {name}
         if missing := sorted(name for name in needed if not assets.is_data_source_downloaded(name)):
             first = assets.DATA_SOURCES[missing[0]]
-            raise _missing(id, missing, first.output_dir / str(first.target_path))
+            raise _missing(id, missing, Path(first.output_dir, str(first.target_path)))
         download_asset.prompt_yes_no = refuse
     try:
         yield
@@ -310,7 +311,7 @@ def assets_at_hand(id: str) -> Iterator[None]:
         download_asset.prompt_yes_no = ask
 
 
-def _missing(id: str, names: list[str], place: Any) -> FileNotFoundError:
+def _missing(id: str, names: list[str], place: Path) -> FileNotFoundError:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return FileNotFoundError(
         f"{id} needs assets that ManiSkill does not bring: {', '.join(names[:3])}{more}, looked for at {place}; "

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, final, get_args
 
 from flowpolicy.extras import how_to_install
 from flowpolicy.files import drop_cut_line, make_folder, sync_folder, write_atomic
+from flowpolicy.records import read_objects
 
 VERSIONED = (
     "flowpolicy", "torch", "numpy", "scipy", "hydra-core", "safetensors", "zarr", "numba", "gymnasium", "mani_skill",
@@ -84,8 +85,8 @@ class JsonlTracker:
             )
 
         self._file.close()
-        kept = [line for line in self.path.read_text().splitlines() if stays(json.loads(line))]
-        write_atomic(self.path, "".join(line + "\n" for line in kept))
+        kept = [line for line in read_objects(self.path, {"step": int}) if stays(line)]
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._open()
 
     def close(self) -> None:
@@ -93,8 +94,8 @@ class JsonlTracker:
         self._file.close()
 
     def _open(self) -> None:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self._before_s = float(json.loads(lines[-1]).get("time_s", 0.0)) if lines else 0.0
+        lines = read_objects(self.path, {"step": int, "time_s": float})
+        self._before_s = float(lines[-1]["time_s"]) if lines else 0.0
         self._start = time.monotonic()
         self._file = self.path.open("a")
         sync_folder(self.path.parent)

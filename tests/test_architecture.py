@@ -22,6 +22,7 @@ RANKS = {
         "types",
         "paths",
         "extras",
+        "records",
         "files",
         "processes",
         "locks",

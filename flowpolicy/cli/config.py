@@ -13,15 +13,16 @@ from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from flowpolicy.cli import words
 from flowpolicy.cli.overrides import compose_checked
+from flowpolicy.cli.words import path_words
+from flowpolicy.cli.words import quoted as quoted
 from flowpolicy.files import make_folder, write_atomic
 from flowpolicy.paths import config_dir
 
 
 def load(name: str, argv: list[str]) -> DictConfig:
     """configs/<name>.yaml with the overrides `argv`. Raises ValueError for what does not fit the yaml files."""
-    argv = words.path_words(argv)
+    argv = path_words(argv)
     if bad := [argument for argument in argv if "=" not in argument and not argument.startswith("~")]:
         raise ValueError(f"wanted key=value, got {' '.join(bad)}; see --help for examples")
     if bad := [word for word in argv if word[0] in "+~" and not re.match(r"[+~]+(policy|task)[./]", word)]:
@@ -30,18 +31,13 @@ def load(name: str, argv: list[str]) -> DictConfig:
         return compose_checked(name, argv)
 
 
-def quoted(path: Path) -> str:
-    """A path as a word of Hydra's grammar."""
-    return words.quoted(str(path))
-
-
 def expand(argv: list[str]) -> list[list[str]]:
     """The jobs of `-m` / `--multirun`: every combination of comma-separated values; without the flag one job."""
     flags = [argument for argument in argv if argument in ("-m", "--multirun")]
     overrides = [argument for argument in argv if argument not in flags]
     if not flags:
         return [overrides]
-    parsed = OverridesParser.create().parse_overrides(words.path_words(overrides, sweep=True))
+    parsed = OverridesParser.create().parse_overrides(path_words(overrides, sweep=True))
     return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
 
 

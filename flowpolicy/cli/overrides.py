@@ -10,9 +10,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from flowpolicy.cli.kinds import require_kind
 from flowpolicy.paths import config_dir
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 
 
 def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
@@ -27,7 +26,9 @@ def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         raise ValueError(f"there is no {group}={option}; {_near(option, error.options or [])}") from error
     except ConfigCompositionException as error:
-        chosen = next(word.partition("=")[0] for word in groups if word.partition("=")[0] not in _groups(name))
+        chosen = next((group for word in groups if (group := word.partition("=")[0]) not in _groups(name)), "")
+        if not chosen:
+            raise
         raise ValueError(f"there is no group {chosen} here; {_near(chosen, _groups(name))}") from error
     try:
         config = compose(name, overrides=list(argv))
@@ -40,7 +41,7 @@ def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
         raise ValueError(f"there is no key {key}; {_near(last, beside or [], parent + dot)}") from error
     for override in OverridesParser.create().parse_overrides([word for word in argv if word not in groups]):
         if not override.is_delete() and not override.is_add():
-            _require_kind(override.key_or_group, _raw(offered, override.key_or_group), override.value())
+            require_kind(override.key_or_group, _raw(offered, override.key_or_group), override.value())
     return config
 
 
@@ -62,22 +63,3 @@ def _raw(config: DictConfig, key: str) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def _require_kind(key: str, old: Any, new: Any) -> None:
-    if old is None or str(old).startswith(("${", "???")) or str(new).startswith("${"):
-        return
-    if not _fits(old, new):
-        wanted = _KINDS.get(type(old)) or f"a group ({key.replace('.', '/')}=NAME or {key}.KEY=VALUE)"
-        raise ValueError(f"{key} must be {wanted}{'' if isinstance(old, dict) else f' (default {old})'}, got {new!r}")
-
-
-def _fits(old: Any, new: Any) -> bool:
-    """Whether `new` is of the kind of `old`, or a list of such; text, lists and groups may become null."""
-    if isinstance(old, dict | list):
-        return new is None or isinstance(new, type(old))
-    if isinstance(new, list):
-        return all(_fits(old, item) for item in new)
-    if isinstance(old, str):
-        return new is None or isinstance(new, str)
-    return type(new) is type(old) or (isinstance(old, float) and type(new) is int)

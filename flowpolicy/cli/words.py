@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 # keys whose values are paths; a list of them in brackets where the key is a plural
 _PATHS = re.compile(r"out|checkpoints?|dataset\.path|demonstrations|policy\.encoder\.[\w.]*weights")
@@ -10,10 +11,10 @@ _SWEEP = re.compile(r"(?:choice|range|interval|glob|sort|shuffle|tag)\(.*\)")  #
 _PART = re.compile(r"""(?:\$\{[^}]*\}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,])+""")  # up to a comma of the list
 
 
-def quoted(text: str) -> str:
+def quoted(text: str | Path) -> str:
     """As a quoted string of Hydra's grammar; `${…}` inside it is still an interpolation."""
     # backslashes count only where a quote follows, the closing one included
-    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + (match[2] and '\\"'), text) + '"'
+    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + (match[2] and '\\"'), str(text)) + '"'
 
 
 def path_words(argv: Sequence[str], *, sweep: bool = False) -> list[str]:
@@ -27,7 +28,8 @@ def path_words(argv: Sequence[str], *, sweep: bool = False) -> list[str]:
 def _path_word(word: str, sweep: bool) -> str:
     key, _, value = word.partition("=")
     value = value.strip()
-    if not _PATHS.fullmatch(key) or (sweep and _SWEEP.fullmatch(value)):
+    count = key == "demonstrations" and value.isdigit()  # of `protocol`; a store of `evaluate`
+    if count or not _PATHS.fullmatch(key) or (sweep and _SWEEP.fullmatch(value)):
         return word
     if key.endswith("s") and value.startswith("[") and value.endswith("]"):
         return f"{key}=[{','.join(map(_path, _PART.findall(value[1:-1])))}]"

@@ -163,7 +163,8 @@ class EpisodeStore:
         require_harmless(self.path)
         root = zarr.open_group(self.path, mode="r", zarr_format=2, use_consolidated=False)
         attrs: dict[str, Any] = dict(root.attrs)
-        if attrs.get("format", FORMAT) != FORMAT or attrs.get("format_version", 1) > FORMAT_VERSION:
+        version = attrs.get("format_version", 1)
+        if attrs.get("format", FORMAT) != FORMAT or not isinstance(version, int) or version > FORMAT_VERSION:
             raise ValueError(
                 f"{self.path}: wanted {FORMAT} version <= {FORMAT_VERSION}, got {attrs.get('format')} version "
                 f"{attrs.get('format_version')}; a newer flowpolicy may read it"

@@ -1,6 +1,5 @@
 """`compare`: policies rolled out on common seeds until it is clear which is better, or until the episodes are spent."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -20,6 +19,7 @@ from flowpolicy.evaluation.rows import append_rows, require_unchanged
 from flowpolicy.evaluation.seen_seeds import START_SEED, require_unseen
 from flowpolicy.files import drop_cut_line, write_atomic
 from flowpolicy.locks import only_writer
+from flowpolicy.records import read_object
 from flowpolicy.tracking import write_json
 
 LOOK_EVERY = 20  # episodes between two looks of a sequential comparison; not of `envs`, on which no result may depend
@@ -158,5 +158,5 @@ def _looks(before: Path, results: Sequence[ArmResult], plan: Plan) -> list[int]:
     """The numbers of episodes tested so far; the same number again is the same look."""
     if plan.sequential:
         return []
-    earlier = json.loads(before.read_text())["looks"] if before.exists() else []
+    earlier = read_object(before, {"looks": list})["looks"] if before.exists() else []
     return sorted({*earlier, max(result.n for result in results)})

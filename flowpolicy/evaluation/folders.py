@@ -7,11 +7,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-_WANTED = {
-    "summary.json": ("num_steps", "n", "success_once", "ci_low", "ci_high", "success_at_end", "return_mean",
-                     "latency_ms", "env_steps_per_s"),
-    "latency.json": ("threads", "device", "predict", "floor", "overhead", "stages", "samples_ms"),
-    "chunks.json": ("names", "panels"),
+from flowpolicy.records import require
+
+_NONE = type(None)
+_TIMES = {"p50": float, "p95": float, "p99": float}
+_WANTED: dict[str, Any] = {
+    "summary.json": {
+        "num_steps": int, "n": int, "success_once": float, "ci_low": float, "ci_high": float, "success_at_end": float,
+        "return_mean": float, "latency_ms": _TIMES, "env_steps_per_s": float, "versions?": {"*": str},
+        "start_seed?": int, "policy_params?": int, "success_outcomes?": {"*": int},
+    },
+    "latency.json": {
+        "threads": int, "device": str, "predict": {**_TIMES, "max": float}, "floor": {"p50": float}, "overhead": float,
+        "stages": {name: {"p50": float} for name in ("encode", "head", "decode")}, "samples_ms": [float],
+    },
+    "chunks.json": {"names": [str], "panels": [{
+        "title": str, "line": str, "actions": [[float]], "chunks": [{"step": int, "actions": [[[float]]]}],
+    }]},
+    "results.jsonl": {"seed?": int, "success_once?": bool, "failure?": (str, _NONE), "episode_len?": int,
+                      "num_steps?": int, "task_id?": str},
+    "metrics.jsonl": {"step?": int, "*": (float, _NONE)},
+    "latency.jsonl": {"checkpoint": str, "num_steps": int},
+    "run.json": {"versions?": {"*": str}, "seeds?": dict, "argv?": [str]},
 }  # fmt: skip
 """What the page reads from each file."""
 
@@ -112,24 +129,32 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); run the command that wrote it again") from error
-    if not isinstance(content, dict) or (absent := [key for key in _WANTED.get(path.name, ()) if key not in content]):
-        lacks = f"lacks {', '.join(absent)}" if isinstance(content, dict) else f"is a {type(content).__name__}"
-        raise ValueError(f"{path} {lacks}, so flowpolicy did not write it; leave its folder out")
+    _require(content, _WANTED.get(path.name, dict), str(path))
     return content
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file; a last line without its end belongs to a run that is still writing it."""
+def read_lines(path: Path, wanted: Any = None) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file; a last line without its end belongs to a run that is still writing it.
+
+    wanted: the keys of each line, see `records.Kind`; by default those of an evaluation's file of this name.
+    """
     if not path.exists():
         return []
     text = path.read_text()
     try:
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a line that is not JSON ({error}); restore the file or leave the folder out"
                          ) from error  # fmt: skip
-    if bad := [line for line in lines if not isinstance(line, dict)]:
-        raise ValueError(f"{path}: wanted an object per line, got {str(bad[0])[:40]}; leave the folder out")
+    for number, line in enumerate(lines, start=1):
+        _require(line, wanted or _WANTED.get(path.name, dict), f"{path}, line {number}")
     return lines
+
+
+def _require(content: Any, wanted: Any, where: str) -> None:
+    try:
+        require(content, wanted, where)
+    except ValueError as error:
+        raise ValueError(f"{error}; run the command that wrote it again, or leave its folder out") from error

@@ -13,6 +13,7 @@ from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.files import write_atomic
 from flowpolicy.locks import only_writer
 from flowpolicy.pointers import STEP_FILE, choose
+from flowpolicy.records import read_object
 from flowpolicy.tracking import write_json
 
 TOP = 5  # DP3, FlowPolicy and MP1 report the mean of the five best evaluations of a training run
@@ -54,7 +55,7 @@ def run_protocol(
     with only_writer(out):
         require_same(out / "protocol.json", words, {"": recipe})
         results = out / "results.jsonl"
-        rows = {Cell(row["task_id"], row["seed"]): row for row in read_lines(results)}
+        rows = {Cell(row["task_id"], row["seed"]): row for row in read_lines(results, {"task_id": str, "seed": int})}
         for cell in cells:
             if cell not in rows:
                 rows[cell] = _finish(cell, out, stages)
@@ -82,7 +83,7 @@ def _finish(cell: Cell, out: Path, stages: Stages) -> dict[str, Any]:
 def trained_steps(run: Path) -> int:
     """Step of the newest checkpoint of a run folder, 0 without one."""
     last = choose(run / "checkpoints", "last", (STEP_FILE,))
-    return json.loads((last / STEP_FILE).read_text())["step"] if last is not None else 0
+    return read_object(last / STEP_FILE, {"step": int})["step"] if last is not None else 0
 
 
 def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:
@@ -92,20 +93,21 @@ def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:
     Raises ValueError when training made none.
     """
     lines = read_lines(run / "metrics.jsonl")
-    scores = [line["eval/success_once"] for line in lines if "eval/success_once" in line]
+    scores = [line["eval/success_once"] for line in lines if isinstance(line.get("eval/success_once"), float)]
     if not scores:
         raise ValueError(f"{run} has no in-training evaluation; set trainer.eval_every, here for example a fifth of "
                          f"trainer.steps={trained_steps(run)}, and choose another out=")  # fmt: skip
-    summary = json.loads((evaluation / "summary.json").read_text())
-    kept = ("task", "num_steps", "n", "success_once", "ci_low", "ci_high", "start_seed", "policy_params")
+    kept = {"task": str, "num_steps": int, "n": int, "success_once": float, "ci_low": float, "ci_high": float,
+            "start_seed": int, "policy_params": int}  # fmt: skip
+    summary = read_object(evaluation / "summary.json", {**kept, "latency_ms": dict})
     return {
         "task_id": cell.task_id,
         "seed": cell.seed,
         "top5": mean(sorted(scores, reverse=True)[:TOP]),
         "evaluations": scores,
         "steps": trained_steps(run),
-        "train_s": lines[-1]["time_s"],
-        "latency_ms_p50": summary["latency_ms"]["p50"],
+        "train_s": lines[-1].get("time_s"),
+        "latency_ms_p50": summary["latency_ms"].get("p50"),
         **{name: summary[name] for name in kept},
         **{name: summary[name] for name in ("solved_at_reset", "seen_seeds") if summary.get(name)},
     }
@@ -147,11 +149,11 @@ def require_same(file: Path, words: Sequence[str], recipes: Mapping[str, str]) -
     may change though the words stay; names that are new are added.
     """
     record = {"words": sorted(words), "recipes": dict(recipes)}
-    before = json.loads(file.read_text()) if file.exists() else record
+    before = read_object(file, {"words": list}) if file.exists() else record
     if before["words"] != record["words"]:
         raise ValueError(f"{file.parent} was begun with {' '.join(before['words'])}, now {' '.join(record['words'])}; "
                          "choose another out=, or the same words")  # fmt: skip
-    known = before.get("recipes", {})
+    known = before["recipes"] if isinstance(before.get("recipes"), dict) else {}
     if changed := [name for name in recipes if known.get(name, recipes[name]) != recipes[name]]:
         what = f"other numbers of {', '.join(changed)}" if changed[0] else "other numbers"
         raise ValueError(f"{file.parent} was begun with {what} (an edited yaml, or another version of flowpolicy); "

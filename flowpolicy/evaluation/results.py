@@ -163,6 +163,9 @@ def _panel(panel: dict[str, Any], names: Sequence[str]) -> str:
     """Small charts, one per action dimension: the moments' draws over the episode's actions."""
     charts = []
     actions = panel["actions"]
+    rows = [*actions, *(row for chunk in panel["chunks"] for draw in chunk["actions"] for row in draw)]
+    if not panel["chunks"] or any(len(row) != len(names) for row in rows):
+        raise ValueError(f"chunks.json is damaged: {panel['title']}: wanted {len(names)} numbers per action")
     for dim, name in enumerate(names):
         lines = [Line(panel["line"], range(len(actions)), [a[dim] for a in actions], colour=INK)]
         for chunk in panel["chunks"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowpolicy.files import append_lines
+from flowpolicy.records import read_object
 from flowpolicy.rollout.episodes import EpisodeResult
 
 FACTS = ("task", "task_id", "checkpoint", "num_steps")  # of a line, beside the seed: what was run
@@ -66,7 +67,7 @@ def require_unchanged(file: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError naming the first fact that was another one before: episodes of both would not be comparable.
     """
-    before = json.loads(file.read_text()) if file.exists() else {}
+    before = read_object(file) if file.exists() else {}
     for name, value in facts.items():
         if name in before and before[name] != value:
             raise ValueError(f"{file.parent} was begun with {_difference(name, before[name], value)}; "

@@ -1,6 +1,5 @@
 """Fine-tuning: collect, update, evaluate without noise, checkpoint; resumed bit for bit."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from flowpolicy.checkpoint import load_weights
 from flowpolicy.checks import require_number
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.records import read_object
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect
 from flowpolicy.rl.gae import discounts
@@ -106,7 +106,7 @@ class PPOTrainer:
         """Go on from the newest checkpoint; returns its iteration, 0 where there is none."""
         if self.checkpoints is None or (last := newest(self.checkpoints.folder, PPO_STATE)) is None:
             return 0
-        counters = json.loads((last / "state" / "step.json").read_text())
+        counters = read_object(last / "state" / "step.json", {"step": int, "env_steps": int})
         if counters["step"] > self.loop.iterations:
             raise ValueError(
                 f"the run is at iteration {counters['step']}, beyond loop.iterations={self.loop.iterations}"

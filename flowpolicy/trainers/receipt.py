@@ -1,6 +1,5 @@
 """After fine-tuning: the same unseen seeds before and after, an exact paired test, and one page that shows them."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from flowpolicy.evaluation.page import Section, facts, page, pairs, table
 from flowpolicy.evaluation.paired import paired_outcomes, success_rate
 from flowpolicy.evaluation.svg import Line, Row, interval_chart, line_chart, number
 from flowpolicy.files import write_atomic
+from flowpolicy.records import read_object, read_objects
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.tracking import write_json
@@ -79,8 +79,8 @@ def paired_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]
 
 
 def _page(run: Path, found: dict[str, Any]) -> str:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    preflight = json.loads((run / "preflight.json").read_text()) if (run / "preflight.json").is_file() else {}
+    lines = read_objects(run / "metrics.jsonl")
+    preflight = read_object(run / "preflight.json") if (run / "preflight.json").is_file() else {}
     before, after = found["before"], found["after"]
     changed = f"{found['gained']} gained, {found['lost']} lost"
     cards = [

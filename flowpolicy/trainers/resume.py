@@ -11,6 +11,7 @@ import torch
 from flowpolicy.checkpoint import read_config
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.embodiment import Embodiment, load_embodiment
+from flowpolicy.records import read_object
 
 _FREE = {
     f"trainer.{name}" for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_best", "max_hours")
@@ -32,7 +33,7 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any], embodiment: Em
     recorded = read_config(checkpoint) | {"embodiment": own}
     run = checkpoint.parent.parent / "run.json"
     if "seed" not in recorded and run.is_file():
-        recorded |= json.loads(run.read_text()).get("seeds", {})
+        recorded |= read_object(run, {"seeds": dict})["seeds"]
     before = dict(flat({key: recorded[key] for key in _COMPARED if key in recorded}))
     if before.get("trainer.precision") == "auto":  # as older checkpoints have it: not known
         del before["trainer.precision"]

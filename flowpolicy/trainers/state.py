@@ -12,6 +12,7 @@ from flowpolicy.checkpoint import load_weights, save_policy, write_tensors
 from flowpolicy.files import atomic_directory, remove_folder, remove_leftovers, write_atomic
 from flowpolicy.pointers import POLICY_FILES, STEP_FILE, choose, damage, remove_pointer, write_pointer
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.records import read_object
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 
 IMITATION_STATE = ("model", "optimizer")
@@ -110,7 +111,7 @@ class Checkpoints:
         """Load the newest checkpoint into the three; returns its step, None where there is no checkpoint."""
         if (last := newest(self.folder, IMITATION_STATE)) is None:
             return None
-        counters = json.loads((last / STEP_FILE).read_text())
+        counters = read_object(last / STEP_FILE, {"step": int, "ema_updates": int})
         load_weights(policy, last / "state" / "model.safetensors")
         load_weights(ema.module, last / "policy" / "model.safetensors")
         ema.updates = counters["ema_updates"]
@@ -126,7 +127,7 @@ class Checkpoints:
         folders = {int(path.name): path for path in self.folder.iterdir() if path.name.isdecimal()}
         for step, folder in sorted(folders.items()):
             if step <= last_step and damage(folder, (STEP_FILE,)) is None:
-                scores[step] = json.loads((folder / STEP_FILE).read_text())["score"]
+                scores[step] = read_object(folder / STEP_FILE, {"score": (float, type(None))})["score"]
         # ties go to the later checkpoint: it has seen more data
         scored = [(score, step) for step, score in scores.items() if score is not None]
         best = [step for _, step in sorted(scored, reverse=True)[: self.keep_best]]

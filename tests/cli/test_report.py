@@ -214,11 +214,11 @@ def test_labels_tell_the_folders_apart(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("summary.json", {}, "summary.json lacks num_steps, n, success_once"),
-        ("summary.json", [1], "summary.json is a list"),
-        ("latency.json", {"predict": {}}, "latency.json lacks threads"),
-        ("chunks.json", {"names": []}, "chunks.json lacks panels"),
-        ("results.jsonl", 3, "results.jsonl: wanted an object per line, got 3"),
+        ("summary.json", {}, "summary.json is damaged: num_steps is missing"),
+        ("summary.json", [1], "summary.json is damaged: wanted an object"),
+        ("latency.json", {"predict": {}}, "latency.json is damaged: threads is missing"),
+        ("chunks.json", {"names": []}, "chunks.json is damaged: panels is missing"),
+        ("results.jsonl", 3, "results.jsonl, line 1 is damaged: wanted an object, got '3'"),
     ],
 )
 def test_a_file_of_the_right_name_and_foreign_content_is_named(

@@ -62,7 +62,15 @@ def test_sweeps_and_interpolation_stay():
 
 
 def test_what_is_no_path_stays_as_it_was_typed():
-    typed = ["seed=0", "policy/head=dm1", "num_steps=[1,2]", "~policy.head", "names=[a,b]", "part=1/2"]
+    typed = [
+        "seed=0",
+        "demonstrations=10",
+        "policy/head=dm1",
+        "num_steps=[1,2]",
+        "~policy.head",
+        "names=[a,b]",
+        "part=1/2",
+    ]
     assert words.path_words(typed) == typed
 
 

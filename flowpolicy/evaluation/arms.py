@@ -12,10 +12,10 @@ import torch
 
 from flowpolicy.checkpoint import load_policy, read_config
 from flowpolicy.embodiment import require_match
-from flowpolicy.evaluation.evaluate import Task, check_steps, describe, remarks, rules_of
+from flowpolicy.evaluation.evaluate import Task, check_steps, describe, rules_of
 from flowpolicy.evaluation.folders import read_json, read_lines, short_names
 from flowpolicy.evaluation.rows import FACTS, episode_row, left_to_solve, weights_digest
-from flowpolicy.evaluation.seen_seeds import seen_seeds
+from flowpolicy.evaluation.seen_seeds import remarks, seen_seeds
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes

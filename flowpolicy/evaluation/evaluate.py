@@ -16,7 +16,7 @@ from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.chunks import Demonstration, load_demonstration, record_episode, write_chunks
 from flowpolicy.evaluation.journal import Journal
 from flowpolicy.evaluation.rows import FACTS, episode_row, left_to_solve, weights_digest
-from flowpolicy.evaluation.seen_seeds import START_SEED, require_unseen, seen_warning
+from flowpolicy.evaluation.seen_seeds import START_SEED, remarks, require_unseen
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.locks import only_writer
 from flowpolicy.policy import FlowPolicy
@@ -196,17 +196,6 @@ def format_table(summaries: Sequence[Mapping[str, Any]]) -> str:
         times = "".join(f"{summary['latency_ms'][name]:9.3f}" for name in ("p50", "p95", "p99"))
         lines.append(f"{summary['num_steps']:5d}{summary['n']:5d}{summary['success_once']:9.3f}  {interval}{times}")
     return "\n".join([*lines, *(remark for summary in summaries for remark in remarks(summary))])
-
-
-def remarks(summary: Mapping[str, Any], name: str = "") -> list[str]:
-    """What must be said beside the numbers of a summary.json.   name: of the evaluation."""
-    name = name or f"{summary['num_steps']} step{'' if summary['num_steps'] == 1 else 's'}"
-    found = []
-    if solved := summary.get("solved_at_reset"):
-        found.append(f"{name}: {solved} more episodes were solved at reset and count neither way.")
-    if seen := summary.get("seen_seeds"):
-        found.append(seen_warning(name, seen))
-    return found
 
 
 def check_steps(policy: FlowPolicy, num_steps: Collection[int]) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any, NamedTuple, final
 
-from flowpolicy.evaluation.evaluate import remarks
 from flowpolicy.evaluation.folders import read_lines
+from flowpolicy.evaluation.seen_seeds import remarks
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.files import write_atomic
 from flowpolicy.locks import only_writer

@@ -7,9 +7,9 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from flowpolicy.evaluation.evaluate import remarks
 from flowpolicy.evaluation.folders import EvaluationFolder
 from flowpolicy.evaluation.page import Section, details, none, table
+from flowpolicy.evaluation.seen_seeds import remarks
 from flowpolicy.evaluation.svg import INK, Line, Row, histogram, interval_chart, line_chart
 
 MAX_VIDEO_BYTES = 4_000_000  # one recording; a base64 page grows by a third of it more

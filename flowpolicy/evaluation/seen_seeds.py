@@ -68,3 +68,14 @@ def require_selection(seeds: range, demonstrations: Sequence[Sequence[int]]) -> 
 
 def _common(seeds: range, first: int, last: int) -> range:
     return range(max(seeds.start, first), min(seeds.stop, last + 1))
+
+
+def remarks(summary: Mapping[str, Any], name: str = "") -> list[str]:
+    """What must be said beside the numbers of a summary.json.   name: of the evaluation."""
+    name = name or f"{summary['num_steps']} step{'' if summary['num_steps'] == 1 else 's'}"
+    found = []
+    if solved := summary.get("solved_at_reset"):
+        found.append(f"{name}: {solved} more episodes were solved at reset and count neither way.")
+    if seen := summary.get("seen_seeds"):
+        found.append(seen_warning(name, seen))
+    return found

@@ -25,6 +25,10 @@ from flowpolicy.tracking import numerics
 _SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "maniskill": ("mani_skill", "sapien")}  # family -> distributions
 _EYES = ("obs", "view")  # of an environment's settings: what the policy sees, which may differ from arm to arm
 
+# What every line of results.jsonl must have
+_EPISODE = {"task": str, "task_id": str, "num_steps": int, "seed": int, "success_once": bool,
+            "failure?": (str, type(None)), "episode_len?": int}  # fmt: skip
+
 
 @final
 @dataclass(frozen=True)
@@ -56,10 +60,10 @@ class Arm:
 
     def rows(self) -> dict[int, dict[str, Any]]:
         """Seed -> line, of every finished episode. Raises ValueError for a line of another policy."""
-        rows = {row["seed"]: row for row in read_lines(self.folder / "results.jsonl")}
+        rows = {row["seed"]: row for row in read_lines(self.folder / "results.jsonl", _EPISODE)}
         for row in rows.values() if self.task is not None else ():
-            if self.facts() != {key: row[key] for key in FACTS}:
-                raise ValueError(f"{self.folder / 'results.jsonl'} has episodes of {row['checkpoint']} at "
+            if self.facts() != {key: row.get(key) for key in FACTS}:
+                raise ValueError(f"{self.folder / 'results.jsonl'} has episodes of {row.get('checkpoint')} at "
                                  f"num_steps={row['num_steps']} on {row['task_id']}; choose another out=")  # fmt: skip
         return rows
 
@@ -146,7 +150,7 @@ def arm_names(places: Sequence[Path], num_steps: Sequence[int], *, labels: Seque
 
 def recorded_arm(name: str, folder: Path) -> Arm:
     """The arm of an evaluation folder. Raises ValueError when its results.jsonl is empty or of several policies."""
-    policies = {tuple(row.get(key) for key in FACTS) for row in read_lines(folder / "results.jsonl")}
+    policies = {tuple(row.get(key) for key in FACTS) for row in read_lines(folder / "results.jsonl", _EPISODE)}
     if len(policies) != 1:
         found = f"{len(policies)} of them" if policies else "no episode"
         raise ValueError(f"{folder / 'results.jsonl'}: wanted episodes of one policy on one task, got {found}; "

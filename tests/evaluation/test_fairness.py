@@ -213,8 +213,18 @@ def record(folder: Path, **rules: Any) -> Arm:
     facts = {"task": "toy", "task_id": "two-ways", "checkpoint": str(folder), "num_steps": 1}
     folder.mkdir()
     (folder / "results.jsonl").write_text(json.dumps(facts | {"seed": 1, "success_once": True, "failure": ""}) + "\n")
-    write_json(folder / "summary.json", {**dict.fromkeys(("num_steps", "n", "success_once", "ci_low", "ci_high",
-               "success_at_end", "return_mean", "latency_ms", "env_steps_per_s"), 1), **rules})  # fmt: skip
+    numbers = (
+        "num_steps",
+        "n",
+        "success_once",
+        "ci_low",
+        "ci_high",
+        "success_at_end",
+        "return_mean",
+        "env_steps_per_s",
+    )
+    times = {"latency_ms": dict.fromkeys(("p50", "p95", "p99"), 1.0)}
+    write_json(folder / "summary.json", dict.fromkeys(numbers, 1) | times | rules)
     return recorded_arm(folder.name, folder)
 
 

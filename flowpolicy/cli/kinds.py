@@ -26,7 +26,8 @@ def require_kind(key: str, old: Any, new: Any) -> None:
     if examples and not any(_fits(example, new) and not (needed and new is None) for example in examples):
         wanted = " or ".join(map(_describe, examples)) or f"a group ({key.replace('.', '/')}=NAME or {key}.KEY=VALUE)"
         default = "" if open_ or isinstance(old, dict) else f" (default {old})"
-        raise ValueError(f"{key} must be {wanted}{default}, got {new!r}")
+        fix = f"; for example {key}=[{new}]" if any(_fits(example, [new]) for example in examples) else ""
+        raise ValueError(f"{key} must be {wanted}{default}, got {new!r}{fix}")
 
 
 def _fits(old: Any, new: Any) -> bool:

@@ -156,7 +156,7 @@ def test_the_table_has_a_column_per_task_and_a_mean_where_all_were_run():
     ("words", "said"),
     [
         ([], "checkpoints=... is required"),
-        (["checkpoints=good"], "checkpoints and num_steps must be lists, as in checkpoints=[runs/a,runs/b]"),
+        (["checkpoints=good"], "checkpoints must be a list, of text each, got 'good'; for example checkpoints=[good]"),
         (["checkpoints=[]"], "must be lists"),
         (["checkpoints=[nowhere]"], "no checkpoint at nowhere"),
         (["checkpoints=[good]", "out=null"], "pass out=DIR"),

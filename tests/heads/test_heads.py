@@ -187,7 +187,7 @@ def test_bad_options_are_refused_with_the_choices() -> None:
         MeanFlowHead(net, parameterization="v")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'meanflow' or 'imf'"):
         MeanFlowHead(net, objective="mean")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="early, mid, late, cond"):
+    with pytest.raises(ValueError, match="early, second, mid, late, cond"):
         DispersiveRegularizer(taps="down0")
     with pytest.raises(ValueError, match="infonce_l2"):
         DispersiveRegularizer(kind="l2")  # type: ignore[arg-type]

@@ -317,7 +317,6 @@ def test_training_onto_a_full_disk_keeps_the_checkpoint_before_and_can_be_resume
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_logging_onto_a_full_disk_is_one_line_too(made: Path, small_disk: Path):
     (small_disk / "ballast").write_bytes(b"x" * 320_000)
     words = ["train", f"dataset.path={made / 'demos.zarr'}", f"out={small_disk / 'run'}", *SMALL, "trainer.steps=600",

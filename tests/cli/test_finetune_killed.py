@@ -41,8 +41,7 @@ def running(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.ci), 2])
 def test_after_kill_9_a_run_goes_on_with_the_same_numbers(base: Path, tmp_path: Path, workers: int) -> None:  # noqa: F811
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(command(base, whole, workers)) == 0

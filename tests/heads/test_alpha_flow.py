@@ -110,6 +110,7 @@ def _one_step_spread(kappa_end: float, steps: int = 1500) -> float:
     return abs(1.0 - float(head.velocity(one[:, None, None], one, 0 * one, cond[:1]).detach()))
 
 
+@pytest.mark.slow
 def test_gaussian_actions_come_out_as_wide_as_they_are_once_kappa_is_small() -> None:
     assert _one_step_spread(0.05) == pytest.approx(0.49, abs=0.02)
 

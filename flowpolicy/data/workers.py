@@ -125,7 +125,7 @@ class Workers:
             raise RuntimeError(_died("at the start" if not worker.ready else "between two seeds"))
         self.crashed.append(seed)
         if len(self.crashed) > _MAX_CRASHES:
-            raise RuntimeError(_died(f"on each of the seeds {', '.join(map(str, self.crashed))}"))
+            raise RuntimeError(_died(f"on each of the seeds {', '.join(map(str, sorted(self.crashed)))}"))
         worker.close()
         self._workers[self._workers.index(worker)] = _Worker(self._make_expert)
 

@@ -53,6 +53,8 @@ def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_mod
             policy = instantiate(OmegaConf.create(config), _partial_=True, _convert_="all")(embodiment=embodiment)
     except _MISFITS as error:
         text = " ".join(str(error).split()) or type(error).__name__
+        if "unexpected keyword argument" in text:
+            text += "; leave out the number, or the group (as policy/times, policy/weighting), that this part has not"
         raise ValueError(f"the policy config does not fit its parts: {text}") from error
     assert isinstance(policy, FlowPolicy)
     return policy
@@ -247,14 +249,22 @@ def load_weights(module: torch.nn.Module, file: Path, *, later: Collection[str] 
     Raises ValueError naming what differs, and for numbers that are not finite.
     """
     own = module.state_dict()
+    tensors = read_tensors(file)
+    require_finite(tensors, str(file))
     try:
-        tensors = load_tensors(file.read_bytes())
-        require_finite(tensors, str(file))
         module.load_state_dict({name: own[name] for name in (*later, *_COMMANDS) if name in own} | tensors)
-    except (RuntimeError, SafetensorError) as error:
+    except RuntimeError as error:
         raise ValueError(
             f"{file} does not fit the policy of its config.json: {' '.join(str(error).split())}"
         ) from error
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a safetensors file, on the CPU. Raises ValueError naming the file where it holds none."""
+    try:
+        return load_tensors(file.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged, or no safetensors file: {' '.join(str(error).split())}") from error
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowpolicy.encoders.base import KeyEncoder
 
+_UNREADABLE = (SafetensorError, torch.serialization.pickle.UnpicklingError, RuntimeError, EOFError)
 _SMALLEST = 33  # pixels; the last layer halves five times, and below this leaves one row or column to choose from
 _UNUSED = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm; its weight and bias are used
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which published weights expect
@@ -89,10 +91,14 @@ def load_torchvision(module: nn.Module, file: Path) -> None:
     """
     if not file.is_file():
         raise FileNotFoundError(f"encoder weights: no file {file}; weights=null starts from random numbers")
-    if file.suffix == ".safetensors":
-        found = load_file(file)
-    else:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        if file.suffix == ".safetensors":
+            found = load_file(file)
+        else:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise ValueError(f"{file} holds no weights that can be read: {' '.join(str(error).split())[:200]}; "
+                         "fetch it again, or save it as .safetensors") from error  # fmt: skip
     if not isinstance(found, dict):
         raise ValueError(f"{file}: wanted a state dict, name -> tensor, got {type(found).__name__}")
     found = {name: value for name, value in found.items() if not name.startswith("fc.") and not name.endswith(_UNUSED)}

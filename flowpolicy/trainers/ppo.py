@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from safetensors.torch import load as load_tensors
 from tqdm import tqdm
 
-from flowpolicy.checkpoint import load_weights
+from flowpolicy.checkpoint import load_weights, read_tensors
 from flowpolicy.checks import require_number
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.records import read_object
@@ -116,8 +115,8 @@ class PPOTrainer:
         for name, module in (("critic", model.critic), ("sampler", model.sampler)):
             load_weights(module, last / "state" / f"{name}.safetensors")
         for name, optimizer in (("actor", self.ppo.actor_optimizer), ("critic", self.ppo.critic_optimizer)):
-            restore_optimizer(optimizer, load_tensors((last / "state" / f"{name}_optimizer.safetensors").read_bytes()))
-        self.scaler.load(load_tensors((last / "state" / "scaler.safetensors").read_bytes())["state"])
+            restore_optimizer(optimizer, last / "state" / f"{name}_optimizer.safetensors")
+        self.scaler.load(read_tensors(last / "state" / "scaler.safetensors")["state"])
         self.iteration, self.env_steps = counters["step"], counters["env_steps"]
         self._saved = self.iteration
         return self.iteration

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors.torch import load as load_tensors
 
-from flowpolicy.checkpoint import load_weights, save_policy, write_tensors
+from flowpolicy.checkpoint import load_weights, read_tensors, save_policy, write_tensors
 from flowpolicy.files import atomic_directory, remove_folder, remove_leftovers, write_atomic
 from flowpolicy.pointers import POLICY_FILES, STEP_FILE, choose, damage, remove_pointer, write_pointer
 from flowpolicy.policy import FlowPolicy
@@ -115,7 +114,7 @@ class Checkpoints:
         load_weights(policy, last / "state" / "model.safetensors")
         load_weights(ema.module, last / "policy" / "model.safetensors")
         ema.updates = counters["ema_updates"]
-        restore_optimizer(optimizer, load_tensors((last / "state" / "optimizer.safetensors").read_bytes()))
+        restore_optimizer(optimizer, last / "state" / "optimizer.safetensors")
         return counters["step"]
 
     def index(self, last_step: int) -> None:
@@ -150,10 +149,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Inverse of `optimizer_tensors`; the groups' options come from the run's config."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Inverse of `optimizer_tensors`, from a file; the groups' options come from the run's config.
+
+    Raises ValueError naming the file where it is damaged or of other parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, entry = name.split(".", 1)
+    for name, tensor in read_tensors(file).items():
+        index, _, entry = name.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"{file}: {name} is of none of the optimiser's {len(parameters)} parameters")
+        if tensor.dim() and tensor.shape != parameters[int(index)].shape:
+            raise ValueError(f"{file}: {name} has shape {list(tensor.shape)}, its parameter "
+                             f"{list(parameters[int(index)].shape)}")  # fmt: skip
         state.setdefault(int(index), {})[entry] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

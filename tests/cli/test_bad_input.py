@@ -110,6 +110,7 @@ def complaint(capsys: pytest.CaptureFixture, *words: str, code: int = 2) -> str:
         (["+eval.foo=1", "trainer.eval_every=2"], "+eval.foo=1: wanted"),
         (["++seed=1"], "++seed=1: wanted"),
         (["+policy.head.foo=1"], "does not fit its parts: "),
+        (["policy/head=regression", "policy/times=one_step"], "or the group (as policy/times, policy/weighting), that"),
         (["trainer.betas=[0.9]"], "trainer.betas must be two numbers of at least 0 and below 1, got [0.9]"),
         (["trainer.betas=[0.9,1.0]"], "trainer.betas must be two numbers"),
         (["trainer.betas=[a,b]"], "trainer.betas must be"),

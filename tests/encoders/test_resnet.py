@@ -64,6 +64,13 @@ def test_a_file_with_anything_else_is_a_clear_error(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="state dict, name -> tensor, got list"):
         _net(weights=str(tmp_path / "list.pth"))
+    torch.save(values, tmp_path / "cut.pth")
+    save_file(values, tmp_path / "cut.safetensors")
+    for name, kept in (("cut.pth", 1000), ("cut.safetensors", 1000), ("none.pth", 0), ("text.pth", -1)):
+        file = tmp_path / name
+        file.write_bytes(b"<html>404</html>" if kept < 0 else (file.read_bytes() if file.exists() else b"")[:kept])
+        with pytest.raises(ValueError, match=rf"{name} holds no weights that can be read.*fetch it again"):
+            _net(weights=str(file))
 
 
 def test_spatial_softmax_points_at_the_peak() -> None:

@@ -156,7 +156,7 @@ def test_a_state_that_cannot_be_loaded_is_refused_before_it_starts(store: Episod
     train(store, tmp_path)
     weights = last(tmp_path) / "state/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
         train(store, tmp_path, resume=True, start=lambda: pytest.fail("started"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flowpolicy import files
 from flowpolicy.checkpoint import resolve_checkpoint
@@ -118,3 +120,28 @@ def test_without_any_kept_there_is_no_best(tmp_path: Path) -> None:
     assert named(tmp_path / "best") == "000010"
     Run(tmp_path, keep_best=0).save(20, 0.6)
     assert sorted(os.listdir(tmp_path)) == ["000020", "index.json", "last"]
+
+
+def _bent(file: Path, how: str) -> None:
+    """A header of the right length that says nothing, or tensors of another optimiser."""
+    content = file.read_bytes()
+    if how == "header":
+        file.write_bytes(content[:8] + content[8:].replace(b'"dtype"', b'"dtyqe"'))
+    else:
+        save_file({how: torch.zeros(3)}, file)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("header", "damaged"), ("99.exp_avg", "none of the optimiser's"), ("0.exp_avg", "shape"), ("exp_avg", "none of")],
+)
+def test_an_optimiser_that_cannot_be_read_is_named(tmp_path: Path, how: str, said: str) -> None:
+    run = Run(tmp_path)
+    for parameter in run.parts["policy"].parameters():
+        parameter.grad = torch.ones_like(parameter)
+    run.parts["optimizer"].step()
+    run.save(1)
+    file = tmp_path / "000001/state/optimizer.safetensors"
+    _bent(file, how)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}.*{said}"):
+        run.restore()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_the_page_is_one_offline_file_that_says_what_the_json_says(here: Path):
     for _, attributes in tags(html):
         assert not {"src", "href"} & set(attributes)
     assert "http" not in html and html.count("<svg") == 3  # intervals, frontier, evidence
-    assert len(found["pairs"]) == 6 and all(pair["sentence"] in html for pair in found["pairs"])
+    assert len(found["pairs"]) == 6 and all(pair["sentence"] in unescape(html) for pair in found["pairs"])
     assert [arm["name"] for arm in found["arms"]] == [
         "good · 1 step",
         "good · 2 steps",

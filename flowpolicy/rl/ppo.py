@@ -5,7 +5,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from flowpolicy.rl.actor_critic import ActorCritic, Score
 from flowpolicy.rl.bc import Kind, bc_loss
 from flowpolicy.rl.gae import Discount, chunk_reward, discounts, gae
 from flowpolicy.rl.group import group_advantage
+from flowpolicy.rl.last_step import LastStep
+from flowpolicy.rl.losses import policy_loss, value_loss
 from flowpolicy.rl.rollout_buffer import Minibatch, Rollout, minibatches
 from flowpolicy.rl.rounding import differ, spreads
 from flowpolicy.samplers.base import require_choice
@@ -23,7 +25,7 @@ Actor = Literal["train", "anchor", "hold"]
 """What an update does to the actor: the whole objective, the pull towards the reference alone, nothing."""
 _MAX_MEAN_CLIP = 0.05
 _KEPT = "; the last good checkpoint is kept. Lower ppo.actor_lr and ppo.critic_lr, or scale the rewards"
-_MAX_LOG_RATIO = 20.0  # exp of 89 overflows float32; a ratio of 5e8 is as wrong as any
+_TRIES = 20  # to shorten a step that crossed target_kl
 
 
 @final
@@ -43,8 +45,10 @@ class PPOSettings:
     huber: where the value loss turns linear; 0 is squared error (half of it).
     actor_lr, critic_lr: of two AdamW without weight decay.   final_lr: share of both that is left at the end (cosine).
     grad_clip: largest gradient norm, of each.
-    target_kl: the actor stops for this iteration when the estimate E[ratio - 1 - log ratio] is larger; of the
-       density itself (the sum), whatever log_prob_reduction; 0 is never.
+    target_kl: the actor stops for this iteration when the estimate E[ratio - 1 - log ratio] is larger on the minibatch
+      that comes next, or on all decisions after the last step; of the density itself (the sum), whatever
+      log_prob_reduction. So much of the step that crossed is taken back that the estimate over all decisions is within;
+      not all of it, or a learning rate whose every step crosses would teach nothing. 0 is never.
     entropy_weight: of the mean entropy of a scored entry; without effect where the noise is fixed.
     bc_weight, bc_final, bc_kind: see `bc_loss`; linear from one to the other over the iterations.
     warmup: first iterations, in which the critic alone learns.
@@ -113,53 +117,6 @@ def warn_of_value_clip(settings: PPOSettings, *, sparse: bool) -> None:
         )
 
 
-class PolicyLoss(NamedTuple):
-    """loss: scalar.   kl: scalar, E[ratio - 1 - log ratio] of the density.   clipped: share of ratios outside the
-    bounds."""
-
-    loss: Tensor
-    kl: Tensor
-    clipped: Tensor
-
-
-def policy_loss(
-    log_prob: Tensor,
-    old_log_prob: Tensor,
-    advantage: Tensor,
-    *,
-    clip_low: float,
-    clip_high: float,
-    entries: Tensor | float = 1.0,
-) -> PolicyLoss:
-    """The clipped objective, negated; all (B,).   entries: see `Score`, for the divergence.
-
-    A decision whose log ratio is beyond 20 on either side has no gradient.
-    Source: Schulman et al. 2017; kl: Schulman's "k3", 2020.
-    """
-    log_ratio = (log_prob - old_log_prob).float()
-    ratio = log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
-    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = -torch.minimum(ratio * advantage, bounded * advantage).mean()
-    whole = (log_ratio.detach() * entries).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    return PolicyLoss(loss, (whole.exp() - 1.0 - whole).mean(), (ratio != bounded).float().mean().detach())
-
-
-def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, *, clip: float, huber: float) -> Tensor:
-    """Mean of the larger of two errors: of the value, and of the value kept within `clip` of the old one (0: off).
-
-    huber: Huber's delta, 0 for half the squared error; all (B,).   Source: Schulman et al.'s code; π_RL (Huber).
-    """
-
-    def error(guess: Tensor) -> Tensor:
-        if huber > 0.0:
-            return nn.functional.huber_loss(guess, returns, reduction="none", delta=huber)
-        return 0.5 * (guess - returns).square()
-
-    if clip == 0.0:
-        return error(value).mean()
-    return torch.maximum(error(value), error(old_value + (value - old_value).clamp(-clip, clip))).mean()
-
-
 def normalized(advantage: Tensor, valid: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 over the valid entries, (T, N) both; 0 elsewhere, and where all are equal up to
     rounding."""
@@ -210,6 +167,7 @@ class PPO:
         self._actor, self._critic = list(actor_critic.actor_parameters()), list(actor_critic.critic.parameters())
         self.actor_optimizer = torch.optim.AdamW(self._actor, lr=settings.actor_lr, weight_decay=0.0)
         self.critic_optimizer = torch.optim.AdamW(self._critic, lr=settings.critic_lr, weight_decay=0.0)
+        self._last_step, self._warned = LastStep(self._actor), False
 
     def set_progress(self, progress: float) -> float:
         """Learning rates for the iteration at this share of the run; returns the weight of the reference's pull."""
@@ -239,11 +197,14 @@ class PPO:
 
         reward: (T, N), scaled or not.   actor: what happens to it; the critic always learns.
         order: shuffles, on the CPU.   noise: of the reference's pull, on the policy's device.
+        rl/approx_kl and rl/clip_fraction are of the actor as it leaves, over all decisions. Where target_kl stopped it
+        (rl/kl_stop), rl/kl_at_stop is the estimate that did, and rl/step_kept the share that is left of the last step.
         Raises ValueError when a density is no number, or no gradient of the actor or the critic is.
         """
         settings = self.settings
         discount = discounts(rollout.steps, gamma=settings.gamma, kind=settings.discount)
         found: defaultdict[str, list[float]] = defaultdict(list)
+        self._last_step.forget()
         stopped, grouped = 0, settings.advantage == "group"
         if grouped:
             relative = group_advantage(reward, rollout.valid, discount=discount, group_size=settings.group_size)
@@ -265,6 +226,10 @@ class PPO:
                 self._critic_step(cond.detach(), batch, found)
             if actor != "hold" and not stopped:
                 stopped = self._actor_step(cond, batch, found, actor=actor, bc_weight=bc_weight, noise=noise)
+                if stopped:  # at once: an encoder that was thrown far is not for the critic to learn from
+                    self._shorten(rollout, found)
+        if actor != "hold":
+            stopped = self._conclude(rollout, found, unseen=actor == "train" and not stopped) or stopped
         skipped = sum(_skipped(name, found) for name in ("actor", "critic"))
         means = {f"rl/{name}": sum(values) / len(values) for name, values in found.items()}
         means |= {"rl/kl_stop": float(stopped), "rl/skipped_steps": skipped}
@@ -306,13 +271,10 @@ class PPO:
                 clip_high=settings.clip_high,
                 entries=score.entries,
             )
-            kl = float(result.kl)
-            if math.isnan(kl):  # nan > target_kl is False
-                raise ValueError(f"the density of the policy is not finite{_KEPT}")
-            if settings.target_kl and kl > settings.target_kl:
+            if self._crosses(kl := float(result.kl)):
+                found["kl_at_stop"].append(kl)
                 return True
-            measured = {"policy_loss": result.loss, "approx_kl": result.kl, "clip_fraction": result.clipped,
-                        "entropy": score.entropy, "std": score.std}  # fmt: skip
+            measured = {"policy_loss": result.loss, "entropy": score.entropy, "std": score.std}
             for name, value in measured.items():
                 found[name].append(float(value.detach()))
             loss = result.loss - settings.entropy_weight * score.entropy
@@ -343,4 +305,63 @@ class PPO:
             found[f"skipped_{name}"].append(1.0)
             return
         found[f"grad_norm_{name}"].append(norm)
+        if optimizer is self.actor_optimizer and self.settings.target_kl:
+            self._last_step.remember()
         optimizer.step()
+
+    def _conclude(self, rollout: Rollout, found: defaultdict[str, list[float]], *, unseen: bool) -> bool:
+        """Measure the actor over all decisions; whether it has crossed target_kl.
+
+        unseen: whether no minibatch came after the last step that could have noticed.
+        """
+        kl, clipped = self._divergence(rollout)
+        if crossed := unseen and self._crosses(kl):
+            found["kl_at_stop"].append(kl)
+            self._shorten(rollout, found)
+            kl, clipped = self._divergence(rollout)
+        found["approx_kl"], found["clip_fraction"] = [kl], [clipped]
+        return crossed
+
+    def _crosses(self, kl: float) -> bool:
+        """Whether a divergence ends the actor's part of this iteration. Raises ValueError where it is no number."""
+        if math.isnan(kl):  # nan > target_kl is False
+            raise ValueError(f"the density of the policy is not finite{_KEPT}")
+        return 0.0 < self.settings.target_kl < kl
+
+    def _shorten(self, rollout: Rollout, found: defaultdict[str, list[float]]) -> None:
+        """Take back so much of the last step that the divergence over all decisions is within the target, or all of it
+        where the steps before, each within on a minibatch, have crossed together."""
+        if not self._last_step.taken:
+            return
+        share, kl, target = 1.0, self._divergence(rollout)[0], self.settings.target_kl
+        if len(found["grad_norm_actor"]) == 1 and kl > target and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"one step of ppo.actor_lr={self.settings.actor_lr:g} moves the policy by a divergence of {kl:.2g}, "
+                f"beyond ppo.target_kl={target:g}; it is shortened, and the only one of its iteration: lower "
+                "ppo.actor_lr",
+                stacklevel=4,
+            )
+        for _ in range(_TRIES):
+            if kl <= target:
+                break
+            share *= min(0.9, math.sqrt(target / kl))  # the divergence of a small step grows with its square
+            self._last_step.keep(share)
+            kl = self._divergence(rollout)[0]
+        else:
+            self._last_step.keep(share := 0.0)
+        found["step_kept"].append(share)
+
+    @torch.no_grad()
+    def _divergence(self, rollout: Rollout) -> tuple[float, float]:
+        """Estimate over all decisions under the present weights, and the share of ratios beyond the clip."""
+        zero, settings = torch.zeros_like(rollout.log_prob), self.settings
+        kl, clipped, count = 0.0, 0.0, 0
+        for batch in minibatches(rollout, zero, zero, count=settings.minibatches, generator=None):
+            score = self.actor_critic.score(self.actor_critic.features(batch.obs), batch.chain)
+            found = policy_loss(score.log_prob, batch.log_prob, batch.advantage, clip_low=settings.clip_low,
+                                clip_high=settings.clip_high, entries=score.entries)  # fmt: skip
+            size = len(batch.log_prob)
+            kl, clipped = kl + size * float(found.kl), clipped + size * float(found.clipped)
+            count += size
+        return kl / count, clipped / count

@@ -48,21 +48,23 @@ class Rollout(NamedTuple):
 
 
 def minibatches(
-    rollout: Rollout, advantage: Tensor, returns: Tensor, *, count: int, generator: torch.Generator
+    rollout: Rollout, advantage: Tensor, returns: Tensor, *, count: int, generator: torch.Generator | None
 ) -> Iterator[Minibatch]:
     """The valid decisions in `count` random parts of nearly the same size, each once.
 
-    advantage, returns: (T, N).   generator: on the CPU. Raises ValueError when there are fewer decisions than parts.
+    advantage, returns: (T, N).   generator: on the CPU; None takes them as they lie.
+    Raises ValueError when there are fewer decisions than parts.
     """
     index = rollout.valid.flatten().nonzero().squeeze(1)
     if len(index) < count:
         raise ValueError(f"{len(index)} decisions do not fill {count} minibatches; lower ppo.minibatches")
-    order = index[torch.randperm(len(index), generator=generator).to(index.device)]
+    if generator is not None:
+        index = index[torch.randperm(len(index), generator=generator).to(index.device)]
 
     def pick(value: Tensor, rows: Tensor) -> Tensor:
         return value.flatten(0, 1)[rows]
 
-    for rows in order.tensor_split(count):
+    for rows in index.tensor_split(count):
         yield Minibatch(
             {key: pick(value, rows) for key, value in rollout.obs.items()},
             Chain(*(pick(value, rows) for value in rollout.chain)),

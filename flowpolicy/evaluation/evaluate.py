@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,6 +208,15 @@ def check_steps(policy: FlowPolicy, num_steps: Collection[int]) -> None:
         raise ValueError(f"num_steps must be {limit} for {type(policy.head).__name__}, got {bad or 'none'}")
 
 
+def success_so_far(found: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> str:
+    """For a progress bar: of the seeds before the first one that has not ended. Of whatever has ended, the short
+    episodes come first, and they are mostly successes.   found: seed -> line of results.jsonl.
+    """
+    ended = [found[seed] for seed in takewhile(found.__contains__, seeds)]
+    counted = [row["success_once"] for row in ended if not row.get("solved_at_reset")]
+    return f"success {sum(counted) / len(counted):.2f}" if counted else ""
+
+
 def _roll(
     policy: FlowPolicy,
     env: VectorEnv,
@@ -235,7 +245,7 @@ def _roll(
                 found[result.seed] = row
             steps += result.episode_len
             bar.update()
-            bar.set_postfix_str(f"success {sum(row['success_once'] for row in found.values()) / len(found):.2f}")
+            bar.set_postfix_str(success_so_far(found, seeds))
 
         try:
             run_episodes(policy, env, todo, num_steps=facts["num_steps"], video_dir=journal.videos,

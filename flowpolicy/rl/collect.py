@@ -11,6 +11,9 @@ from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.samplers.base import Chain
 from flowpolicy.types import Observation
 
+MAX_EPISODE = 10_000
+"""Decisions, beyond which an episode is taken to have no end; the longest of our tasks has 500."""
+
 
 class Collected(NamedTuple):
     """A rollout, where the environments stand after it, and what the collection noticed.
@@ -65,10 +68,7 @@ def collect(
 
 
 class Episodes(NamedTuple):
-    """Episodes that ended inside a rollout: how many, how many with success, mean return and mean control steps.
-
-    Their starts may lie in rollouts before: `carry` holds what the open ones have gathered so far.
-    """
+    """Episodes that count, see `EpisodeCounter`: how many, how many with success, mean return, mean control steps."""
 
     finished: int
     succeeded: int
@@ -78,34 +78,73 @@ class Episodes(NamedTuple):
 
 @final
 class EpisodeCounter:
-    """Adds up rewards and steps per environment across rollouts."""
+    """Adds up rewards and steps per environment across rollouts, so that no episode counts for being short.
+
+    The mean over whatever ends in an iteration is of the short episodes, which are mostly successes. So episodes count
+    in cohorts, each as a whole once its last episode has ended: cohort 0 are the first ones after a restart, cohort n
+    those that began in the n-th iteration after it. The last cohort before a restart is left out; the others are to be
+    run to their end, see `waiting` and `finish`. Which cohorts count thus depends on no outcome.
+    """
 
     def __init__(self, num_envs: int) -> None:
-        self._return = torch.zeros(num_envs)
-        self._steps = torch.zeros(num_envs)
-        self._success = torch.zeros(num_envs, dtype=torch.bool)
+        self._running = torch.zeros(num_envs, 3, dtype=torch.float64)  # success, return, control steps
+        self._cohort = torch.zeros(num_envs, dtype=torch.int64)
+        self._ended: dict[int, Tensor] = {}  # cohort -> (4,): episodes, and the sums of the three
+        self._iteration = 1
 
     def restart(self) -> None:
         """All environments begin new episodes."""
-        for value in (self._return, self._steps, self._success):
-            value.zero_()
+        self._running.zero_()
+        self._cohort.zero_()
+        self._ended, self._iteration = {}, 1
 
-    def count(self, rollout: Rollout) -> Episodes:
-        """Go through the decisions in order."""
-        returns, lengths, successes = [], [], 0
-        reward, steps, done, success = (x.cpu() for x in (rollout.reward, rollout.steps, rollout.done, rollout.success))
+    def count(self, rollout: Rollout) -> int:
+        """Go through the decisions in order; returns how many episodes ended with success in valid ones."""
+        reward, steps, done, success, valid = (
+            x.cpu() for x in (rollout.reward, rollout.steps, rollout.done, rollout.success, rollout.valid)
+        )
+        well = 0
         for j in range(len(reward)):
-            self._return += reward[j].sum(-1)
-            self._steps += steps[j]
-            self._success |= success[j]
-            ended = done[j]
-            returns += self._return[ended].tolist()
-            lengths += self._steps[ended].tolist()
-            successes += int(self._success[ended].sum())
-            for value in (self._return, self._steps, self._success):
-                value[ended] = 0
-        n = len(returns)
-        return Episodes(n, successes, sum(returns) / max(n, 1), sum(lengths) / max(n, 1))
+            self._running[:, 0] = torch.maximum(self._running[:, 0], success[j].double())
+            self._running[:, 1] += reward[j].sum(-1)
+            self._running[:, 2] += steps[j]
+            well += int(self._running[done[j] & valid[j], 0].sum())
+            for cohort in self._cohort[done[j]].unique().tolist():
+                own = self._running[done[j] & (self._cohort == cohort)]
+                sums = torch.cat([torch.tensor([float(len(own))]).double(), own.sum(0)])
+                self._ended[cohort] = self._ended.get(cohort, 0.0) + sums
+            self._running[done[j]] = 0.0
+            self._cohort[done[j]] = self._iteration
+        return well
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an episode of a cohort that is to count has not ended."""
+        return bool((self._cohort < self._iteration).any())
+
+    def report(self) -> Episodes:
+        """End this iteration; the episodes of the cohorts that are whole and not yet reported."""
+        self._iteration += 1
+        whole = [cohort for cohort in self._ended if cohort < int(self._cohort.min())]
+        count, *sums = torch.stack([torch.zeros(4).double(), *map(self._ended.pop, whole)]).sum(0).tolist()
+        return Episodes(int(count), int(sums[0]), *(total / max(count, 1.0) for total in sums[1:]))
+
+
+def finish(
+    actor_critic: ActorCritic, env: ChunkEnv, obs: Observation, counter: EpisodeCounter, *, generator: torch.Generator
+) -> None:
+    """Go on from `obs` until `counter` waits for no episode; nobody learns from it. Where the iterations between two
+    restarts span an episode and a half, there is next to nothing to do.
+
+    Raises what `collect` raises, and ValueError when an episode does not end within MAX_EPISODE decisions.
+    """
+    for _ in range(MAX_EPISODE):
+        if not counter.waiting:
+            return
+        collected = collect(actor_critic, env, obs, decisions=1, generator=generator)
+        counter.count(collected.rollout)
+        obs = collected.obs
+    raise ValueError(f"an episode did not end within {MAX_EPISODE} decisions; give the task a max_episode_steps")
 
 
 def _require_finite(obs: Observation) -> None:

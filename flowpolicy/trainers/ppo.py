@@ -14,11 +14,12 @@ from flowpolicy.checks import require_number
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.records import read_object
 from flowpolicy.rl.actor_critic import ActorCritic
-from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect
+from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect, finish
 from flowpolicy.rl.gae import discounts
 from flowpolicy.rl.group import first_episodes, require_equal_starts
 from flowpolicy.rl.ppo import PPO, Actor, PPOSettings, has_signal, warn_of_value_clip
 from flowpolicy.rl.reward_scaler import RewardScaler
+from flowpolicy.rl.rollout_buffer import Rollout
 from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.seeding import derive
 from flowpolicy.stopping import Stop, Terminated
@@ -41,6 +42,7 @@ class LoopSettings:
     eval_every: iterations between noise-free evaluations, the first before any update; 0 is never.
     checkpoint_every: iterations between checkpoints; each evaluation is preceded by one too. All episodes begin anew
       after each, which is what makes a resumed run equal to an unbroken one; in between they run on across iterations.
+      See `EpisodeCounter` for which of them count in env/success_once, env/return and env/episode_len.
     keep_best: checkpoints that survive besides the last.
     max_hours: of wall time, after which a checkpoint is written and the command ends; 0 or None is no limit.
     """
@@ -151,7 +153,7 @@ class PPOTrainer:
     @property
     def pending(self) -> bool:
         """Whether the policy as it is now is still to be evaluated: at the beginning, or after a kill."""
-        if self.evaluate is None or not self._due(self.loop.eval_every):
+        if not self._evaluates(self.iteration):
             return False
         return not self.iteration or self.checkpoints is None or self.checkpoints.score(self.iteration) is None
 
@@ -162,10 +164,10 @@ class PPOTrainer:
 
     def _save_and_evaluate(self) -> bool:
         """What is due after an iteration, and whether to end here. Saved first: a failed evaluation costs nothing."""
-        stopping, evaluating = self.stop.due, self.evaluate is not None and self._due(self.loop.eval_every)
-        if evaluating or stopping or self._due(self.loop.checkpoint_every):
+        stopping = self.stop.due
+        if stopping or self._saves(self.iteration):
             self._save()
-        if evaluating:
+        if self._evaluates(self.iteration):
             self._evaluate()
         return stopping
 
@@ -176,23 +178,10 @@ class PPOTrainer:
         bc_weight = self.ppo.set_progress(progress)
         self._noise.manual_seed(derive(self.seed, f"rl_noise/{self.iteration}"))
         self._order.manual_seed(derive(self.seed, f"rl_order/{self.iteration}"))
+        rollout, well, measured = self._collect()
         grouped = settings.advantage == "group"
-        if self._obs is None or grouped:
-            self._obs = self._restart()
-        start = time.perf_counter()
-        with self.stop.interruptible(self._stopped):
-            collected = collect(
-                self.actor_critic, self.env, self._obs, decisions=self.loop.decisions, generator=self._noise
-            )
-        self._obs, rollout, collect_s = collected.obs, collected.rollout, time.perf_counter() - start
-        episodes = self.counter.count(rollout)
-        if grouped:
-            if not rollout.done.any(0).all():
-                raise ValueError(f"ppo.advantage=group compares whole episodes, and some did not end in loop.decisions="
-                                 f"{self.loop.decisions}; raise it, or lower task.max_episode_steps")  # fmt: skip
-            rollout = rollout._replace(valid=first_episodes(rollout.done))
         actor: Actor = "train" if grouped or self.iteration >= settings.warmup else "hold"
-        if settings.guard and not has_signal(rollout, settings, sparse=self.sparse, successes=episodes.succeeded):
+        if settings.guard and not has_signal(rollout, settings, sparse=self.sparse, successes=well):
             actor = "anchor" if actor == "train" and bc_weight > 0.0 else "hold"
         reward = self.ppo.chunk_rewards(rollout)
         if settings.scale_rewards:
@@ -202,14 +191,42 @@ class PPOTrainer:
         found = self.ppo.update(
             rollout, reward, actor=actor, bc_weight=bc_weight, order=self._order, noise=self._noise
         )  # fmt: skip
-        steps = int(rollout.steps.sum())
-        self.env_steps += steps
-        times = {"time/env_fps": steps / collect_s, "time/collect_s": collect_s}
-        times["time/update_s"] = time.perf_counter() - start
-        return found | _environment(collected, episodes, self.env_steps) | times | {
+        measured["time/update_s"] = time.perf_counter() - start
+        return found | measured | {
             "rl/actor_trained": float("rl/policy_loss" in found), "rl/bc_weight": bc_weight,
             "rl/lr": self.ppo.actor_optimizer.param_groups[0]["lr"],
         }  # fmt: skip
+
+    def _collect(self) -> tuple[Rollout, int, dict[str, float]]:
+        """What to learn from, how many episodes ended well in it, and metrics.
+
+        Before all episodes begin anew, those that are to count run on to their end: with noise of their own, after what
+        is learned from, and not among env/steps.
+        """
+        grouped = self.ppo.settings.advantage == "group"
+        if self._obs is None or grouped:
+            self._obs = self._restart()
+        start, iteration = time.perf_counter(), self.iteration
+        with self.stop.interruptible(self._stopped):
+            collected = collect(
+                self.actor_critic, self.env, self._obs, decisions=self.loop.decisions, generator=self._noise
+            )
+        self._obs, rollout, collect_s = collected.obs, collected.rollout, time.perf_counter() - start
+        if grouped:
+            if not rollout.done.any(0).all():
+                raise ValueError(f"ppo.advantage=group compares whole episodes, and some did not end in loop.decisions="
+                                 f"{self.loop.decisions}; raise it, or lower task.max_episode_steps")  # fmt: skip
+            rollout = rollout._replace(valid=first_episodes(rollout.done))
+        well, steps = self.counter.count(rollout), int(rollout.steps.sum())
+        times = {"time/env_fps": steps / collect_s, "time/collect_s": collect_s}
+        if grouped or self._saves(iteration + 1):
+            start, noise = time.perf_counter(), torch.Generator(device=self._noise.device)
+            with self.stop.interruptible(self._stopped):
+                finish(self.actor_critic, self.env, collected.obs, self.counter,
+                       generator=noise.manual_seed(derive(self.seed, f"rl_finish/{iteration}")))  # fmt: skip
+            times["time/finish_s"] = time.perf_counter() - start
+        self.env_steps += steps
+        return rollout, well, _environment(collected, self.counter.report(), self.env_steps) | times
 
     def _restart(self) -> Observation:
         """New episodes everywhere, fixed by (seed, iteration)."""
@@ -255,8 +272,15 @@ class PPOTrainer:
             self.iteration, policy=model.policy, weights="last", state=state, counters={"env_steps": self.env_steps},
         )  # fmt: skip
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and (self.iteration % every == 0 or self.iteration == self.loop.iterations)
+    def _saves(self, iteration: int) -> bool:
+        """Whether a checkpoint is due after so many iterations."""
+        return self._evaluates(iteration) or self._due(self.loop.checkpoint_every, iteration)
+
+    def _evaluates(self, iteration: int) -> bool:
+        return self.evaluate is not None and self._due(self.loop.eval_every, iteration)
+
+    def _due(self, every: int, iteration: int) -> bool:
+        return every > 0 and (iteration % every == 0 or iteration == self.loop.iterations)
 
     def _said(self, metrics: dict[str, float]) -> str:
         """The progress line."""
@@ -269,7 +293,7 @@ class PPOTrainer:
 
 
 def _environment(collected: Collected, episodes: Episodes, env_steps: int) -> dict[str, float]:
-    """Metrics of the episodes that ended, with exploration noise; none where none ended."""
+    """Metrics of the episodes that count in this iteration, with exploration noise; none where none do."""
     found = {"env/steps": float(env_steps), "env/episodes": float(episodes.finished),
              "rl/saturated": collected.saturated}  # fmt: skip
     if episodes.finished:

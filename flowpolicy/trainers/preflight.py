@@ -9,7 +9,7 @@ from torch import nn
 
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.rl.actor_critic import ActorCritic
-from flowpolicy.rl.collect import collect
+from flowpolicy.rl.collect import MAX_EPISODE, collect
 from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rl.rollout_buffer import Rollout, minibatches
 from flowpolicy.rollout.chunk_env import ChunkEnv
@@ -18,7 +18,6 @@ from flowpolicy.trainers.ppo import LoopSettings
 
 MAX_RATIO_ERROR = 1e-3  # float32 rounding stays below 1e-4; a wrong time grid or dropout is above 0.1
 _DECISIONS = 16  # per environment and collection
-_MAX_COLLECTIONS = 64
 
 
 class Preflight(NamedTuple):
@@ -53,16 +52,21 @@ def run_preflight(
     """Collect until at least `episodes`, equally many of each environment, have ended, and check what was collected; no
     weight changes.
 
-    Raises ValueError when the first ratio is not 1, a part gets no gradient or one that is not finite, or (sparse
-    reward) fewer than the share `min_success` of the episodes succeed: there would be nothing to learn from (ReinFlow's
-    Square from 3 % fails, from 10 % it reaches 21 %, from 25 % 61 to 77 %).
+    Raises ValueError when an episode has no end, the first ratio is not 1, a part gets no gradient or one that is not
+    finite, or (sparse reward) fewer than the share `min_success` of the episodes succeed: there would be nothing to
+    learn from (ReinFlow's Square from 3 % fails, from 10 % it reaches 21 %, from 25 % 61 to 77 %).
     """
     generator = stream(seed, "preflight", actor_critic.policy.action_low.device)
     obs = env.reset([derive(seed, f"preflight_env/{i}") for i in range(env.num_envs)])
     first = _FirstEpisodes(env.num_envs, math.ceil(episodes / env.num_envs))
     start, collections, steps = time.perf_counter(), 0, 0
     rollout: Rollout | None = None
-    while not first.complete and collections < _MAX_COLLECTIONS:
+    while not first.complete:
+        if collections * _DECISIONS >= first.each * MAX_EPISODE:
+            raise ValueError(
+                f"preflight: {first.each} episodes of each simulator did not end within {MAX_EPISODE} decisions each; "
+                "give the task a max_episode_steps, or set preflight.episodes=0"
+            )
         collected = collect(actor_critic, env, obs, decisions=_DECISIONS, generator=generator)
         rollout, obs, collections = rollout or collected.rollout, collected.obs, collections + 1
         first.count(collected.rollout)
@@ -71,8 +75,8 @@ def run_preflight(
     collect_s = (time.perf_counter() - start) / (collections * _DECISIONS)
     assert rollout is not None
     ratio_error, std, gradient_s = _check_gradients(actor_critic, rollout, generator)
-    success = succeeded / max(finished, 1)
-    low, high = wilson_interval(succeeded, max(finished, 1))
+    success = succeeded / finished
+    low, high = wilson_interval(succeeded, finished)
     if sparse and success < min_success:
         raise ValueError(
             f"preflight: {succeeded} of {finished} episodes succeed with exploration noise (std {std:.3f}), wanted "

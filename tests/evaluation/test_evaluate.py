@@ -16,7 +16,7 @@ from flowpolicy.checkpoint import create_policy, load_policy, save_policy
 from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.evaluation.chunks import record_episode, training_data
-from flowpolicy.evaluation.evaluate import Task, evaluate, evaluation_folders, format_table
+from flowpolicy.evaluation.evaluate import Task, evaluate, evaluation_folders, format_table, success_so_far
 from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.rollout.vector_env import make_vector_env
 
@@ -202,3 +202,13 @@ def test_filming_without_a_picture_is_an_error_that_leaves_nothing(run: Path, tm
 def test_the_speed_counts_environment_steps(run: Path, tmp_path: Path):
     (one,) = evaluate(run, TASK, outs={1: tmp_path / "eval"}, episodes=2, envs=1, progress=False)
     assert 1.0 < one.summary["env_steps_per_s"] < math.inf
+
+
+def test_the_progress_bar_does_not_favour_short_episodes():
+    """Of four simulators the three that succeed end first."""
+    row = {"success_once": True, "solved_at_reset": False}
+    found = {7: row, 9: row, 10: row}
+    assert success_so_far(found, range(7, 12)) == "success 1.00" and success_so_far({8: row}, range(7, 12)) == ""
+    found[8] = row | {"success_once": False}
+    assert success_so_far(found, range(7, 12)) == "success 0.75"
+    assert success_so_far(found | {11: row | {"solved_at_reset": True}}, range(7, 12)) == "success 0.75"

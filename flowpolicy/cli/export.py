@@ -33,6 +33,7 @@ from flowpolicy.cli.tasks import make_task, own_steps, own_task, with_task, with
 from flowpolicy.deploy.export import refuse_existing, require_export
 from flowpolicy.evaluation.certificate import ParityError, export_with_certificate, format_certificate
 from flowpolicy.evaluation.observations import observe_simulator, observe_store
+from flowpolicy.evaluation.seen_seeds import seen_seeds
 from flowpolicy.rollout.vector_env import make_vector_env
 
 
@@ -59,14 +60,16 @@ def main(argv: list[str]) -> int:
             env = make_vector_env(make_task(cfg).make_env, 1)
             about["task"] = {"name": cfg.task.name, "id": cfg.task.id}
         count, first = facts["observations"], facts["start_seed"]
+        seeds, own = range(first, first + facts["episodes"]), about["task"] or {}
+        seen = seen_seeds(read_config(folder), (own.get("name"), own.get("id")), seeds)
         if store is not None:
             observed = observe_store(policy, Path(store), count=count)
         else:
             assert env is not None
             observed = observe_simulator(policy, env, count=count, start_seed=first, num_steps=facts["num_steps"])
         certificate = export_with_certificate(
-            policy, out, observed, num_steps=facts["num_steps"], facts=about, env=env,
-            seeds=range(first, first + facts["episodes"]), tolerance=facts["tolerance"], threads=facts["threads"],
+            policy, out, observed, num_steps=facts["num_steps"], facts=about, env=env, seeds=seeds,
+            seen=seen, tolerance=facts["tolerance"], threads=facts["threads"],
             warmup=facts["warmup"], repeats=facts["repeats"], overwrite=facts["overwrite"],
         )  # fmt: skip
     except ParityError as error:

@@ -14,6 +14,7 @@ from flowpolicy.deploy.latency import percentiles, time_in_turns
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.evaluation.observations import Observed
 from flowpolicy.evaluation.paired import paired_outcomes
+from flowpolicy.evaluation.seen_seeds import seen_warning
 from flowpolicy.files import atomic_directory
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
@@ -67,6 +68,7 @@ def export_with_certificate(
     facts: Mapping[str, Any],
     env: VectorEnv | None = None,
     seeds: Sequence[int] = (),
+    seen: Mapping[str, int] | None = None,
     tolerance: float = TOLERANCE,
     threads: int = 1,
     warmup: int = 50,
@@ -76,7 +78,8 @@ def export_with_certificate(
     """Write the bundle and its certificate.json to the folder `out`, whole or not at all; returns the certificate.
 
     policy: on the CPU.   observed: what parity is measured on.   facts: for policy.json (checkpoint, task).
-    env, seeds: closed-loop episodes of both, None and () for none.   threads: of the bundle's session.
+    env, seeds: closed-loop episodes of both, None and () for none.   seen: see `seen_seeds`.
+    threads: of the bundle's session.
     Raises ParityError when the largest deviation exceeds `tolerance` (robot units); FileExistsError when `out` exists
     and is not to be overwritten.
     """
@@ -94,7 +97,7 @@ def export_with_certificate(
             raise ParityError(certificate)
         certificate["latency_ms"] = compare_latency(policy, bundle, observed.one(0), warmup=warmup, repeats=repeats)
         if env is not None and len(seeds):
-            certificate["closed_loop"] = closed_loop(policy, bundle, env, seeds)
+            certificate["closed_loop"] = closed_loop(policy, bundle, env, seeds) | {"seen_seeds": dict(seen or {})}
         write_json(folder / "certificate.json", certificate)
     return certificate
 
@@ -151,6 +154,8 @@ def format_certificate(certificate: Mapping[str, Any]) -> str:
         arm = loop[name]
         lines.append(f"{name:<9} success {arm['success_once']:.3f} ({arm['ci_low']:.3f} to {arm['ci_high']:.3f}) on "
                      f"{loop['n']} seeds")  # fmt: skip
+    if loop and loop.get("seen_seeds"):
+        lines.append(seen_warning("closed loop", loop["seen_seeds"]))
     if loop:
         lines.append(f"outcomes that differ: {loop['only_torch'] + loop['only_onnx']} of {loop['n']}, "
                      f"p = {loop['mcnemar_p']:.2g}")  # fmt: skip

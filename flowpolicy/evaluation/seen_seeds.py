@@ -18,10 +18,11 @@ def seen_seeds(recorded: Mapping[str, Any], task: tuple[str, str], seeds: range)
     """How many of `seeds` the policy has seen, by what: "demonstrations", "selection", "training"; {} for none.
 
     recorded: config.json of its checkpoint; what an older one does not record counts as unseen.   task: family and id
-    of the evaluation; on another task than the policy's own the same seeds are other episodes.
+    of the evaluation; on another task than the policy's own the same seeds are other episodes. A policy that does not
+    say its task is taken to be of this one.
     """
-    own = recorded.get("task") or {}
-    if (own.get("name"), own.get("id")) != task:
+    own = recorded.get("task")
+    if own and (own.get("name"), own.get("id")) != task:
         return {}
     known = {"demonstrations": (recorded.get("dataset") or {}).get("seeds", []),
              "selection": recorded.get("selection_seeds", []),

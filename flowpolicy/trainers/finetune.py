@@ -12,7 +12,7 @@ import torch
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint, save_policy
 from flowpolicy.checks import require_number
 from flowpolicy.embodiment import require_match
-from flowpolicy.evaluation.seen_seeds import require_selection
+from flowpolicy.evaluation.seen_seeds import START_SEED, require_selection, seen_seeds, seen_text
 from flowpolicy.files import atomic_directory
 from flowpolicy.fingerprint import ENTRY
 from flowpolicy.locks import only_writer
@@ -146,6 +146,7 @@ def finetune(
         policy = load_policy(source, device=device, trusted_modules=trusted_modules, edited=edited)
         settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
         origin = {key: recorded[key] for key in recorded if key not in ("schema_version", "policy", "step", ENTRY)}
+        _require_unseen(origin, origin | facts, settings)
         facts = _with_numbers(origin | facts, settings, seed=seed, device=str(device))
         if begun is not None:
             _require_same(read_config(begun), facts)
@@ -177,6 +178,18 @@ def _selection(settings: FinetuneSettings, facts: dict[str, Any]) -> list[list[i
     demonstrations = (facts.get("dataset") or {}).get("seeds", [])
     chosen = require_selection(range(settings.eval_seed, settings.eval_seed + episodes), demonstrations)
     return seed_ranges(seeds_of(chosen), seeds_of(facts.get("selection_seeds", [])))
+
+
+def _require_unseen(origin: dict[str, Any], facts: dict[str, Any], settings: FinetuneSettings) -> None:
+    """Raise ValueError for a receipt on seeds that the base has seen on this task, or that training draws from.
+
+    origin: what the base's checkpoint says.   facts: what those of this run will say.
+    """
+    task, first = facts.get("task") or {}, settings.receipt_seed
+    seeds = range(first, first + settings.receipt_episodes)
+    if seen := seen_seeds(origin | {"finetune": {}}, (task.get("name"), task.get("id")), seeds):
+        raise ValueError(f"receipt: the policy has seen {seen_text(seen)} of the {len(seeds)} seeds from {first}; take "
+                         f"others (receipt.start_seed={START_SEED})")  # fmt: skip
 
 
 def _with_numbers(facts: dict[str, Any], settings: FinetuneSettings, *, seed: int, device: str) -> dict[str, Any]:

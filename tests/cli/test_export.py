@@ -47,6 +47,14 @@ def test_the_bundle_is_certified_on_real_observations_and_common_seeds(
     np.testing.assert_allclose(got, policy.predict(obs, num_steps=2, noise=noise).numpy(), rtol=0, atol=1e-5)
 
 
+def test_a_certificate_says_that_its_seeds_had_been_seen(run: Path, capsys: pytest.CaptureFixture) -> None:
+    rerecord(run / "checkpoints" / "000010" / "policy" / "config.json", selection_seeds=[[50_000, 50_019]])
+    assert main(["export", f"checkpoint={run}", "out=bundle", "episodes=3", "start_seed=50018", *QUICK]) == 0
+    assert "not a result on unseen episodes, 2 (that chose the checkpoint)" in capsys.readouterr().out
+    certificate = json.loads(Path("bundle/certificate.json").read_text())
+    assert certificate["closed_loop"]["seen_seeds"] == {"selection": 2}
+
+
 def test_with_a_dataset_and_without_episodes_no_simulator_is_needed(run: Path) -> None:
     assert main(["data", "collect", "task=toy", "episodes=2", "out=toy.zarr"]) == 0
     rerecord(run / "checkpoints" / "000010" / "policy" / "config.json", task={"name": "gone", "id": "gone"})

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from flowpolicy.cli import config
 from flowpolicy.cli.finetune import _batch
 from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
+from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.samplers.base import StochasticSampler
 from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy.trainers.finetune import finetune as run_finetuning
 from flowpolicy.trainers.ppo import PPOTrainer
 from flowpolicy.trainers.receipt import paired_test, write_receipt
 from flowpolicy_envs.experts.reach import make_expert
 from flowpolicy_envs.reach import ReachEnv, make_env
-from tests.helpers import last
+from tests.helpers import last, rerecord
 
 TINY = ("envs=4", "workers=1", "loop.iterations=4", "loop.decisions=4", "loop.eval_every=2", "loop.checkpoint_every=2",
         "ppo.warmup=1", "ppo.minibatches=2", "ppo.guard=false", "eval.episodes=2", "preflight.episodes=4",
@@ -80,14 +83,12 @@ def test_a_run_leaves_a_policy_without_noise_net_its_numbers_and_a_receipt(base,
     assert main(["evaluate", f"checkpoint={out}", "episodes=2", "envs=1"]) == 0
 
 
-@pytest.mark.parametrize("every", [2, 4])
-def test_a_run_cut_short_goes_on_bit_for_bit(base, tmp_path, every):
-    """Stopped after iteration 3, between checkpoints; what was logged after the checkpoint is logged again. The
-    evaluation after iteration 2 writes one whatever loop.checkpoint_every says."""
+def cut_short(base: Path, folder: Path, *words: str) -> tuple[Path, Path]:
+    """A whole run, and one that was stopped in its fourth iteration and went on from the checkpoint of the second."""
     import flowpolicy.trainers.ppo as module
 
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert finetune(base, whole) == 0
+    whole, cut = folder / "whole", folder / "cut"
+    assert finetune(base, whole, *words) == 0
     iterate, calls = module.PPOTrainer._iterate, []
 
     def killed(self):
@@ -98,14 +99,45 @@ def test_a_run_cut_short_goes_on_bit_for_bit(base, tmp_path, every):
 
     module.PPOTrainer._iterate = killed
     try:
-        assert finetune(base, cut) == 130
+        assert finetune(base, cut, *words) == 130
     finally:
         module.PPOTrainer._iterate = iterate
     assert max(line["step"] for line in metrics(cut)) == 3
-    assert finetune(base, cut, "resume=true") == 0
+    assert finetune(base, cut, *words, "resume=true") == 0
+    return whole, cut
+
+
+def require_equal(whole: Path, cut: Path) -> None:
+    """To the bit."""
     assert metrics(cut) == metrics(whole)
     one, two = tensors(whole / "checkpoints/000004"), tensors(cut / "checkpoints/000004")
     assert one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_a_run_cut_short_goes_on_bit_for_bit(base, tmp_path, every):
+    """Stopped after iteration 3, between checkpoints; what was logged after the checkpoint is logged again. The
+    evaluation after iteration 2 writes one whatever loop.checkpoint_every says."""
+    require_equal(*cut_short(base, tmp_path, f"loop.checkpoint_every={every}"))
+
+
+def test_scaled_rewards_decaying_rates_and_a_pull_go_on_bit_for_bit(base, tmp_path, monkeypatch):
+    step = ReachEnv.step
+
+    def dense(self, action):
+        obs, _, *rest = step(self, action)
+        return obs, -float(abs(obs["agent_pos"] - obs["env_state"]).sum()), *rest
+
+    monkeypatch.setattr(ReachEnv, "step", dense)
+    words = ("reward.env=1", "ppo.scale_rewards=true", "ppo.final_lr=0.1", "ppo.bc_weight=0.5", "ppo.bc_final=0.1",
+             "preflight.episodes=0", "receipt.episodes=0", "loop.eval_every=0")  # fmt: skip
+    whole, cut = cut_short(base, tmp_path, *words)
+    lines = metrics(whole)
+    assert len({line["rl/lr"] for line in lines}) == len({line["rl/bc_weight"] for line in lines}) == 4
+    assert all(line["rl/bc_loss"] > 0.0 for line in lines[2:])
+    count, _, square = tensors(whole / "checkpoints/000004")["scaler.safetensors/state"].tolist()
+    assert count == 4 * 4 * 4 and square > 0.0, "every decision of four iterations in four simulators is in the scale"
+    require_equal(whole, cut)
 
 
 def test_without_learning_rates_the_receipt_says_no_difference(base, tmp_path):
@@ -218,6 +250,47 @@ def test_a_second_run_in_the_same_folder_and_other_numbers_on_resume_are_refused
     words = ("receipt.episodes=0", "preflight.episodes=0", "loop.eval_every=0", "resume=true")
     assert finetune(base, out, *words, "ppo.gamma=0.5") == 2
     assert "ppo.gamma was 0.99, got 0.5" in capsys.readouterr().err
+
+
+@pytest.fixture
+def chosen(base: Path, tmp_path: Path) -> Path:
+    """The base as if its checkpoint had been chosen on the seeds from 50000."""
+    shutil.copytree(base, tmp_path / "base", symlinks=True)
+    rerecord(last(tmp_path / "base") / "policy/config.json", selection_seeds=[[50_000, 50_019]])
+    return tmp_path / "base"
+
+
+def test_a_receipt_is_of_seeds_that_the_base_has_not_seen(chosen, tmp_path, capsys):
+    """Its demonstrations are the seeds 0 to 5."""
+    for start, said in ((3, "3 (of its demonstrations)"), (50_000, "4 (that chose the checkpoint)"),
+                        (1_000_000, "4 (that reinforcement learning draws from)")):  # fmt: skip
+        words = (f"receipt.start_seed={start}", "eval.start_seed=60000")
+        assert finetune(chosen, tmp_path / "rl", *words) == 2
+        assert f"receipt: the policy has seen {said} of the 4 seeds" in capsys.readouterr().err
+        assert not (tmp_path / "rl").exists()
+
+
+def test_what_chose_a_fine_tuned_policy_is_no_result(chosen, tmp_path, capsys):
+    out = tmp_path / "rl"
+    words = ("loop.iterations=2", "preflight.episodes=0", "receipt.episodes=0", "eval.start_seed=60000")
+    assert finetune(chosen, out, *words) == 0
+    for start in (50_000, 60_000):
+        assert main(["evaluate", f"checkpoint={out}", "episodes=2", "envs=1", f"start_seed={start}"]) == 2
+        assert "has seen 2 (that chose the checkpoint) of the 2 seeds" in capsys.readouterr().err
+
+
+def test_groups_of_a_batch_are_refused_from_python_too(base, tmp_path):
+    """Before a simulator is made or anything is written."""
+
+    def never(*_):
+        raise AssertionError("something was made")
+
+    with pytest.raises(ValueError, match="ppo.advantage=group needs equal starts, which a batch does not give"):
+        run_finetuning(
+            base, never, never, out=tmp_path / "rl", settings=FinetuneSettings(ppo=PPOSettings(advantage="group")),
+            make_batch=never, facts={}, start=never, seed=0,
+        )  # fmt: skip
+    assert not (tmp_path / "rl").exists()
 
 
 def test_a_policy_of_regression_meets_only_the_samplers_that_it_can(base, tmp_path, capsys):

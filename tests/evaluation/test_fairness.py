@@ -46,6 +46,8 @@ def test_a_checkpoint_says_which_seeds_its_policy_has_seen(trained: Path):
     assert seen(range(2, 600)) == {"demonstrations": 2, "selection": 2}
     assert seen_seeds(recorded, ("toy", "three-ways"), range(2, 600)) == {}  # there they are other episodes
     assert seen_seeds({"task": recorded["task"]}, ("toy", "two-ways"), range(9)) == {}  # an older checkpoint
+    nameless = {"selection_seeds": [[50_000, 50_019]]}  # made in Python, without a word on the task
+    assert seen_seeds(nameless, ("toy", "two-ways"), range(50_010, 50_100)) == {"selection": 10}
     tuned = recorded | {"finetune": {}}
     assert seen_seeds(tuned, ("toy", "two-ways"), range(1_000_000, 1_000_007)) == {"training": 7}
 

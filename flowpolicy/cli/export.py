@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
             about["task"] = {"name": cfg.task.name, "id": cfg.task.id}
         count, first = facts["observations"], facts["start_seed"]
         seeds, own = range(first, first + facts["episodes"]), about["task"] or {}
-        seen = seen_seeds(read_config(folder), (own.get("name"), own.get("id")), seeds)
+        seen = seen_seeds(read_config(folder), (own.get("name", ""), own.get("id", "")), seeds)
         if store is not None:
             observed = observe_store(policy, Path(store), count=count)
         else:

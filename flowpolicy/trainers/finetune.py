@@ -187,7 +187,7 @@ def _require_unseen(origin: dict[str, Any], facts: dict[str, Any], settings: Fin
     """
     task, first = facts.get("task") or {}, settings.receipt_seed
     seeds = range(first, first + settings.receipt_episodes)
-    if seen := seen_seeds(origin | {"finetune": {}}, (task.get("name"), task.get("id")), seeds):
+    if seen := seen_seeds(origin | {"finetune": {}}, (task.get("name", ""), task.get("id", "")), seeds):
         raise ValueError(f"receipt: the policy has seen {seen_text(seen)} of the {len(seeds)} seeds from {first}; take "
                          f"others (receipt.start_seed={START_SEED})")  # fmt: skip
 

@@ -146,8 +146,7 @@ def finetune(
         policy = load_policy(source, device=device, trusted_modules=trusted_modules, edited=edited)
         settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
         origin = {key: recorded[key] for key in recorded if key not in ("schema_version", "policy", "step", ENTRY)}
-        _require_unseen(origin, origin | facts, settings)
-        facts = _with_numbers(origin | facts, settings, seed=seed, device=str(device))
+        facts = _with_numbers(origin, facts, settings, seed=seed, device=str(device))
         if begun is not None:
             _require_same(read_config(begun), facts)
         env = _simulators(policy, make_env, make_batch, settings)
@@ -192,8 +191,12 @@ def _require_unseen(origin: dict[str, Any], facts: dict[str, Any], settings: Fin
                          f"others (receipt.start_seed={START_SEED})")  # fmt: skip
 
 
-def _with_numbers(facts: dict[str, Any], settings: FinetuneSettings, *, seed: int, device: str) -> dict[str, Any]:
-    """`facts` with the run's numbers, as a checkpoint gives them back."""
+def _with_numbers(origin: dict[str, Any], facts: dict[str, Any], settings: FinetuneSettings, *, seed: int,
+                  device: str) -> dict[str, Any]:  # fmt: skip
+    """What the base says, `facts` over it and the run's numbers, as a checkpoint gives them back. Raises ValueError for
+    seeds that were seen."""
+    facts = origin | facts
+    _require_unseen(origin, facts, settings)
     numbers = json.loads(json.dumps(asdict(settings))) | {"seed": seed, "threads": threads(device)}
     seen = {"selection_seeds": _selection(settings, facts)}
     return facts | seen | {"finetune": {**facts.get("finetune", {}), **numbers}}

@@ -4,6 +4,7 @@
   flowpolicy data inspect PATH
   flowpolicy data validate PATH
   flowpolicy data view PATH [out=FILE] [episodes=20]
+  flowpolicy data finish PATH [overwrite=true]
 
 Examples:
   flowpolicy data collect task=maniskill task.id=PickCube-v1 episodes=100 out=pick.zarr workers=2
@@ -12,6 +13,7 @@ Examples:
   flowpolicy data inspect pick.zarr
   flowpolicy data validate pick.zarr
   flowpolicy data view assembly.zarr out=assembly.html episodes=5
+  flowpolicy data finish own.zarr
 
 collect runs the task's expert and keeps the successful episodes, actions clipped to the action space.
   task, task.id   the environment and its expert (configs/task)      task.obs=state|point_cloud|rgb   what is recorded
@@ -23,6 +25,7 @@ collect runs the task's expert and keeps the successful episodes, actions clippe
   the store is whole. A seed on which a worker process dies is named and left out.
 inspect prints counts, shapes, episode lengths and statistics per dimension.
 validate prints findings: NaN, damaged chunks, frozen or duplicate episodes, clipped actions, wrong shapes, …
+finish makes the store of what an EpisodeWriter, or a collect that is not to go on, had accepted when it ended.
 view writes one offline HTML page [PATH with .html]: per episode its outcome, actions, camera frames, turning clouds.
 Exit codes: 0 done, 1 validate found an error, 2 bad input.
 """
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run one of them; the exit code."""
-    verbs = {"collect": _collect, "inspect": _inspect, "validate": _validate, "view": _view}
+    verbs = {"collect": _collect, "inspect": _inspect, "validate": _validate, "view": _view, "finish": _finish}
     if not argv or argv[0] not in verbs:
         raise ValueError(f"wanted one of {', '.join(verbs)}, got {argv[0] if argv else 'nothing'!r}; see --help")
     return verbs[argv[0]](argv[1:])
@@ -101,6 +104,14 @@ def _view(argv: list[str]) -> int:
         raise ValueError(f"view: episodes must be a whole number, got {episodes!r}")
     out = Path(options["out"]).expanduser() if options.get("out") else path.with_suffix(".html")
     print(write_contact_sheet(EpisodeStore.open(path), out, episodes=int(episodes)))
+    return 0
+
+
+def _finish(argv: list[str]) -> int:
+    from flowpolicy.data.store import finish_store
+
+    path = _path("finish", [word for word in argv if word != "overwrite=true"])
+    print(f"{finish_store(path, overwrite='overwrite=true' in argv)} episodes\n{path.absolute()}")
     return 0
 
 

@@ -4,7 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from flowpolicy.data.journal import Journal, journal_folder
-from flowpolicy.data.store import Episode, EpisodeWriter, refuse_existing
+from flowpolicy.data.build import StoreBuilder, refuse_existing
+from flowpolicy.data.episode import Episode
+from flowpolicy.data.journal import Journal, reserved
 from flowpolicy.data.workers import Expert, InProcess, Workers, seeds_after
 from flowpolicy.embodiment import Embodiment
-from flowpolicy.files import remove_folder
-from flowpolicy.locks import only_writer
 
 # Give up when fewer than 1 in 20 attempts succeed, judged after 60: an expert as good as that rule allows (planners of
 # the hardest tasks reach 1 in 3) is stopped by bad luck with probability < 1e-8.
@@ -67,14 +66,14 @@ def collect_episodes(
         raise ValueError(f"collect: wanted episodes >= 1, workers >= 1, seed >= 0, got {episodes}, {workers}, {seed}")
     started, path, attrs = time.monotonic(), Path(path).absolute(), dict(attrs or {})
     refuse_existing(path, overwrite=overwrite)
-    with _reserved(journal_folder(path)):
+    with reserved(path):
         refuse_existing(path, overwrite=overwrite)  # whoever held the folder may just have finished
         with closing(InProcess(make_expert) if workers == 1 else Workers(make_expert, workers)) as source:
             facts = {"expert": _describe(make_expert), "seed": seed, "attrs": attrs,
                      "embodiment": source.embodiment.to_dict()}  # fmt: skip
             with (
                 Journal(path, facts) as journal,
-                EpisodeWriter(path, source.embodiment, attrs, overwrite=overwrite) as writer,
+                StoreBuilder(path, source.embodiment, attrs, overwrite=overwrite) as writer,
                 tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar,
             ):
                 if len(journal):
@@ -84,18 +83,7 @@ def collect_episodes(
     return CollectReport(episodes, attempts, episodes / attempts, time.monotonic() - started, path, crashed)
 
 
-@contextmanager
-def _reserved(folder: Path) -> Iterator[None]:
-    """Hold the journal's folder for this process; what was not begun leaves none behind."""
-    with only_writer(folder):
-        try:
-            yield
-        finally:
-            if folder.is_dir() and not any(not file.name.startswith(".") for file in folder.iterdir()):
-                remove_folder(folder)
-
-
-def _keep_successes(source: InProcess | Workers, journal: Journal, writer: EpisodeWriter, bar: tqdm, *,
+def _keep_successes(source: InProcess | Workers, journal: Journal, writer: StoreBuilder, bar: tqdm, *,
                     episodes: int, first: int) -> tuple[int, tuple[int, ...]]:  # fmt: skip
     """Add the first `episodes` successes in seed order; how many seeds that took, and which of them crashed."""
     kept, crashed = 0, []

@@ -1,42 +1,53 @@
-"""What a collect command has tried so far, on the disk: the same command goes on from there, however it ended."""
+"""What a collect command has tried and an `EpisodeWriter` has accepted so far, on the disk, however they ended."""
 
+import errno
 import io
 import json
 import os
 import sys
 import time
+import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Any, Self, final
 
 import numpy as np
 
-from flowpolicy.data.store import Episode
-from flowpolicy.files import remove_folder, sync_file, sync_folder, write_atomic
+from flowpolicy.data.episode import Episode
+from flowpolicy.files import beside, remove_folder, sync_file, sync_folder, write_atomic
+from flowpolicy.locks import only_writer
 
 _FLUSH_S = 1.0  # how much collecting a power cut may cost; a killed process loses what it had not handed over
 _SETTINGS, _ATTEMPTS = "settings.json", "attempts.jsonl"
+_KEPT = ("success", "kept")  # outcomes of which there is an episode
 
 
 @final
 class Journal:
-    """The hidden folder .NAME.journal beside the store NAME to be. One process at a time.
+    """The hidden folder .NAME.journal beside the store NAME to be. One process at a time (`reserved`).
 
+    Numbers stand for seeds that were tried, or count what was accepted.
     settings: JSON-ready facts that fix every episode: where they differ, the attempts are another command's.
+    who, goes_on: whose journal it is, and how that goes on, in words.
     As a context manager it keeps the folder after an exception, and says so, if there is an episode to keep.
     Raises ValueError naming what differs from the settings that the folder was begun with.
     """
 
-    def __init__(self, store: Path, settings: dict[str, Any]) -> None:
-        self.folder = journal_folder(store)
-        self._require_same(json.loads(json.dumps(settings)))
+    def __init__(self, store: Path, settings: dict[str, Any], *, who: str = "collect",
+                 goes_on: str = "the same command") -> None:  # fmt: skip
+        self.folder, self._store, self._who, self._goes_on = journal_folder(store), store, who, goes_on
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._require_same(self.settings)
         self._outcomes: dict[int, str] = {}
         self._begun: dict[int, int] = {}
         self._unsafe: list[Path] = []
         self._flushed = time.monotonic()
         self._read()
-        self._lines = (self.folder / _ATTEMPTS).open("a")
+        self._lines = (self.folder / _ATTEMPTS).open("ab", buffering=0)
 
     def __enter__(self) -> Self:
         return self
@@ -45,13 +56,13 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.flush()
-        self._lines.close()
+        self.close()
         if error is None or not self.successes:
             remove_folder(self.folder)
             return
         print(
-            f"collect: {self.successes} finished episodes are kept in {self.folder}; the same command goes on with "
-            "them, and without the folder it starts anew", file=sys.stderr,
+            f"{self._who}: {self.successes} finished episodes are kept in {self.folder}; {self._goes_on} goes on with "
+            f"them, `flowpolicy data finish {quote(str(self._store))}` makes a store of them", file=sys.stderr,
         )  # fmt: skip
 
     def __contains__(self, seed: int) -> bool:
@@ -65,7 +76,7 @@ class Journal:
     @property
     def successes(self) -> int:
         """Episodes that are kept."""
-        return sum(outcome == "success" for outcome in self._outcomes.values())
+        return sum(outcome in _KEPT for outcome in self._outcomes.values())
 
     def crashed(self, seed: int) -> bool:
         """Whether its process died on it."""
@@ -86,17 +97,21 @@ class Journal:
         elif not episode.success:
             self._note(seed, "failure")
         else:
-            file = self._file(seed)
-            _write(file.with_suffix(".part"), episode)
-            os.replace(file.with_suffix(".part"), file)
-            self._unsafe.append(file)
-            self._note(seed, "success")
-        if time.monotonic() - self._flushed > _FLUSH_S:
-            self.flush()
+            self._keep(seed, episode, "success")
+        self._flush_sometimes()
+
+    def accept(self, episode: Episode) -> None:
+        """Keep an episode under the next number, whatever came of it."""
+        self._keep(max(self._outcomes, default=-1) + 1, episode, "kept")
+        self._flush_sometimes()
 
     def episode(self, seed: int) -> Episode | None:
         """The successful episode of a seed that has been tried, None for any other outcome."""
-        return _load(self._file(seed)) if self._outcomes[seed] == "success" else None
+        return _load(self._file(seed)) if self._outcomes[seed] in _KEPT else None
+
+    def episodes(self) -> Iterator[Episode]:
+        """All that are kept, by their numbers."""
+        return (_load(self._file(number)) for number in sorted(self._outcomes) if self._outcomes[number] in _KEPT)
 
     def flush(self) -> None:
         """Return when all that was noted is on the disk."""
@@ -104,14 +119,38 @@ class Journal:
             sync_file(file)
         if self._unsafe:
             sync_folder(self.folder)
-        self._lines.flush()
         os.fsync(self._lines.fileno())
         self._unsafe, self._flushed = [], time.monotonic()
 
-    def _note(self, seed: int, outcome: str) -> None:
-        self._take(seed, outcome)
-        self._lines.write(json.dumps({"seed": seed, "outcome": outcome}) + "\n")
-        self._lines.flush()  # out of this process, which may be killed
+    def close(self) -> None:
+        """Leave the folder as it is."""
+        self._lines.close()
+
+    def _keep(self, number: int, episode: Episode, outcome: str) -> None:
+        """The episode whole or not at all, and then the line that counts."""
+        file = self._file(number)
+        part = beside(file)
+        try:
+            _write(part, episode)
+            os.replace(part, file)
+        except OSError:
+            part.unlink(missing_ok=True)  # what a full disk needs first
+            raise
+        self._unsafe.append(file)
+        self._note(number, outcome)
+
+    def _flush_sometimes(self) -> None:
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            self.flush()
+
+    def _note(self, number: int, outcome: str) -> None:
+        """One line, whole or not at all; it is out of this process, which may be killed."""
+        line = json.dumps({"number" if outcome == "kept" else "seed": number, "outcome": outcome}).encode() + b"\n"
+        size = os.fstat(self._lines.fileno()).st_size
+        if self._lines.write(line) != len(line):
+            self._lines.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / _ATTEMPTS))
+        self._take(number, outcome)
 
     def _take(self, seed: int, outcome: str) -> None:
         if outcome == "begin":
@@ -128,8 +167,10 @@ class Journal:
             entry = _parse(line)
             if entry is None:
                 break
-            if entry[1] != "success" or _is_whole(self._file(entry[0])):
+            if entry[1] not in _KEPT or _is_whole(self._file(entry[0])):
                 self._take(*entry)
+            elif entry[1] == "kept":
+                warnings.warn(f"{self._file(entry[0])} is damaged: this episode is lost", stacklevel=4)
             good += len(line)
         if good < len(data):
             write_atomic(file, data[:good])
@@ -142,21 +183,64 @@ class Journal:
         if not file.exists():
             write_atomic(file, json.dumps(settings, indent=2) + "\n")
             return
-        try:
-            before = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{file} is damaged ({error}); remove its folder to collect anew") from error
-        if not isinstance(before, dict) or before != settings:
-            names = sorted(settings) if not isinstance(before, dict) else _different(before, settings)
+        if (before := _settings(file)) != settings:
+            names = _different(before, settings)
             raise ValueError(
-                f"{self.folder} holds the episodes of another collect command for this store ({', '.join(names)} "
-                "differ): repeat that command to finish it, or remove the folder"
+                f"{self.folder} holds the episodes of another {before.get('who', 'collect')} command for this store "
+                f"({', '.join(names)} differ): repeat that command to finish it, or remove the folder; "
+                f"{how_to_finish(self._store)}"
             )
 
 
 def journal_folder(store: Path) -> Path:
     """Where the attempts for the store at this path are kept."""
     return store.with_name(f".{store.name}.journal")
+
+
+@contextmanager
+def reserved(store: Path) -> Iterator[None]:
+    """Hold the journal's folder for this process; what was not begun leaves none behind. Raises ValueError while
+    another process holds it."""
+    folder = journal_folder(store)
+    with only_writer(folder):
+        try:
+            yield
+        finally:
+            if folder.is_dir() and not any(not file.name.startswith(".") for file in folder.iterdir()):
+                remove_folder(folder)
+
+
+def unfinished(store: Path) -> dict[str, Any] | None:
+    """The settings of the journal beside the place of a store, None where none holds an episode.
+
+    Raises ValueError naming its file where that is damaged.
+    """
+    folder = journal_folder(store)
+    return _settings(folder / _SETTINGS) if _count(folder) and (folder / _SETTINGS).is_file() else None
+
+
+def how_to_finish(store: Path) -> str:
+    """In words, how many episodes wait beside the place of a store and for what; nothing where none do."""
+    folder = journal_folder(store)
+    if not (count := _count(folder)):
+        return ""
+    command = f"flowpolicy data finish {quote(str(store))}"
+    return f"{count} accepted episodes are safe in {folder}: `{command}` makes a store of them"
+
+
+def _count(folder: Path) -> int:
+    """How many episodes the lines speak of."""
+    file = folder / _ATTEMPTS
+    entries = map(_parse, file.read_bytes().splitlines(keepends=True) if file.is_file() else [])
+    return sum(entry is not None and entry[1] in _KEPT for entry in entries)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); remove its folder to collect anew") from error
+    return settings if isinstance(settings, dict) else {}
 
 
 def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -171,6 +255,8 @@ def _parse(line: bytes) -> tuple[int, str] | None:
     match entry:
         case {"seed": int(seed), "outcome": "begin" | "success" | "failure" | "crash" as outcome}:
             return seed, outcome
+        case {"number": int(number), "outcome": "kept" as outcome}:
+            return number, outcome
     return None
 
 
@@ -180,13 +266,14 @@ def _write(file: Path, episode: Episode) -> None:
     if objects := [name for name, array in arrays.items() if array.dtype == object]:
         raise ValueError(f"collect: seed {episode.seed}: {', '.join(objects)} are no arrays of numbers")
     with file.open("wb") as stream:
-        np.savez(stream, seed=np.int64(episode.seed), **arrays)
+        np.savez(stream, seed=np.int64(episode.seed), success=np.bool_(episode.success), **arrays)
 
 
 def _load(file: Path) -> Episode:
     with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
         obs = {name.removeprefix("obs."): found[name] for name in found.files if name.startswith("obs.")}
-        return Episode(obs, found["action"], found["reward"], True, int(found["seed"]))
+        success = bool(found["success"]) if "success" in found.files else True  # older ones kept nothing else
+        return Episode(obs, found["action"], found["reward"], success, int(found["seed"]))
 
 
 def _is_whole(file: Path) -> bool:

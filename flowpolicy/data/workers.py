@@ -14,8 +14,8 @@ from typing import Protocol, final
 
 from tqdm import tqdm
 
+from flowpolicy.data.episode import Episode
 from flowpolicy.data.journal import Journal
-from flowpolicy.data.store import Episode
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.processes import begin_simulator
 

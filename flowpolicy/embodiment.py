@@ -113,7 +113,7 @@ class Embodiment:
     """What a robot (or simulator) sees and accepts.
 
     robot: model name, for people.
-    obs: key -> KeySpec; a key is letters, digits, - and _.    action: KeySpec of one action step, (A,).
+    obs: key -> KeySpec; a key is letters, digits, -, _ and .    action: KeySpec of one action step, (A,).
     action_kind: what the numbers mean: "joint_position", "eef_delta", "velocity", ...
     action_low, action_high: bounds per action dimension, in action units; finite, low <= high. Equal bounds are an
       entry that the robot takes at this value only.
@@ -242,9 +242,9 @@ def _require(holds: bool, name: str, rule: str, value: object) -> None:
 
 
 def _require_key(key: object) -> None:
-    """Keys are names of arrays in a store, of modules in a policy and of files: no slash, no dot."""
-    plain = isinstance(key, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", key) is not None
-    _require(plain, "embodiment: obs", "keys of letters, digits, - and _", key)
+    """Keys are names of folders in a store: no slash, and no dot at the beginning."""
+    plain = isinstance(key, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", key) is not None
+    _require(plain, "embodiment: obs", "keys of letters, digits, -, _ and .", key)
     _require(key not in _RESERVED, "embodiment: obs", f"keys other than {' and '.join(_RESERVED)}", key)
 
 

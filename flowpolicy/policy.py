@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flowpolicy.actions import ActionRepresentation, Representation
 from flowpolicy.embodiment import Embodiment, KeySpec
-from flowpolicy.encoders.base import Encoder
+from flowpolicy.encoders.base import Encoder, module_name
 from flowpolicy.flow.sample import Sampler, sample, sample_ancestral
 from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.base import Head
@@ -28,6 +28,7 @@ class FlowPolicy(nn.Module):
     Build one with `build_policy`, which checks that the slice fits.
     chunk_low, chunk_high: (A,), the range of the demonstrated actions as the head sees them (-1 and 1 for minmax):
       nothing beyond it is decoded. `set_chunk_range` sets it, for the head too.
+    normalized_keys: the observations that have a normaliser: all but the images.
     command_low, command_high: (A,), robot units: the embodiment's bounds, and for a command that was the same in every
       demonstrated step that command, which is then returned as it is.
     """
@@ -59,12 +60,9 @@ class FlowPolicy(nn.Module):
             embodiment, self.obs_keys, obs_horizon=obs_horizon, horizon=horizon, array=Tensor,
             dtypes={"float32": torch.float32, "uint8": torch.uint8},
         )  # fmt: skip
+        self.normalized_keys = tuple(key for key in self.obs_keys if not is_image(embodiment.obs[key]))
         self.obs_normalizer = nn.ModuleDict(
-            {
-                key: LinearNormalizer.identity(embodiment.obs[key].shape[-1])
-                for key in self.obs_keys
-                if not is_image(embodiment.obs[key])
-            }
+            {module_name(key): LinearNormalizer.identity(embodiment.obs[key].shape[-1]) for key in self.normalized_keys}
         )
         self.action_normalizer = LinearNormalizer.identity(embodiment.action_dim)
         self.register_buffer("chunk_low", -torch.ones(embodiment.action_dim))
@@ -88,9 +86,11 @@ class FlowPolicy(nn.Module):
 
     def encode(self, obs: Observation) -> Tensor:
         """Raw observations, key -> (B, To, ...), to the condition (B, D). Images reach the encoder as they are."""
-        normalizers = self.obs_normalizer
         return self.encoder(
-            {key: normalizers[key](obs[key]) if key in normalizers else obs[key] for key in self.obs_keys}
+            {
+                key: self.obs_normalizer[module_name(key)](obs[key]) if key in self.normalized_keys else obs[key]
+                for key in self.obs_keys
+            }
         )
 
     def decode(self, action: Tensor, obs: Observation) -> Tensor:
@@ -104,14 +104,9 @@ class FlowPolicy(nn.Module):
 
     def normalizer(self, key: str) -> LinearNormalizer:
         """The normaliser of one observation. Raises KeyError for an image, which has none."""
-        module = self.obs_normalizer[key]
+        module = self.obs_normalizer[module_name(key)]
         assert isinstance(module, LinearNormalizer)
         return module
-
-    @property
-    def normalized_keys(self) -> tuple[str, ...]:
-        """The observations that have a normaliser: all but the images."""
-        return tuple(self.obs_normalizer)
 
     @property
     def num_parameters(self) -> int:
@@ -277,8 +272,8 @@ def build_policy(
     keys = list(embodiment.obs) if obs_keys is None else list(obs_keys)
     if unknown := [key for key in keys if key not in embodiment.obs]:
         raise ValueError(f"obs_keys: unknown {unknown}; the embodiment has {list(embodiment.obs)}")
-    if bad := [key for key in keys if hasattr(nn.ModuleDict, key) or keys.count(key) > 1]:
-        raise ValueError(f"obs_keys: {bad} are there twice or are words of torch's own; rename them or leave them out")
+    if bad := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"obs_keys: {bad} are there twice; leave one of them out")
     representation = ActionRepresentation(action_representation, embodiment)
     if representation.kind != "absolute" and representation.key not in keys:
         raise ValueError(

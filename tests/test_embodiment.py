@@ -158,7 +158,7 @@ def test_an_impossible_field_is_refused_where_it_is_made_and_where_it_is_read(tm
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["camera/front", "agent.pos", "action", "reward", "", "-x", "two words", 3])
+@pytest.mark.parametrize("key", ["camera/front", ".agent_pos", "action", "reward", "", "-x", "two words", 3])
 def test_a_key_is_a_plain_word_that_a_store_and_a_policy_can_carry(key):
     with pytest.raises(ValueError, match="embodiment: obs: wanted keys "):
         replace(EMBODIMENT, obs={**EMBODIMENT.obs, key: KeySpec((2,))})

@@ -8,6 +8,13 @@ from torch import Tensor, nn
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.types import Observation
 
+_TAKEN = nn.ModuleDict()  # whose attributes no part can be called after
+
+
+def module_name(key: str) -> str:
+    """What the part for an observation is called in a `ModuleDict`: the key, escaped where torch could not bear it."""
+    return f"={key.replace('.', ':')}" if "." in key or hasattr(_TAKEN, key) else key
+
 
 class Encoder(nn.Module, ABC):
     """Observation dict -> (B, feature_dim). Constructed by `build_policy` with the key shapes and obs_horizon."""

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.encoders.base import Encoder, KeyEncoder
+from flowpolicy.encoders.base import Encoder, KeyEncoder, module_name
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.types import Observation
 
@@ -45,7 +45,8 @@ class MultiModalEncoder(Encoder):
             for key, shape in obs_shapes.items()
             if len(shape) > 1
         }
-        self.parts = nn.ModuleDict(parts)
+        self.part_keys = list(parts)
+        self.parts = nn.ModuleDict({module_name(key): part for key, part in parts.items()})
         self.state = _mlp([state_dim, *state_widths]) if state_dim else nn.Identity()
         state_out = state_widths[-1] if state_widths and state_dim else state_dim
         self.feature_dim = obs_horizon * (sum(part.feature_dim for part in parts.values()) + state_out)
@@ -55,13 +56,13 @@ class MultiModalEncoder(Encoder):
         batch, steps = next(iter(obs.values())).shape[:2]
         single = {key: value.flatten(0, 1) for key, value in obs.items()}  # (B * To, ...)
         state = self._state(single, batch * steps)
-        features = [part(single[key], state) for key, part in self.parts.items()]
+        features = [part(single[key], state) for key, part in zip(self.part_keys, self.parts.values(), strict=True)]
         # float32 under autocast too: heads differentiate with respect to time in it
         return torch.cat([*features, self.state(state)], dim=-1).float().view(batch, -1)
 
     def align(self, normalizers: Mapping[str, LinearNormalizer]) -> None:
         """See `Encoder`."""
-        for key, part in self.parts.items():
+        for key, part in zip(self.part_keys, self.parts.values(), strict=True):
             assert isinstance(part, KeyEncoder)
             if self.state_keys and key in normalizers:
                 part.align(normalizers[key], normalizers[self.state_keys[0]])

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from flowpolicy.checks import require_number
 from flowpolicy.data.augment import Augmentation, augment
 from flowpolicy.data.dataset import SequenceDataset
+from flowpolicy.encoders.base import module_name
 from flowpolicy.flow.exact import without_tf32
 from flowpolicy.normalizer import NormalizerMode, Statistics
 from flowpolicy.policy import FlowPolicy
@@ -333,7 +334,7 @@ def fit_normalizers(
         statistics = Statistics(obs_mode, key=key)
         for values in _parts(dataset.obs[key], extremes=obs_mode == "minmax"):
             statistics.add(values.reshape(-1, values.shape[-1]))
-        policy.obs_normalizer[key] = statistics.normalizer().to(device)
+        policy.obs_normalizer[module_name(key)] = statistics.normalizer().to(device)
     policy.encoder.align({key: policy.normalizer(key) for key in policy.normalized_keys})
     statistics = Statistics(action_mode, key="action")
     for index in torch.arange(len(dataset)).split(4096):

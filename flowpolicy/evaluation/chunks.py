@@ -100,16 +100,30 @@ def executed_panel(policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int)
 
 
 def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
-    """Read it onto the policy's device. Raises as `EpisodeStore` does, and ValueError for another embodiment."""
+    """Read it onto the policy's device.
+
+    Raises as `EpisodeStore` does, and ValueError for another embodiment or, where there is none, shapes or types that
+    are not the policy's, and for NaN or infinity.
+    """
     store = EpisodeStore.open(path)
     if store.embodiment is not None:
         require_match(policy.embodiment, store.embodiment, what="checkpoint and demonstrations")
     length = int(store.episode_ends[0])
     device = next(policy.parameters()).device
     first = slice(0, length)
+    specs = {key: policy.embodiment.obs[key] for key in policy.obs_keys}
+    for key, spec in {**specs, "action": policy.embodiment.action}.items():
+        store.require_key(key)
+        shape, dtype = store.shapes[key][1:], store.dtypes[key]
+        if shape != spec.shape or (dtype != "uint8" if spec.dtype == "uint8" else dtype.kind not in "fiu"):
+            raise ValueError(f"{store.path}: {key} is {dtype} {shape} per step, the policy's {spec.dtype} {spec.shape}")
     seen = {key: torch.from_numpy(store.load(key, first)).to(device) for key in policy.obs_keys}
     obs = {key: value if policy.embodiment.obs[key].dtype == "uint8" else value.float() for key, value in seen.items()}
-    return Demonstration(f"demonstration 0 of {store.path.name}", obs, torch.from_numpy(store.load("action", first)))
+    action = torch.from_numpy(store.load("action", first))
+    if bad := [key for key, value in {**obs, "action": action}.items() if not value.isfinite().all()]:
+        raise ValueError(f"{store.path}: NaN or infinity in {', '.join(bad)} of the first episode; pass another store "
+                         "as demonstrations=")  # fmt: skip
+    return Demonstration(f"demonstration 0 of {store.path.name}", obs, action)
 
 
 def training_data(recorded: Mapping[str, Any]) -> Path | None:

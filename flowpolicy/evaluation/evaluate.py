@@ -1,5 +1,6 @@
 """`evaluate`: seeded rollouts of one checkpoint on one task, one evaluation folder per number of steps."""
 
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,9 +13,15 @@ import torch
 from tqdm import tqdm
 
 from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
-from flowpolicy.deploy.latency import LatencyReport, measure_latency
+from flowpolicy.deploy.latency import LatencyReport, example_observation, measure_latency
 from flowpolicy.embodiment import require_match
-from flowpolicy.evaluation.chunks import Demonstration, load_demonstration, record_episode, write_chunks
+from flowpolicy.evaluation.chunks import (
+    Demonstration,
+    EpisodeRecord,
+    load_demonstration,
+    record_episode,
+    write_chunks,
+)
 from flowpolicy.evaluation.journal import Journal
 from flowpolicy.evaluation.rows import FACTS, episode_row, left_to_solve, weights_digest
 from flowpolicy.evaluation.seen_seeds import START_SEED, remarks, require_unseen
@@ -24,6 +31,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import EpisodeResult, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
 from flowpolicy.rollout.video import require_video
+from flowpolicy.seeding import stream
 from flowpolicy.tracking import numerics, versions, write_json
 
 
@@ -89,6 +97,7 @@ def evaluate(
     if all(journal.complete and not journal.unfilmed(seeds[:video]) for journal in journals.values()):
         return [Evaluation(journal.summary(), journal.out) for journal in journals.values()]
     demonstration = load_demonstration(demonstrations, policy) if demonstrations else None
+    rehearse(policy, outs, demonstration)
     env = make_vector_env(partial(task.make_env, render=video > 0), min(envs, episodes))
     try:
         require_match(policy.embodiment, env.embodiment, what="checkpoint and task", simulated=True)
@@ -103,6 +112,18 @@ def evaluate(
     finally:
         env.close()
     return [Evaluation(journal.summary(), journal.out) for journal in journals.values()]
+
+
+def rehearse(policy: FlowPolicy, num_steps: Collection[int], demonstration: Demonstration | None) -> None:
+    """Do once, in a folder that goes again, what an evaluation does at its end, so that nothing of it fails there."""
+    obs = example_observation(policy, next(policy.parameters()).device)
+    for steps in num_steps:
+        latency = measure_latency(policy, obs, num_steps=steps, warmup=0, repeats=1)
+        chunk = policy.predict(obs, num_steps=steps, generator=stream(0, "chunk_picture"))
+        with tempfile.TemporaryDirectory() as folder:
+            write_json(Path(folder, "latency.json"), latency.to_dict())
+            write_chunks(Path(folder, "chunks.json"), policy, EpisodeRecord(0, [obs], [chunk], 1), num_steps=steps,
+                         demonstration=demonstration)  # fmt: skip
 
 
 def _check_counts(**counts: int) -> None:

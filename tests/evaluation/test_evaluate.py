@@ -212,3 +212,84 @@ def test_the_progress_bar_does_not_favour_short_episodes():
     found[8] = row | {"success_once": False}
     assert success_so_far(found, range(7, 12)) == "success 0.75"
     assert success_so_far(found | {11: row | {"solved_at_reset": True}}, range(7, 12)) == "success 0.75"
+
+
+class Untouched(Point):
+    """Whose episodes nobody begins."""
+
+    def reset(self, *, seed=None, options=None):
+        raise AssertionError("an episode began")
+
+
+def foreign_store(path: Path, *, obs: np.ndarray, action: np.ndarray) -> Path:
+    """Without an embodiment record, as other programs write them."""
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(path, mode="w", zarr_format=2)
+    for name, value in (("data/agent_pos", obs), ("data/action", action), ("meta/episode_ends", np.array([len(obs)]))):
+        root.create_array(name, data=value)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("obs", "action", "message"),
+    [
+        (np.zeros((6, 3)), np.zeros((6, 2)), r"agent_pos is float64 \(3,\) per step, the policy's float32 \(2,\)"),
+        (np.zeros((6, 2)), np.zeros((6, 5)), r"action is float64 \(5,\) per step, the policy's float32 \(2,\)"),
+        (np.full((6, 2), "a"), np.zeros((6, 2)), r"agent_pos is <U1 \(2,\) per step"),
+        (np.full((6, 2), np.nan), np.ones((6, 2)), "NaN or infinity in agent_pos of the first episode"),
+    ],
+)
+def test_demonstrations_that_the_end_could_not_draw_are_refused_before_the_first_episode(
+    run: Path, tmp_path: Path, obs: np.ndarray, action: np.ndarray, message: str
+):
+    store = foreign_store(tmp_path / "theirs.zarr", obs=obs, action=action)
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, Task("point", "Point-v0", Untouched), outs={1: tmp_path / "eval"}, episodes=2, envs=1,
+                 demonstrations=store, progress=False)  # fmt: skip
+    assert not (tmp_path / "eval").exists()
+
+
+def test_demonstrations_in_float64_are_drawn(run: Path, tmp_path: Path):
+    store = foreign_store(tmp_path / "theirs.zarr", obs=np.ones((6, 2)), action=np.ones((6, 2)))
+    (one,) = evaluate(run, TASK, outs={1: tmp_path / "eval"}, episodes=2, envs=1, demonstrations=store, progress=False)
+    assert len(json.loads((one.out / "chunks.json").read_text())["panels"]) == 2
+
+
+@pytest.mark.parametrize("part", ["measure_latency", "write_chunks", "write_json"])
+def test_whatever_the_end_needs_is_tried_before_the_first_episode(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+):
+    from flowpolicy.evaluation import evaluate as module
+
+    def broken(*arguments: Any, **named: Any) -> None:
+        raise ValueError(f"{part} is broken")
+
+    monkeypatch.setattr(module, part, broken)
+    with pytest.raises(ValueError, match=f"{part} is broken"):
+        evaluate(run, Task("point", "Point-v0", Untouched), outs={1: tmp_path / "eval"}, episodes=2, envs=1,
+                 progress=False)  # fmt: skip
+
+
+def test_lines_are_on_the_disk_as_the_episodes_end(run: Path, tmp_path: Path):
+    class Ends(Point):
+        def reset(self, *, seed=None, options=None):
+            if seed == 100_003:
+                raise KeyError("the simulator died")
+            return super().reset(seed=seed)
+
+    with pytest.raises((KeyError, RuntimeError), match="the simulator died"):
+        evaluate(run, Task("point", "Point-v0", Ends), outs={1: tmp_path / "eval"}, episodes=5, envs=1, progress=False)
+    rows = lines(tmp_path / ".eval.unfinished" / "results.jsonl")
+    assert [row["seed"] for row in rows] == [100_000, 100_001, 100_002]
+
+
+def test_a_store_whose_record_says_float64_is_refused_by_train_too(tmp_path: Path, capsys: pytest.CaptureFixture):
+    from flowpolicy.cli.main import main
+    from tests.helpers import write_store
+
+    path = write_store(tmp_path / "own.zarr")
+    record = (path / ".zattrs").read_text()
+    (path / ".zattrs").write_text(record.replace('"float32"', '"float64"'))
+    assert main(["train", f"dataset.path={path}", "task.env=null", f"out={tmp_path / 'run'}"]) == 2
+    assert "dtype: wanted float32 or uint8, got 'float64'; correct the record" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,8 @@
 """Per-dimension affine normaliser to about [-1, 1] and back; it lives in the policy's state_dict."""
 
+import re
 import warnings
+from collections.abc import Sequence
 from typing import Literal, final, get_args
 
 import numpy as np
@@ -10,6 +12,10 @@ from torch import Tensor, nn
 NormalizerMode = Literal["minmax", "quantile", "meanstd"]
 QUANTILES = (0.01, 0.99)  # the q01/q99 convention of openpi and LeRobot
 MIN_RANGE = 1e-4  # diffusion_policy's range_eps
+# What a dimension is taken to range over at the least, by the words of its unit: motion below it is noise, and
+# stretched to [-1, 1] would make a centimetre beyond the demonstrations a hundred times what the policy has seen.
+_FLOORS = {"m": 2e-3, "rad": 2e-3, "mm": 2.0, "cm": 0.2, "deg": 0.1, "m/s": 2e-3, "rad/s": 2e-3}
+_FLOOR = 1e-3  # of other units, and of none
 _PART_VALUES = 1 << 20  # numbers in 64 bits at a time
 _MOST_VALUES = 1 << 26  # numbers that are kept for quantiles: 256 MiB in float32
 
@@ -73,6 +79,17 @@ class LinearNormalizer(nn.Module):
             raise ValueError(f"LinearNormalizer: wanted (..., {self.scale.shape[0]}), got {tuple(x.shape)}")
 
 
+def least_range(unit: str) -> float:
+    """What a dimension of this unit is taken to range over at the least; of several units the least."""
+    words = re.findall(r"[a-z]+(?:/[a-z]+)?", unit.lower())
+    return min((_FLOORS[word] for word in words if word in _FLOORS), default=_FLOOR)
+
+
+def named(dims: np.ndarray, names: Sequence[str]) -> str:
+    """Dimensions with their names, where they have any: [2 (goal.z), 5 (handle.x)]."""
+    return f"[{', '.join(f'{dim} ({names[dim]})' if len(names) else str(dim) for dim in dims)}]"
+
+
 @final
 class Statistics:
     """Per-dimension statistics of rows (N, D) that come in parts and are never in memory together.
@@ -116,19 +133,33 @@ class Statistics:
                 self._keep(part.cpu().numpy())
             self._count += len(values)
 
-    def normalizer(self, *, min_range: float = MIN_RANGE) -> LinearNormalizer:
-        """What `LinearNormalizer.fit` gives for all rows so far; the same warning. Raises ValueError for none."""
+    def normalizer(
+        self, *, min_range: float = MIN_RANGE, floor: float = 0.0, names: Sequence[str] = ()
+    ) -> LinearNormalizer:
+        """What `LinearNormalizer.fit` gives for all rows so far; the same warning. Raises ValueError for none.
+
+        floor: dimensions narrower than this are scaled as if they were so wide, with a warning that names them; those
+          below `min_range` stay as they are.   names: of the dimensions, or none.
+        """
         if self._count == 0:
             raise ValueError(f"LinearNormalizer.fit: {self._key}: wanted (N, D) with N >= 1, got no rows")
         center, half_range, width = self._spread()
         constant = width < min_range
         if constant.any():
             warnings.warn(
-                f"LinearNormalizer: {self._key}: dimensions {np.flatnonzero(constant).tolist()} are near-constant "
+                f"LinearNormalizer: {self._key}: dimensions {named(np.flatnonzero(constant), names)} are near-constant "
                 f"(range < {min_range:g}); they are centred and not scaled",
                 stacklevel=3,
             )
-        scale = 1.0 / np.where(constant, 1.0, half_range)
+        narrow = ~constant & (half_range < floor / 2)
+        if narrow.any():
+            warnings.warn(
+                f"LinearNormalizer: {self._key}: dimensions {named(np.flatnonzero(narrow), names)} hardly move (range "
+                f"{', '.join(f'{value:.2g}' for value in width[narrow])}); they are scaled as if they ranged over "
+                f"{floor:g}, so that noise does not decide; leave the key out of policy.obs_keys if it tells nothing",
+                stacklevel=3,
+            )
+        scale = 1.0 / np.where(constant, 1.0, np.maximum(half_range, floor / 2))
         offset = -center * scale
         return LinearNormalizer(torch.from_numpy(scale).float(), torch.from_numpy(offset).float())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowpolicy.normalizer import LinearNormalizer, Statistics
+from flowpolicy.normalizer import LinearNormalizer, Statistics, least_range
 
 
 def data(dim: int = 5) -> torch.Tensor:
@@ -129,3 +129,26 @@ def test_too_many_rows_for_a_quantile_are_thinned_out_evenly(monkeypatch):
     assert sum(part.size for part in statistics._parts) <= 1000
     torch.testing.assert_close(statistics.normalizer()(torch.tensor([0.01, 0.99]).reshape(2, 1)).flatten(),
                                torch.tensor([-1.0, 1.0]), rtol=0, atol=3e-3)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("unit", "floor"),
+    [("m", 2e-3), ("rad, fingers m", 2e-3), ("mm", 2.0), ("deg", 0.1), ("", 1e-3), ("N", 1e-3), ("0..255", 1e-3)],
+)
+def test_the_least_range_is_that_of_the_unit(unit, floor):
+    assert least_range(unit) == floor
+
+
+@pytest.mark.parametrize("mode", ["minmax", "quantile", "meanstd"])
+def test_a_dimension_that_hardly_moves_is_not_blown_up_and_the_others_keep_every_bit(mode):
+    data = torch.rand(1000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data *= torch.tensor([1.0, 6e-4 if mode == "meanstd" else 1.5e-4, 5e-3 if mode != "meanstd" else 2e-2])
+    statistics = Statistics(mode, key="env_state")
+    statistics.add(data)
+    plain = statistics.normalizer()
+    with pytest.warns(UserWarning, match=r"env_state: dimensions \[1 \(handle\.y\)\] hardly move .* over 0\.002"):
+        bounded = statistics.normalizer(floor=least_range("m"), names=("handle.x", "handle.y", "handle.z"))
+    assert plain.scale[1] > 5_000 and bounded.scale[1] == pytest.approx(1_000)  # 1 cm outside is 10, it was 130
+    for entry in ("scale", "offset"):
+        torch.testing.assert_close(getattr(bounded, entry)[[0, 2]], getattr(plain, entry)[[0, 2]], rtol=0, atol=0)
+    assert bounded(data.float())[:, 1].abs().max() < 0.4

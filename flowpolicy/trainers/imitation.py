@@ -19,7 +19,7 @@ from flowpolicy.data.augment import Augmentation, augment
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.encoders.base import module_name
 from flowpolicy.flow.exact import without_tf32
-from flowpolicy.normalizer import NormalizerMode, Statistics
+from flowpolicy.normalizer import NormalizerMode, Statistics, least_range
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import derive
 from flowpolicy.stopping import Stop, Terminated
@@ -326,6 +326,7 @@ def fit_normalizers(
 
     Chunk statistics run over all windows and valid steps, since a relative action depends on where its chunk starts.
     minmax maps the actions to [-1, 1], which is the policy's range as it is built; the others leave it to be measured.
+    An observation that hardly moves is scaled by `least_range` of its unit, with a warning.
     A dimension without range keeps the little that it has, and a command that never changed is returned as it is.
     Clouds: per coordinate over all points. Images have no normaliser. Neither data nor windows are copied whole.
     """
@@ -334,7 +335,9 @@ def fit_normalizers(
         statistics = Statistics(obs_mode, key=key)
         for values in _parts(dataset.obs[key], extremes=obs_mode == "minmax"):
             statistics.add(values.reshape(-1, values.shape[-1]))
-        policy.obs_normalizer[module_name(key)] = statistics.normalizer().to(device)
+        spec = policy.embodiment.obs[key]
+        fitted = statistics.normalizer(floor=least_range(spec.unit), names=spec.names)
+        policy.obs_normalizer[module_name(key)] = fitted.to(device)
     policy.encoder.align({key: policy.normalizer(key) for key in policy.normalized_keys})
     statistics = Statistics(action_mode, key="action")
     for index in torch.arange(len(dataset)).split(4096):

@@ -5,6 +5,7 @@
   flowpolicy data validate PATH
   flowpolicy data view PATH [out=FILE] [episodes=20]
   flowpolicy data finish PATH [overwrite=true]
+  flowpolicy data trim PATH out=NEW
 
 Examples:
   flowpolicy data collect task=maniskill task.id=PickCube-v1 episodes=100 out=pick.zarr workers=2
@@ -26,6 +27,7 @@ collect runs the task's expert and keeps the successful episodes, actions clippe
 inspect prints counts, shapes, episode lengths and statistics per dimension.
 validate prints findings: NaN, damaged chunks, frozen or duplicate episodes, clipped actions, wrong shapes, …
 finish makes the store of what an EpisodeWriter, or a collect that is not to go on, had accepted when it ended.
+trim writes the store again without the steps at the start of its episodes in which nothing moves.
 view writes one offline HTML page [PATH with .html]: per episode its outcome, actions, camera frames, turning clouds.
 Exit codes: 0 done, 1 validate found an error, 2 bad input.
 """
@@ -41,7 +43,14 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run one of them; the exit code."""
-    verbs = {"collect": _collect, "inspect": _inspect, "validate": _validate, "view": _view, "finish": _finish}
+    verbs = {
+        "collect": _collect,
+        "inspect": _inspect,
+        "validate": _validate,
+        "view": _view,
+        "finish": _finish,
+        "trim": _trim,
+    }
     if not argv or argv[0] not in verbs:
         raise ValueError(f"wanted one of {', '.join(verbs)}, got {argv[0] if argv else 'nothing'!r}; see --help")
     return verbs[argv[0]](argv[1:])
@@ -112,6 +121,18 @@ def _finish(argv: list[str]) -> int:
 
     path = _path("finish", [word for word in argv if word != "overwrite=true"])
     print(f"{finish_store(path, overwrite='overwrite=true' in argv)} episodes\n{path.absolute()}")
+    return 0
+
+
+def _trim(argv: list[str]) -> int:
+    from flowpolicy.data.store import trim_store
+
+    outs = [word.partition("=")[2] for word in argv if word.startswith("out=")]
+    if len(outs) != 1:
+        raise ValueError("trim: where to? pass one out=NEW")
+    out = Path(outs[0]).expanduser()
+    steps, episodes = trim_store(_path("trim", [word for word in argv if not word.startswith("out=")]), out)
+    print(f"{steps} idle steps left out at the start of {episodes} episodes\n{out.absolute()}")
     return 0
 
 

@@ -29,6 +29,7 @@ def load(argv: Sequence[str]) -> "tuple[DictConfig, EpisodeStore]":
 
     facts = config.plain(config.load("train", without_task(argv)))
     store = EpisodeStore.open(facts["dataset"]["path"])
+    store.require_record()
     own, source = _recorded(store.attrs), str(store.path)
     typed = [word.partition("=")[2] for word in argv if word.startswith("task=")]
     family = typed[-1] if typed else facts["task"]["name"]  # of an experiment, or the default

@@ -139,6 +139,17 @@ class EpisodeStore:
         if key not in self.keys:
             raise ValueError(f"{self.path}: no key {key!r}; available are {list(self.keys)}")
 
+    def require_record(self) -> Embodiment:
+        """The embodiment. Raises ValueError where none is recorded, and says how one can be."""
+        if self.embodiment is not None:
+            return self.embodiment
+        shapes = ", ".join(f"{key} {self.shapes[key][1:]}" for key in (*self.obs_keys, "action"))
+        raise ValueError(
+            f"{self.path} has no embodiment record, so nothing says what its numbers mean ({shapes}); write one, once, "
+            "in Python: flowpolicy.data.store.add_record(path, Embodiment(robot=…, obs={key: KeySpec(shape, unit)}, "
+            'action=…, action_kind=…, control_hz=…, action_low=…, action_high=…), {"task": "mine"})'
+        )
+
     def _bounds(self, key: str, steps: slice) -> tuple[int, int]:
         self.require_key(key)
         first, last, step = steps.indices(self.shapes[key][0] if self.shapes[key] else 0)

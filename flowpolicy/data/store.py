@@ -9,6 +9,7 @@ The group attributes hold the format's name and version, the embodiment record a
 whole, every episode lies in a journal beside it (`journal`): `EpisodeWriter` goes on there, `finish_store` ends it.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,9 +22,10 @@ from flowpolicy.data.build import DISK_FULL, StoreBuilder, fitted, store_attrs
 from flowpolicy.data.build import refuse_existing as refuse_existing
 from flowpolicy.data.episode import Episode as Episode
 from flowpolicy.data.journal import Journal, how_to_finish, journal_folder, reserved, unfinished
+from flowpolicy.data.motion import trim_idle_starts
 from flowpolicy.data.reading import EpisodeStore as EpisodeStore
 from flowpolicy.embodiment import Embodiment, require_match
-from flowpolicy.files import remove_folder, remove_leftovers
+from flowpolicy.files import remove_folder, remove_leftovers, write_atomic
 
 
 @final
@@ -135,6 +137,47 @@ def unfinished_episodes(path: Path | str) -> Iterator[Episode]:
             journal.close()
 
 
+def trim_store(path: Path | str, out: Path | str, *, overwrite: bool = False) -> tuple[int, int]:
+    """Write the store at `path` again to `out`, without the steps at the start of episodes in which nothing moves.
+
+    Returns how many steps were left out, and of how many episodes. Raises FileExistsError when `out` exists, ValueError
+    for a store that flowpolicy did not write.
+    """
+    store = _own(EpisodeStore.open(path))
+    assert store.embodiment is not None
+    with StoreBuilder(Path(out).absolute(), store.embodiment, store.attrs, overwrite=overwrite) as builder:
+        left_out = trim_idle_starts(store, builder)
+    return int(left_out.sum()), int((left_out > 0).sum())
+
+
+def add_record(path: Path | str, embodiment: Embodiment, attrs: dict[str, Any] | None = None) -> None:
+    """Say what the numbers of somebody else's zarr mean, so that it can be trained on; only its .zattrs changes.
+
+    attrs: facts about the task, e.g. {"task": "mine"}, beside those that are there. Raises ValueError for a store that
+    has a record, and naming the key whose shape or type is not what the record says; floats of any size may be float32.
+    """
+    store = EpisodeStore.open(path)
+    if store.embodiment is not None:
+        raise ValueError(f"{store.path} has an embodiment record; correct it in its .zattrs")
+    for key, spec in {**embodiment.obs, "action": embodiment.action}.items():
+        store.require_key(key)
+        shape, dtype = store.shapes[key][1:], store.dtypes[key]
+        if shape != spec.shape or (dtype != spec.dtype and not (dtype.kind == "f" and spec.dtype == "float32")):
+            raise ValueError(f"add_record: {store.path}: {key}: the record says {spec.dtype} {spec.shape} per step, "
+                             f"the store has {dtype} {shape}")  # fmt: skip
+    whole = store_attrs(embodiment, {**store.attrs, **(attrs or {})})
+    write_atomic(store.path / ".zattrs", json.dumps(whole, indent=4) + "\n")
+
+
+def _own(store: EpisodeStore) -> EpisodeStore:
+    """Raise ValueError unless it holds all that flowpolicy writes."""
+    columns = (store.episode_seeds, store.episode_success)
+    if store.embodiment is None or "reward" not in store.keys or any(column is None for column in columns):
+        raise ValueError(f"{store.path} was not written by flowpolicy (no embodiment record, reward, seeds or "
+                         "successes); write its episodes to a new store with EpisodeWriter")  # fmt: skip
+    return store
+
+
 def _begun(path: Path) -> dict[str, Any] | None:
     """What a writer began there with; of a whole store, what one would that appends to it. None: nothing is there."""
     if (facts := unfinished(path)) is not None:
@@ -143,11 +186,8 @@ def _begun(path: Path) -> dict[str, Any] | None:
         return facts
     if not path.exists():
         return None
-    store = EpisodeStore.open(path)
-    columns = (store.episode_seeds, store.episode_success)
-    if store.embodiment is None or "reward" not in store.keys or any(column is None for column in columns):
-        raise ValueError(f"EpisodeWriter: {path} was not written by flowpolicy (no embodiment record, reward, seeds or "
-                         "successes), so nothing can be appended to it; write its episodes to a new store")  # fmt: skip
+    store = _own(EpisodeStore.open(path))
+    assert store.embodiment is not None
     return {"who": "EpisodeWriter", "embodiment": store.embodiment.to_dict(), "attrs": store.attrs,
             "before": store.num_episodes, "overwrite": False}  # fmt: skip
 

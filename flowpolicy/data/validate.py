@@ -1,21 +1,22 @@
 """Checks on a store before anyone trains on it: every finding is one line with a severity."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from flowpolicy.data.bounds import bounds_of, describe_outside, outside_bounds
 from flowpolicy.data.chunks import chunk_problems
+from flowpolicy.data.motion import LONG_WAIT, by_episode, episode_slices, idle_starts, jumps, moved_steps
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.embodiment import CloudSpec
+from flowpolicy.normalizer import MIN_RANGE, least_range, named
 
-_STILL = 1e-4  # share of a dimension's range below which a step counts as no motion; sensors are coarser than this
 _IDLE_SHARE = 0.5  # planners pause at way-points for a few steps; half an episode is not a pause
 _CLIPPED_SHARE = 0.5  # share of a dimension's actions exactly on a bound; above it the expert asked for more
-_NEAR_CONSTANT = 1e-4  # the normaliser's threshold
 _FEW_POINTS = 0.5  # share of distinct points in a cloud; below it more than half are repeated or zero padding
 _CROP_TOLERANCE_M = 1e-5  # float32 rounding of the crop's corners and of a voxel's mean
 _LISTED = 5  # how many episodes, dimensions or chunks one line names
@@ -56,8 +57,7 @@ def validate_store(path: Path) -> list[Finding]:
 def _contents(store: EpisodeStore, keys: Sequence[str]) -> list[Finding]:
     """What the numbers of the given arrays say. Vectors are read whole, one array at a time; clouds and images in
     parts, and never two episodes together."""
-    starts = np.concatenate([[0], store.episode_ends[:-1]])
-    episodes = [slice(int(a), int(b)) for a, b in zip(starts, store.episode_ends, strict=True)]
+    episodes = episode_slices(store)
     non_finite: list[Finding] = []
     other: list[Finding] = []
     moved: dict[str, np.ndarray] = {}  # key -> (S,) bool
@@ -70,29 +70,21 @@ def _contents(store: EpisodeStore, keys: Sequence[str]) -> list[Finding]:
             other += _near_constant(key, store)
             other += _clouds(key, store, episodes)
         if judged and key != "action":
-            moved[key] = _moved(key, store, episodes)
+            moved[key] = moved_steps(key, store, episodes)
         if judged and key == "action":
             other += _frozen_actions(store.load("action"), episodes)
             other += _bounds(store, store.load("action"), episodes)
-        for digest, values in zip(digests, _by_episode(key, store, episodes), strict=True):
+        for digest, values in zip(digests, by_episode(key, store, episodes), strict=True):
             digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    other += _frozen({key: moved[key] for key in store.obs_keys if key in moved}, episodes)
+    moved = {key: moved[key] for key in store.obs_keys if key in moved}
+    other += _frozen(moved, episodes)
+    other += _waits(store, moved, episodes)
+    other += _several(store, [key for key in moved if len(store.shapes[key]) == 2], episodes)
     other += _duplicates([digest.hexdigest() for digest in digests])
     if store.episode_success is not None and not store.episode_success.all():
         failed = np.flatnonzero(~store.episode_success)
         other.append(Finding("warning", f"{len(failed)} episodes are no successes: {_list(failed)}"))
     return non_finite + other
-
-
-def _by_episode(key: str, store: EpisodeStore, episodes: list[slice]) -> Iterator[np.ndarray]:
-    """The values of each episode, (T, ...), from one pass over the array."""
-    blocks, held, first = store.blocks(key), [], 0
-    for rows in episodes:
-        while first + sum(map(len, held)) < rows.stop:
-            held.append(next(blocks)[1])
-        values = held[0] if len(held) == 1 else np.concatenate(held)
-        yield values[rows.start - first : rows.stop - first]
-        held, first = [values[rows.stop - first :]], rows.stop
 
 
 def _against_embodiment(store: EpisodeStore) -> list[Finding]:
@@ -124,10 +116,18 @@ def _non_finite(key: str, store: EpisodeStore, episodes: list[slice]) -> list[Fi
 def _near_constant(key: str, store: EpisodeStore) -> list[Finding]:
     if len(store.shapes[key]) != 2:
         return []
-    dims = np.flatnonzero(np.ptp(store.load(key), axis=0) < _NEAR_CONSTANT)
-    if not len(dims):
-        return []
-    return [Finding("warning", f"{key}: dimensions {dims.tolist()} are near-constant (range < {_NEAR_CONSTANT:g})")]
+    spec = {**store.embodiment.obs, "action": store.embodiment.action}.get(key) if store.embodiment else None
+    names = spec.names if spec and len(spec.names) == store.shapes[key][1] else ()
+    floor = least_range(spec.unit) if spec and key != "action" else 0.0
+    width = np.ptp(store.load(key), axis=0)
+    still, narrow = np.flatnonzero(width < MIN_RANGE), np.flatnonzero((width >= MIN_RANGE) & (width < floor))
+    findings = []
+    if len(still):
+        findings.append(f"{key}: dimensions {named(still, names)} are near-constant (range < {MIN_RANGE:g})")
+    if len(narrow):
+        findings.append(f"{key}: dimensions {named(narrow, names)} hardly move (range < {floor:g}); training scales "
+                        "them as if they ranged over that")  # fmt: skip
+    return [Finding("warning", message) for message in findings]
 
 
 def _clouds(key: str, store: EpisodeStore, episodes: list[slice]) -> list[Finding]:
@@ -208,18 +208,26 @@ def _frozen(moved: dict[str, np.ndarray], episodes: list[slice]) -> list[Finding
     return findings
 
 
-def _moved(key: str, store: EpisodeStore, episodes: list[slice]) -> np.ndarray:
-    """(S,) bool: this step's observation differs from the one before in the same episode; a first step has not moved.
+def _waits(store: EpisodeStore, moved: dict[str, np.ndarray], episodes: list[slice]) -> list[Finding]:
+    """Episodes that begin with waiting, which a policy learns and then does."""
+    if not moved:
+        return []
+    idle = idle_starts(np.any(list(moved.values()), axis=0), episodes)
+    if not len(hit := np.flatnonzero(idle >= LONG_WAIT)):
+        return []
+    message = (f"episodes {_list(hit)}: nothing moves in the first steps (up to {idle.max()}), and a policy learns to "
+               f"wait; `flowpolicy data trim {quote(str(store.path))} out=NEW` leaves them out")  # fmt: skip
+    return [Finding("warning", message)]
 
-    Vectors move by more than `_STILL` of a dimension's range; images and clouds by any value.
-    """
-    moved = np.zeros(store.num_steps, dtype=bool)
-    tolerance = _STILL * np.ptp(store.load(key), axis=0) if len(store.shapes[key]) == 2 else None
-    for rows, values in zip(episodes, _by_episode(key, store, episodes), strict=True):
-        now, before = values[1:], values[:-1]
-        change = now != before if tolerance is None else np.abs(now - before) > tolerance
-        moved[rows][1:] = change.reshape(len(now), -1).any(axis=1)
-    return moved
+
+def _several(store: EpisodeStore, keys: list[str], episodes: list[slice]) -> list[Finding]:
+    """Episodes in which much jumps at once: rollouts that were written behind each other as one."""
+    jumped = jumps(store, keys, episodes) if keys else np.zeros(store.num_steps, dtype=bool)
+    if not jumped.any():
+        return []
+    message = (f"much of the state jumps at once in {jumped.sum()} steps, as at a reset, {_where(jumped, episodes)}; "
+               "where these are several rollouts, add each as an Episode of its own")  # fmt: skip
+    return [Finding("error", message)]
 
 
 def _frozen_actions(action: np.ndarray, episodes: list[slice]) -> list[Finding]:

@@ -1,11 +1,13 @@
 """One imitation run from a store to a checkpoint: build, fit, resume, train; with or without a simulator beside it."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 
 from flowpolicy.checkpoint import create_policy, read_config, resolve_checkpoint, targets
@@ -188,18 +190,18 @@ def _run(trainer: ImitationTrainer, step: int, start: Callable[[], Tracker], *, 
 
 def _new_policy(store: EpisodeStore, config: dict[str, Any], *, seed: int) -> FlowPolicy:
     """Untrained; whoever typed the config trusts the packages that it names, which a checkpoint does not get to say."""
-    if store.embodiment is None:
-        raise ValueError(f"{store.path} has no embodiment record, so nothing says what its numbers mean")
+    embodiment = store.require_record()
     outside = sorted({target.split(".")[0] for target in targets(config)} - {"flowpolicy"})
     with torch.random.fork_rng():  # layers initialise themselves from the global generator
         torch.manual_seed(derive(seed, "model"))
-        return create_policy(config, store.embodiment, trusted_modules=outside)
+        return create_policy(config, embodiment, trusted_modules=outside)
 
 
 def _load(store: EpisodeStore, policy: FlowPolicy, *, val_episodes: int, mask_padding: bool,
           seed: int, max_outside: float,
           residence: Residence | None) -> tuple[SequenceDataset, Validation | None]:  # fmt: skip
     """What to train on, on the policy's device, and the check on the last `val_episodes`."""
+    _tell_short_episodes(store, policy.obs_horizon - 1 + policy.action_horizon)
     require_inside(store, max_outside=max_outside)
     if not 0 <= val_episodes < max(store.num_episodes, 1):
         raise ValueError(
@@ -219,3 +221,16 @@ def _load(store: EpisodeStore, policy: FlowPolicy, *, val_episodes: int, mask_pa
     split = store.num_episodes - val_episodes
     held_out = load(episodes=range(split, store.num_episodes)) if val_episodes else None
     return load(episodes=range(split)), Validation(held_out, seed=seed) if held_out is not None else None
+
+
+def _tell_short_episodes(store: EpisodeStore, steps: int) -> None:
+    """Warn of episodes that do not fill the part of one chunk that is executed."""
+    lengths = np.diff(store.episode_ends, prepend=0)
+    if len(short := np.flatnonzero(lengths < steps)):
+        listed = ", ".join(map(str, short[:5])) + (f", ... ({len(short)} in all)" if len(short) > 5 else "")
+        warnings.warn(
+            f"{store.path}: an episode needs at least {steps} steps to fill a chunk that is executed "
+            f"(policy.obs_horizon - 1 + policy.action_horizon); episodes {listed} have fewer (the shortest "
+            f"{lengths.min()}), and teach mostly to repeat their last action",
+            stacklevel=3,
+        )

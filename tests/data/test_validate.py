@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import zarr
 
-from flowpolicy.data.store import Episode, EpisodeWriter
-from flowpolicy.data.validate import validate_store
+from flowpolicy.cli.main import main
+from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
+from flowpolicy.data.validate import Finding, validate_store
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
@@ -217,3 +218,84 @@ def test_points_outside_the_declared_crop_are_an_error(clouds, axis, value):
 def test_colours_as_bytes_are_an_error(clouds):
     edit(clouds, "point_cloud", (0, 0, 4), 128.0)
     assert messages(clouds, "error")[0].startswith("point_cloud: colours outside 0..1 in 1 of 60 steps")
+
+
+def write_lengths(path, lengths, *, idle=0):
+    """Episodes of these lengths that walk on evenly, after `idle` steps of standing still; each starts elsewhere."""
+    rng = np.random.default_rng(1)
+    with EpisodeWriter(path, EMBODIMENT, {"task": "own"}) as writer:
+        for seed, steps in enumerate(lengths):
+            walk = np.concatenate([np.zeros((min(idle, steps - 1), 3)), rng.normal(1, 0.3, (steps, 3))])[:steps]
+            place = 100 * rng.normal(size=3) + walk.cumsum(axis=0)
+            obs = {"agent_pos": place, "env_state": np.tile(rng.normal(size=2), (steps, 1))}
+            writer.add(Episode(obs, rng.uniform(-0.9, 0.9, (steps, 2)), np.zeros(steps), True, seed))
+    return path
+
+
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [2], [2, 1, 2], [1, 30, 2, 30]])
+def test_every_check_survives_episodes_of_one_and_two_steps(tmp_path, capsys, lengths):
+    path = write_lengths(tmp_path / "a.zarr", lengths)
+    assert not [line for line in messages(path, "error") if "no observation ever changes" not in line]
+    for verb in ("inspect", "validate", "view"):
+        assert main(["data", verb, str(path)]) == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_clouds_and_images_of_one_step_are_checked_too(tmp_path):
+    obs = {"image": KeySpec((4, 4, 3), dtype="uint8"), "cloud": KeySpec((8, 3))}
+    rng = np.random.default_rng(0)
+    with EpisodeWriter(tmp_path / "a.zarr", replace(EMBODIMENT, obs=obs), {}) as writer:
+        for seed in range(2):
+            seen = {"image": rng.integers(0, 256, (1, 4, 4, 3), np.uint8), "cloud": rng.normal(size=(1, 8, 3))}
+            writer.add(Episode(seen, np.zeros((1, 2)), np.zeros(1), True, seed))
+    assert validate_store(tmp_path / "a.zarr") == [
+        Finding("warning", "action: dimensions [0, 1] are near-constant (range < 0.0001)")
+    ]
+
+
+@pytest.mark.parametrize("idle", [9, 10, 20])
+def test_from_ten_idle_steps_at_the_start_there_is_a_warning_and_a_way_to_trim_them(tmp_path, capsys, idle):
+    path = write_lengths(tmp_path / "a.zarr", [60, 50, 45], idle=idle + 1)
+    found = messages(path, "warning")
+    assert messages(path, "error") == [] and len(found) == (idle >= 10)
+    if idle >= 10:
+        assert f"episodes 0, 1, 2: nothing moves in the first steps (up to {idle})" in found[0]
+        assert f"`flowpolicy data trim {path} out=NEW`" in found[0]
+    out = tmp_path / "b.zarr"
+    assert main(["data", "trim", str(path), f"out={out}"]) == 0
+    assert f"{3 * idle} idle steps left out at the start of 3 episodes" in capsys.readouterr().out
+    before, after = EpisodeStore.open(path), EpisodeStore.open(out)
+    assert np.diff(after.episode_ends, prepend=0).tolist() == [60 - idle, 50 - idle, 45 - idle]
+    assert after.episode_seeds.tolist() == [0, 1, 2] and after.attrs == before.attrs
+    for key in before.keys:  # the last idle step stays: its action is the one that moves
+        np.testing.assert_array_equal(after.load(key, slice(0, 60 - idle)), before.load(key, slice(idle, 60)))
+    assert validate_store(out) == []
+
+
+def test_rollouts_that_were_written_as_one_episode_are_an_error(tmp_path):
+    path = write_lengths(tmp_path / "a.zarr", [40] * 20)
+    assert validate_store(path) == []
+    store = EpisodeStore.open(path)
+    with EpisodeWriter(tmp_path / "b.zarr", EMBODIMENT, {}) as writer:
+        obs = {key: store.load(key) for key in store.obs_keys}
+        writer.add(Episode(obs, store.load("action"), store.load("reward"), True, 0))
+    (error,) = messages(tmp_path / "b.zarr", "error")
+    assert error.startswith("much of the state jumps at once in 19 steps, as at a reset, first at episode 0, step 40")
+
+
+def test_a_gripper_that_switches_is_no_reset(path):
+    for start in range(0, 60, 10):
+        edit(path, "env_state", (slice(start, start + 10), 1), np.repeat([0.0, 1.0], 5))
+    assert validate_store(path) == []
+
+
+def test_dimensions_that_hardly_move_are_named_with_what_training_makes_of_them(tmp_path):
+    spec = KeySpec((3,), "m", names=("x", "y", "z"))
+    rng = np.random.default_rng(0)
+    with EpisodeWriter(tmp_path / "a.zarr", replace(EMBODIMENT, obs={"agent_pos": spec}), {}) as writer:
+        for seed in range(3):
+            obs = {"agent_pos": rng.uniform(0, [1, 1.5e-4, 1], (20, 3))}
+            writer.add(Episode(obs, rng.uniform(-0.9, 0.9, (20, 2)), np.zeros(20), True, seed))
+    assert messages(tmp_path / "a.zarr", "warning") == [
+        "agent_pos: dimensions [1 (y)] hardly move (range < 0.002); training scales them as if they ranged over that"
+    ]

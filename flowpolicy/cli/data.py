@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowpolicy import __version__
+from flowpolicy.cli import stored
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,14 +44,8 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run one of them; the exit code."""
-    verbs = {
-        "collect": _collect,
-        "inspect": _inspect,
-        "validate": _validate,
-        "view": _view,
-        "finish": _finish,
-        "trim": _trim,
-    }
+    verbs = {"collect": _collect, "inspect": stored.inspect, "validate": stored.validate, "view": stored.view,
+             "finish": stored.finish, "trim": stored.trim}  # fmt: skip
     if not argv or argv[0] not in verbs:
         raise ValueError(f"wanted one of {', '.join(verbs)}, got {argv[0] if argv else 'nothing'!r}; see --help")
     return verbs[argv[0]](argv[1:])
@@ -80,63 +75,3 @@ def record(task: "DictConfig", path: Path, *, episodes: int, seed: int, workers:
     rate = f"expert success rate {report.success_rate:.3f}, {report.seconds:.1f} s"
     crashed = f", {len(report.crashed)} seeds left out after a crash: {report.crashed}" if report.crashed else ""
     print(f"{report.episodes} episodes from {report.attempts} attempts, {rate}{crashed}\n{report.path}")
-
-
-def _inspect(argv: list[str]) -> int:
-    from flowpolicy.data.inspect import describe_store
-    from flowpolicy.data.store import EpisodeStore
-
-    print(describe_store(EpisodeStore.open(_path("inspect", argv))))
-    return 0
-
-
-def _validate(argv: list[str]) -> int:
-    from flowpolicy.data.validate import validate_store
-
-    path = _path("validate", argv)
-    findings = validate_store(path)
-    for finding in findings:
-        print(f"{finding.severity}: {finding.message}")
-    errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{errors} errors, {len(findings) - errors} warnings\n{path.absolute()}")
-    return 1 if errors else 0
-
-
-def _view(argv: list[str]) -> int:
-    from flowpolicy.data.store import EpisodeStore
-    from flowpolicy.evaluation.contact_sheet import MAX_EPISODES, write_contact_sheet
-
-    options = dict(word.split("=", 1) for word in argv if word.startswith(("out=", "episodes=")))
-    path = _path("view", [word for word in argv if not word.startswith(("out=", "episodes="))])
-    episodes = options.get("episodes", str(MAX_EPISODES))
-    if not episodes.isdigit():
-        raise ValueError(f"view: episodes must be a whole number, got {episodes!r}")
-    out = Path(options["out"]).expanduser() if options.get("out") else path.with_suffix(".html")
-    print(write_contact_sheet(EpisodeStore.open(path), out, episodes=int(episodes)))
-    return 0
-
-
-def _finish(argv: list[str]) -> int:
-    from flowpolicy.data.store import finish_store
-
-    path = _path("finish", [word for word in argv if word != "overwrite=true"])
-    print(f"{finish_store(path, overwrite='overwrite=true' in argv)} episodes\n{path.absolute()}")
-    return 0
-
-
-def _trim(argv: list[str]) -> int:
-    from flowpolicy.data.store import trim_store
-
-    outs = [word.partition("=")[2] for word in argv if word.startswith("out=")]
-    if len(outs) != 1:
-        raise ValueError("trim: where to? pass one out=NEW")
-    out = Path(outs[0]).expanduser()
-    steps, episodes = trim_store(_path("trim", [word for word in argv if not word.startswith("out=")]), out)
-    print(f"{steps} idle steps left out at the start of {episodes} episodes\n{out.absolute()}")
-    return 0
-
-
-def _path(verb: str, argv: list[str]) -> Path:
-    if len(argv) != 1 or ("=" in argv[0] and not Path(argv[0]).exists()):
-        raise ValueError(f"{verb}: wanted one PATH, got {argv}; for example: flowpolicy data {verb} demos.zarr")
-    return Path(argv[0]).expanduser()

@@ -38,7 +38,8 @@ class ActionRepresentation(nn.Module):
                 f"'{embodiment.robot}' (action kind {embodiment.action_kind}) names none; use absolute"
             )
         self.kind, self.key = kind, embodiment.reference_key
-        index = torch.tensor(embodiment.reference_index if has_reference else [-1] * embodiment.action_dim)
+        entries = embodiment.reference_index if has_reference else [-1] * embodiment.action_dim
+        index = torch.tensor(entries, device="cpu", dtype=torch.int64)
         self.register_buffer("index", index.clamp_min(0), persistent=False)
         self.register_buffer("mask", (index >= 0).float(), persistent=False)
 

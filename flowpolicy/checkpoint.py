@@ -4,7 +4,6 @@ import importlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from flowpolicy.ambient import standard_torch
 from flowpolicy.embodiment import Embodiment, load_embodiment, save_embodiment
 from flowpolicy.files import write_atomic
 from flowpolicy.fingerprint import ENTRY, fingerprint, require_unedited
@@ -35,6 +35,7 @@ _MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeErro
             HydraException, OmegaConfBaseException)  # fmt: skip
 
 
+@standard_torch()
 def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_modules: Sequence[str] = ()) -> FlowPolicy:
     """Build an untrained policy from its resolved config (the `policy` node, `_target_`s included).
 
@@ -48,7 +49,7 @@ def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_mod
     if not isinstance(config, dict) or config.get("_target_") != _ROOT:
         raise ValueError(f"the policy config must be an object with _target_: {_ROOT}, got {str(config)[:60]}")
     try:
-        with _generator_put_back():
+        with torch.random.fork_rng(devices=[]):  # the global generator is afterwards as before
             # a partial, because Hydra would turn the embodiment (a dataclass) into a dict on the way through
             policy = instantiate(OmegaConf.create(config), _partial_=True, _convert_="all")(embodiment=embodiment)
     except _MISFITS as error:
@@ -58,12 +59,6 @@ def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_mod
         raise ValueError(f"the policy config does not fit its parts: {text}") from error
     assert isinstance(policy, FlowPolicy)
     return policy
-
-
-def _generator_put_back() -> AbstractContextManager[None]:
-    """torch's global generators are afterwards as before: the CPU's, and that of a GPU where tensors are made there."""
-    device = torch.get_default_device()
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _without_weights(config: Any) -> Any:
@@ -131,6 +126,7 @@ def save_policy(policy: FlowPolicy, folder: Path, *, config: dict[str, Any], fac
     write_atomic(folder / "config.json", json.dumps(record, indent=2) + "\n")
 
 
+@standard_torch()
 def load_policy(
     path: Path | str,
     *,

@@ -42,7 +42,8 @@ class LinearNormalizer(nn.Module):
     @staticmethod
     def identity(dim: int) -> "LinearNormalizer":
         """Changes nothing; also the shape to load a state_dict into."""
-        return LinearNormalizer(torch.ones(dim), torch.zeros(dim))
+        one = torch.ones(dim, device="cpu", dtype=torch.float32)
+        return LinearNormalizer(one, torch.zeros_like(one))
 
     @staticmethod
     def fit(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.actions import ActionRepresentation, Representation
+from flowpolicy.ambient import standard_torch, without_autocast
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.encoders.base import Encoder, module_name
 from flowpolicy.flow.sample import Sampler, sample, sample_ancestral
@@ -16,6 +17,7 @@ from flowpolicy.inference.prepared import PreparedPolicy, all_sums
 from flowpolicy.inputs import Inputs
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.seeding import generator_of, normal
 from flowpolicy.types import Batch, LossOutput, Observation
 
 
@@ -31,6 +33,7 @@ class FlowPolicy(nn.Module):
     normalized_keys: the observations that have a normaliser: all but the images.
     command_low, command_high: (A,), robot units: the embodiment's bounds, and for a command that was the same in every
       demonstrated step that command, which is then returned as it is.
+    It draws noise of its own where `predict` is given none, from seed 0 on; `reset` starts another seed.
     """
 
     action_low: Tensor
@@ -65,6 +68,7 @@ class FlowPolicy(nn.Module):
             {module_name(key): LinearNormalizer.identity(embodiment.obs[key].shape[-1]) for key in self.normalized_keys}
         )
         self.action_normalizer = LinearNormalizer.identity(embodiment.action_dim)
+        self.reset(0)
         self.register_buffer("chunk_low", -torch.ones(embodiment.action_dim))
         self.register_buffer("chunk_high", torch.ones(embodiment.action_dim))
         self.register_buffer("command_low", torch.tensor(embodiment.action_low))
@@ -131,20 +135,22 @@ class FlowPolicy(nn.Module):
 
         obs: key -> (B, To, ...) float32 in robot units, images uint8, on the policy's device.
         sampler: "jump", "heun" or "hybrid", see `flow.sample.sample`; they count `num_steps` differently.
-          "ancestral" is DDPM's, for diffusion heads; its fresh noise comes from `generator`.
-        The starting noise (B, H, A) is `noise`, or drawn from `generator`; one of the two must be given, so that
-        nothing touches the global random state. "zero" is no noise: the most likely action of a narrow distribution,
-        and a wrong one where there are several ways.
+          "ancestral" is DDPM's, for diffusion heads; its fresh noise comes from the generator.
+        The starting noise (B, H, A) is `noise`, or drawn from `generator`, by default the policy's own (see `reset`).
+        noise="zero" is the way to be deterministic, one action for one observation: the most likely one of a narrow
+        distribution, and a wrong one where there are several ways.
         start: warm start from a whole chunk (B, H, A) in robot units, e.g. `shift_chunk(last_whole_chunk, executed)`,
           at flow time start_time, e.g. 0.85.   whole: True returns all H steps, which the next warm start needs.
         finite: bool (B,), for a loop that must not raise: told which rows are finite, observation and action; the
           others' actions are NaN. Without it they are a NonFiniteError, which is a ValueError.
         Raises ValueError for missing keys, wrong shapes or types, num_steps beyond the head's limit, samplers that need
         an instantaneous velocity where the head has none, and warm starts of heads that are no flow.
+        Torch's global random state, default dtype and device, autocast and grad mode play no part.
         """
         self.check_steps(num_steps)
         batch = self.inputs.check(obs)
-        shape = (batch, self.horizon, self.embodiment.action_dim)
+        if noise is None and generator is None:
+            generator = self._own_noise
         if sampler in ("heun", "hybrid") and not self.head.has_velocity:
             raise ValueError(
                 f"{type(self.head).__name__} learns no instantaneous velocity, which sampler={sampler} asks for; use "
@@ -157,18 +163,28 @@ class FlowPolicy(nn.Module):
                 )
             self.inputs.check_chunk("start", start, batch)
             start = self.action_normalizer(self.representation.encode(start, obs))
-        chunk = self.sample(
-            self.encode(obs), self._noise(noise, shape, generator), num_steps=num_steps, sampler=sampler, start=start,
-            start_time=start_time, generator=generator,
-        )  # fmt: skip
-        action = self._decode_whole(chunk, obs) if whole else self.decode(chunk, obs)
+        with without_autocast(self.action_low.device):
+            chunk = self.sample(
+                self.encode(obs), self._noise(noise, batch, generator), num_steps=num_steps, sampler=sampler,
+                start=start, start_time=start_time, generator=generator,
+            )  # fmt: skip
+            action = self._decode_whole(chunk, obs) if whole else self.decode(chunk, obs)
         self.judge(obs, action, finite)
         return action
+
+    def reset(self, seed: int) -> None:
+        """Start the policy's own noise again, as torch.Generator().manual_seed(seed) draws it on every device.
+
+        What `predict` draws from where it is passed neither generator nor noise; 0 in a policy that was just built or
+        loaded. Raises ValueError for a negative seed.
+        """
+        self._own_noise = generator_of(seed)
 
     def judge(self, obs: Observation, action: Tensor, finite: Tensor | None = None) -> None:
         """Raise NonFiniteError where raw observations or actions (B, ..., A) are not finite, or tell `finite` (B,)."""
         self.inputs.judge(obs, action, all_sums(*(obs[key] for key in self.inputs.floats), action), finite)
 
+    @standard_torch()
     def prepare(
         self, device: torch.device | str = "cpu", batch: int = 1, num_steps: int = 1, *, threads: int | None = None
     ) -> PreparedPolicy:
@@ -210,19 +226,16 @@ class FlowPolicy(nn.Module):
         )  # fmt: skip
         return chunk.clamp(self.chunk_low, self.chunk_high)
 
-    def _noise(
-        self, noise: Tensor | Literal["zero"] | None, shape: tuple[int, ...], generator: torch.Generator | None
-    ) -> Tensor:
+    def _noise(self, noise: Tensor | Literal["zero"] | None, batch: int, generator: torch.Generator | None) -> Tensor:
         """What sampling starts from, on the policy's device."""
-        device = self.action_low.device
+        device, shape = self.action_low.device, (batch, self.horizon, self.embodiment.action_dim)
         if isinstance(noise, str) and noise == "zero":
-            return torch.zeros(shape, device=device)
+            return torch.zeros(shape, device=device, dtype=torch.float32)
         if noise is not None:
-            self.inputs.check_chunk("noise", noise, shape[0])
+            self.inputs.check_chunk("noise", noise, batch)
             return noise
-        if generator is None:
-            raise ValueError("predict: pass generator=torch.Generator(...), noise=(B, H, A) or noise='zero'")
-        return torch.randn(shape, generator=generator, device=generator.device).to(device)
+        assert generator is not None
+        return normal(shape, generator).to(device)
 
     def check_steps(self, num_steps: int) -> None:
         """Raise ValueError where the head cannot sample in so many steps."""
@@ -243,6 +256,7 @@ def is_image(spec: KeySpec) -> bool:
     return len(spec.shape) == 3 and spec.dtype == "uint8"
 
 
+@standard_torch()
 def build_policy(
     *,
     embodiment: Embodiment,

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from flowpolicy.checks import require_number
 
 
 def derive(seed: int, name: str) -> int:
@@ -16,6 +19,22 @@ def derive(seed: int, name: str) -> int:
 def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
     """Generator of the stream `name` ("model", "data_order", "policy_noise", ...) of the run seed `seed`."""
     return torch.Generator(device=device).manual_seed(derive(seed, name))
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """torch.Generator().manual_seed(seed), on the CPU. Raises ValueError for a seed that is not 0 to 2^63 - 1."""
+    require_number("seed", seed, least=0, most=2**63 - 1, whole=True)
+    return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal float32 numbers on the generator's device, whatever torch's default dtype."""
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """float32 numbers from [0, 1) on the generator's device, whatever torch's default dtype."""
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
 
 def seed_ranges(*seeds: Iterable[int]) -> list[list[int]]:

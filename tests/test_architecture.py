@@ -28,6 +28,7 @@ RANKS = {
         "locks",
         "stopping",
         "checks",
+        "ambient",
         "fingerprint",
         "seeding",
         "embodiment",

@@ -57,11 +57,6 @@ def test_predict_is_fixed_by_its_generator_and_touches_neither_mode_nor_global_r
     assert not torch.equal(first, policy.predict(obs, generator=stream(1, "n")))
 
 
-def test_predict_without_randomness_is_refused() -> None:
-    with pytest.raises(ValueError, match="generator=.*noise="):
-        small_policy().predict(observation())
-
-
 def test_missing_or_misshapen_observations_are_refused_by_name() -> None:
     policy, obs = small_policy(), observation()
     with pytest.raises(ValueError, match="'env_state' is missing"):

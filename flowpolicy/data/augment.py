@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.seeding import normal, uniform
 from flowpolicy.types import Batch
 
 _LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, ITU-R BT.601
@@ -74,7 +75,7 @@ def augment(
     obs = dict(batch.obs)
     for key, value in obs.items():
         if value.ndim <= 3 and obs_noise > 0.0:
-            noise = torch.randn(value.shape, generator=generator, device=value.device)
+            noise = normal(value.shape, generator)
             obs[key] = value + noise * (obs_noise / normalizers[key].scale)
     for key, value in obs.items():
         if value.ndim == 4 and value.is_floating_point() and value.shape[-1] in (3, 6):
@@ -95,14 +96,14 @@ def disturb_cloud(cloud: Tensor, settings: Augmentation, *, generator: torch.Gen
     Colours go with their points and are not changed.
     """
     if 0 < settings.train_points < cloud.shape[2]:
-        draw = torch.rand(cloud.shape[:3], generator=generator, device=cloud.device)
+        draw = uniform(cloud.shape[:3], generator)
         cloud = _take(cloud, draw.topk(settings.train_points, dim=2, sorted=False).indices)
     if settings.point_dropout > 0:
-        draw = torch.rand(cloud.shape[:3], generator=generator, device=cloud.device)
+        draw = uniform(cloud.shape[:3], generator)
         cloud = _take(cloud, _kept_instead(draw >= settings.point_dropout))
     xyz, color = cloud[..., :3], cloud[..., 3:]
     if settings.point_jitter_m > 0:
-        xyz = xyz + settings.point_jitter_m * torch.randn(xyz.shape, generator=generator, device=xyz.device)
+        xyz = xyz + settings.point_jitter_m * normal(xyz.shape, generator)
     if settings.rotation_deg > 0:
         xyz = _rotate(xyz, settings, generator)
     return torch.cat([xyz, color], dim=-1)
@@ -131,7 +132,7 @@ def _kept_instead(keep: Tensor) -> Tensor:
 
 
 def _rotate(xyz: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    draw = torch.rand(len(xyz), 1, 1, generator=generator, device=xyz.device)
+    draw = uniform((len(xyz), 1, 1), generator)
     angle = math.radians(settings.rotation_deg) * (2 * draw - 1)
     x, y = xyz[..., 0] - settings.rotation_x, xyz[..., 1] - settings.rotation_y  # (B, To, N)
     cos, sin = angle.cos(), angle.sin()
@@ -143,7 +144,7 @@ def _move(image: Tensor, settings: Augmentation, generator: torch.Generator) -> 
     """One table of source pixels per sample does shift and crop: image moves by whole pixels, windows by shares."""
     batch, steps, height, width, channels = image.shape
     device = image.device
-    draw = torch.rand(5, batch, 1, generator=generator, device=device)
+    draw = uniform((5, batch, 1), generator)
     share = 1 - (1 - settings.image_crop) * draw[0]
     sources = []
     for size, shift, place in ((height, draw[1], draw[2]), (width, draw[3], draw[4])):
@@ -158,12 +159,13 @@ def _move(image: Tensor, settings: Augmentation, generator: torch.Generator) -> 
 
 def _recolor(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Brightness, then contrast about the mean, then saturation: together one affine map of colour per sample."""
-    draw = torch.rand(3, len(image), 1, 1, generator=generator, device=image.device)
+    draw = uniform((3, len(image), 1, 1), generator)
     brightness, contrast, saturation = 1 + strength * (2 * draw - 1)
     pixels = image.reshape(len(image), -1, 3).float()
-    luma = torch.tensor(_LUMA, device=image.device)
+    luma = torch.tensor(_LUMA, device=image.device, dtype=torch.float32)
     gray = luma[:, None].expand(3, 3)  # colours as rows: each channel becomes the luma
-    matrix = contrast * brightness * (saturation * torch.eye(3, device=image.device) + (1 - saturation) * gray)
+    kept = torch.eye(3, device=image.device, dtype=torch.float32)
+    matrix = contrast * brightness * (saturation * kept + (1 - saturation) * gray)
     mean = brightness * (pixels.mean(dim=1, keepdim=True) @ luma)[..., None]  # (B, 1, 1)
     recolored = torch.baddbmm(((1 - contrast) * mean).expand(-1, 1, 3), pixels, matrix)
     return recolored.clamp_(0, 255).round_().to(torch.uint8).reshape(image.shape)

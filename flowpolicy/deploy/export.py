@@ -13,7 +13,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.ambient import standard_torch
 from flowpolicy.checkpoint import require_finite
+from flowpolicy.deploy.latency import example_observation
 from flowpolicy.deploy.runtime import GRAPH_FILE, OUTPUT, SCHEMA_VERSION, input_names
 from flowpolicy.embodiment import save_embodiment
 from flowpolicy.extras import how_to_install
@@ -43,6 +45,7 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} exists and holds no {GRAPH_FILE}, so overwrite=true will not replace it")
 
 
+@standard_torch()
 def write_bundle(
     policy: FlowPolicy, folder: Path, *, num_steps: int = 1, facts: Mapping[str, Any] | None = None
 ) -> None:
@@ -120,11 +123,8 @@ class _Graph(nn.Module):
 
 def _write_graph(policy: FlowPolicy, file: Path, num_steps: int) -> None:
     policy.check_steps(num_steps)
-    obs = [
-        torch.zeros(1, policy.obs_horizon, *policy.embodiment.obs[key].shape, dtype=getattr(torch, _dtype(policy, key)))
-        for key in policy.obs_keys
-    ]
-    noise = torch.zeros(1, policy.horizon, policy.embodiment.action_dim)
+    obs = list(example_observation(policy).values())
+    noise = torch.zeros(1, policy.horizon, policy.embodiment.action_dim, device="cpu", dtype=torch.float32)
     module = _Graph(copy.deepcopy(policy).cpu().eval(), num_steps)
     with _quiet(), torch.no_grad():  # with gradients PointNet takes another way, which is made for training
         program = torch.onnx.export(

@@ -12,6 +12,7 @@ from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
 from flowpolicy.inference.prepared import PreparedPolicy
 from flowpolicy.policy import FlowPolicy, is_image
+from flowpolicy.seeding import normal
 from flowpolicy.types import Observation
 
 
@@ -63,9 +64,9 @@ def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1,
     _check(obs, num_steps=num_steps, warmup=warmup, repeats=repeats)
     device = next(iter(obs.values())).device
     generator = torch.Generator(device=device).manual_seed(0)
-    noise = torch.randn(1, policy.horizon, policy.embodiment.action_dim, generator=generator, device=device)
+    noise = normal((1, policy.horizon, policy.embodiment.action_dim), generator)
     times = time_grid(num_steps)
-    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    one, zero = noise.new_ones(1), noise.new_zeros(1)
     with torch.inference_mode():
         cond = policy.encode(obs)
         chunk = sample_ode(policy.head.velocity, noise, cond, times)

@@ -70,7 +70,7 @@ class MultiModalEncoder(Encoder):
     def _state(self, single: Observation, rows: int) -> Tensor:
         """All state keys, (rows, state_dim); no columns where there is no state."""
         if not self.state_keys:
-            return torch.empty(rows, 0, device=next(iter(single.values())).device)
+            return torch.empty(rows, 0, device=next(iter(single.values())).device, dtype=torch.float32)
         return torch.cat([single[key] for key in self.state_keys], dim=-1)
 
 

@@ -98,6 +98,7 @@ class PointNet(KeyEncoder):
             best = [self._each(block.reshape(-1, columns)).view(len(block), count, -1).max(dim=1).indices
                     for block in points.split(_BLOCK)]  # fmt: skip
         torch.clear_autocast_cache()  # torch < 2.10 would go on with the weights that were cast without a graph
-        row = torch.cat(best) + count * torch.arange(clouds)[:, None]  # (M, W), rows of all points
+        first = count * torch.arange(clouds, device=points.device)[:, None]
+        row = torch.cat(best) + first  # (M, W), rows of all points
         rows, place = row.unique(return_inverse=True)
         return self._each(points.reshape(-1, columns).index_select(0, rows)).gather(0, place)

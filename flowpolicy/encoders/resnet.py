@@ -78,8 +78,8 @@ def spatial_softmax(maps: Tensor) -> Tensor:
     """
     height, width = maps.shape[-2:]
     share = maps.float().flatten(2).softmax(dim=-1).unflatten(-1, (height, width))
-    x = share.sum(dim=-2) @ torch.linspace(-1.0, 1.0, width, device=maps.device)
-    y = share.sum(dim=-1) @ torch.linspace(-1.0, 1.0, height, device=maps.device)
+    x = share.sum(dim=-2) @ torch.linspace(-1.0, 1.0, width, device=maps.device, dtype=torch.float32)
+    y = share.sum(dim=-1) @ torch.linspace(-1.0, 1.0, height, device=maps.device, dtype=torch.float32)
     return torch.stack([x, y], dim=-1)
 
 

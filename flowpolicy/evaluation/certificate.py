@@ -19,7 +19,7 @@ from flowpolicy.files import atomic_directory
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv
-from flowpolicy.seeding import stream
+from flowpolicy.seeding import normal, stream
 from flowpolicy.tracking import write_json
 from flowpolicy.types import Observation
 
@@ -50,13 +50,13 @@ class BundlePolicy:
     def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
         """See `FlowPolicy.predict`; the number of steps is the bundle's."""
         assert num_steps == self.bundle.num_steps
-        noise = torch.randn(self.bundle.noise_shape, generator=generator, device=generator.device).cpu()
+        noise = normal(self.bundle.noise_shape, generator).cpu()
         arrays = {key: obs[key].numpy() for key in self.obs_keys}
         return torch.from_numpy(self.bundle.predict(arrays, noise=noise.numpy()))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """One, empty, on the CPU."""
-        yield nn.Parameter(torch.empty(0), requires_grad=False)
+        yield nn.Parameter(torch.empty(0, device="cpu", dtype=torch.float32), requires_grad=False)
 
 
 def export_with_certificate(
@@ -110,12 +110,12 @@ def measure_parity(
     Errors are absolute, in robot units; the worst dimension is named by its index.
     """
     count = len(next(iter(observed.obs.values())))
-    finite = torch.ones(1, dtype=torch.bool)  # what is not becomes NaN, and the deviation infinite
+    finite = torch.ones(1, dtype=torch.bool, device="cpu")  # what is not becomes NaN, and the deviation infinite
     worst = np.zeros(policy.embodiment.action_dim)
     total = 0.0
     for i in range(count):
         obs = observed.one(i)
-        noise = torch.randn(bundle.noise_shape, generator=stream(i, "parity"))
+        noise = normal(bundle.noise_shape, stream(i, "parity"))
         wanted = policy.predict(obs, num_steps=bundle.num_steps, noise=noise, finite=finite).numpy()
         arrays = {key: value.numpy() for key, value in obs.items()}
         got = bundle.predict(arrays, noise=noise.numpy(), finite=finite.numpy())

@@ -146,7 +146,8 @@ def demonstration_panel(policy: FlowPolicy, demonstration: Demonstration, *, num
     """Predictions along a demonstration beside the demonstrated actions."""
     chunks = []
     for step in _spread(len(demonstration.action)):
-        history = torch.arange(step - policy.obs_horizon + 1, step + 1).clamp(min=0)  # (To,), the first one repeated
+        steps = torch.arange(step - policy.obs_horizon + 1, step + 1, device="cpu")
+        history = steps.clamp(min=0)  # (To,), the first one repeated
         seen = {key: value[history].unsqueeze(0) for key, value in demonstration.obs.items()}
         chunks.append(_draw(policy, seen, step=step, num_steps=num_steps, seed=seed))
     return {"title": demonstration.title, "line": "demonstrated",

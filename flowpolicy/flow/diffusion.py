@@ -20,7 +20,7 @@ def cosine_signal(train_steps: int) -> Tensor:
         raise ValueError(f"cosine_signal: wanted at least 1 noise level, got {train_steps}")
     share = [math.cos((k / train_steps + 0.008) / 1.008 * math.pi / 2) ** 2 for k in range(train_steps + 1)]
     kept = [max(after / before, 1.0 - _LARGEST_BETA) for before, after in zip(share[:-1], share[1:], strict=True)]
-    return torch.tensor([1.0, *kept], dtype=torch.float64).cumprod(dim=0).float()
+    return torch.tensor([1.0, *kept], dtype=torch.float64, device="cpu").cumprod(dim=0).float()
 
 
 def add_noise(action: Tensor, noise: Tensor, signal: Tensor) -> Tensor:

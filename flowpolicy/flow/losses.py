@@ -115,7 +115,7 @@ def _squared_distances(z: Tensor) -> Tensor:
     """
     z = z - z.mean(dim=0)
     squared = z.square().sum(dim=1)
-    apart = 1.0 - torch.eye(len(z), device=z.device)
+    apart = 1.0 - torch.eye(len(z), device=z.device, dtype=torch.float32)
     return (squared[:, None] + squared - 2.0 * z @ z.T).clamp_min(0.0) * apart
 
 

@@ -26,9 +26,9 @@ def excess_precision(action: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
         own = torch.eye(batch, dtype=torch.bool, device=cond.device)
         similar = (unit @ unit.T)[~own].reshape(batch, batch - 1)
         similar = (similar - similar.mean(dim=1, keepdim=True)) / similar.std(dim=1, keepdim=True).clamp_min(1e-6)
-        weight = torch.zeros(batch, batch, device=cond.device)
+        weight = torch.zeros(batch, batch, device=cond.device, dtype=torch.float32)
         weight[~own] = similar.softmax(dim=1).flatten()
-        everything = torch.full((1, batch), 1.0 / batch, device=cond.device)
+        everything = torch.full((1, batch), 1.0 / batch, device=cond.device, dtype=torch.float32)
         conditional, marginal = (_precision(rows, action.float(), mask) for rows in (weight, everything))
         return (conditional / marginal - 1.0).clamp_min(0.0).to(action.dtype)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.times import time_grid
+from flowpolicy.seeding import normal
 
 Sampler = Literal["jump", "heun", "hybrid"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
@@ -82,7 +83,7 @@ def sample_ancestral(
     x = noise
     steps = times.tolist()
     for t, r in zip(steps[:-1], steps[1:], strict=True):
-        fresh = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+        fresh = normal(x.shape, generator).to(x)
         x = step(x, x.new_full((x.shape[0],), t), x.new_full((x.shape[0],), r), cond, fresh)
     return x
 
@@ -126,7 +127,7 @@ def sample(
         return sample_heun(velocity, x, cond, times)
     second = noise
     if generator is not None:
-        second = torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
+        second = normal(noise.shape, generator).to(noise)
     return sample_hybrid(velocity, x, cond, times, second_noise=second)
 
 

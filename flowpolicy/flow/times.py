@@ -7,6 +7,8 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
+from flowpolicy.seeding import normal, uniform
+
 TimeLaw = Literal["logit_normal", "uniform"]
 
 
@@ -36,7 +38,7 @@ class FlowTimes:
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Independent times of the law, without starts, of that shape on the generator's device."""
         if self.law == "uniform":
-            return torch.rand(shape, generator=generator, device=generator.device)
+            return uniform(shape, generator)
         return logit_normal(shape, mean=self.mean, std=self.std, generator=generator)
 
     def single(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -58,7 +60,7 @@ class FlowTimes:
         return t, torch.cat([t[:equal], r[equal:]])
 
     def _with_starts(self, t: Tensor, generator: torch.Generator) -> Tensor:
-        start = torch.rand(t.shape, generator=generator, device=generator.device) < self.p_start
+        start = uniform(t.shape, generator) < self.p_start
         return torch.where(start, 1.0, t)
 
 
@@ -67,7 +69,7 @@ def logit_normal(shape: tuple[int, ...], *, mean: float, std: float, generator: 
 
     Source: Esser et al. 2024, "Scaling Rectified Flow Transformers", equation 19.
     """
-    return torch.sigmoid(mean + std * torch.randn(shape, generator=generator, device=generator.device))
+    return torch.sigmoid(mean + std * normal(shape, generator))
 
 
 def num_equal_times(batch: int, p_equal: float) -> int:
@@ -90,4 +92,4 @@ def time_grid(num_steps: int) -> Tensor:
     """(K+1,) uniform times from 1 down to 0. Raises ValueError for num_steps < 1."""
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1 network evaluation, got {num_steps}")
-    return torch.linspace(1.0, 0.0, num_steps + 1)
+    return torch.linspace(1.0, 0.0, num_steps + 1, device="cpu", dtype=torch.float32)

@@ -14,6 +14,7 @@ from flowpolicy.flow.path import expand, interpolate
 from flowpolicy.flow.times import FlowTimes, TimeLaw
 from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
 from flowpolicy.nets.base import VelocityNet
+from flowpolicy.seeding import uniform
 from flowpolicy.types import LossOutput
 
 
@@ -92,7 +93,7 @@ class AlphaFlowHead(Head):
         count = max(1, round(batch * self.consistency_share))  # the rows in front
         t = self.times.pairs(batch, generator, p_equal=0.0)[0].to(action.dtype)
         t_long, r_long = (time.to(action.dtype) for time in self.times.pairs(count, generator, p_equal=0.0))
-        kappa = self._kappa_bound() * torch.rand(count, generator=generator, device=action.device)
+        kappa = self._kappa_bound() * uniform((count,), generator)
         net_cond = cond if self.null is None else self._with_null(self.null, cond, generator)
         x_t, path_velocity = interpolate(action, noise, t)
         x_long, long_velocity = interpolate(action[:count], noise[:count], t_long)
@@ -130,7 +131,7 @@ class AlphaFlowHead(Head):
         return self._velocity(self.teacher, x_t, t, r, cond)
 
     def _with_null(self, null: Tensor, cond: Tensor, generator: torch.Generator) -> Tensor:
-        dropped = torch.rand(cond.shape[0], generator=generator, device=cond.device) < self.cond_dropout
+        dropped = uniform(cond.shape[:1], generator) < self.cond_dropout
         return torch.where(dropped[:, None], null.to(cond.dtype), cond)
 
     def _guidance(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import expand
+from flowpolicy.seeding import uniform
 
 _NEGLIGIBLE = 1e-9  # a weight that is only rounding, as in 1 - 1.1 + 0.1
 
@@ -76,7 +77,7 @@ class Guidance(nn.Module):
         trained = cond
         if self.null is not None:
             null = self.null.to(cond.dtype).expand_as(cond)
-            dropped = torch.rand(t.shape, generator=generator, device=t.device) < self.cond_dropout
+            dropped = uniform(t.shape, generator) < self.cond_dropout
             guided = guided & ~dropped
             trained = torch.where(dropped[:, None], null, cond)
         target = torch.where(

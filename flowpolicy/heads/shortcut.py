@@ -87,7 +87,7 @@ class ShortcutHead(Head):
         t = self.times.single(batch, generator)
         cell = (t[:num_jumps] / length).floor().clamp_max(1.0 / length - 1.0)  # 0 ... 1 / length - 1
         t = torch.cat([(cell + 1.0) * length, t[num_jumps:]])
-        return t, torch.cat([length, torch.zeros(batch - num_jumps, device=device)])
+        return t, torch.cat([length, torch.zeros(batch - num_jumps, device=device, dtype=torch.float32)])
 
     @torch.no_grad()
     def _two_halves(self, x_t: Tensor, t: Tensor, length: Tensor, cond: Tensor) -> Tensor:

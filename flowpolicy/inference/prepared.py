@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Literal, final
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.ambient import without_autocast
 from flowpolicy.inference.record import record
 from flowpolicy.inference.rewrite import simplify
 from flowpolicy.inputs import Inputs
+from flowpolicy.seeding import generator_of, normal
 from flowpolicy.types import Observation
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class PreparedPolicy:
     with the flow times and all that follows from them as constants. On a GPU that list is one CUDA graph on buffers of
     its own. It may stand in for the policy in `run_episodes`.
     threads: CPU threads of torch during a call, set back afterwards; None leaves them.
+    It draws noise of its own where `predict` is given none, from seed 0 on, whatever the policy has drawn.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class PreparedPolicy:
         self.embodiment, self.obs_keys, self.obs_horizon = policy.embodiment, policy.obs_keys, policy.obs_horizon
         self.device, self.batch, self.num_steps, self.threads = device, batch, num_steps, threads
         self.noise_shape = (batch, policy.horizon, policy.embodiment.action_dim)
+        self.reset(0)
         self._inputs = Inputs(
             policy.embodiment, policy.obs_keys, obs_horizon=policy.obs_horizon, horizon=policy.horizon, array=Tensor,
             dtypes={"float32": torch.float32, "uint8": torch.uint8}, batch=batch,
@@ -63,22 +67,24 @@ class PreparedPolicy:
             raise ValueError(f"prepared for num_steps={self.num_steps}, got {num_steps}; prepare another one for it")
         self._inputs.check(obs)
         if noise is None:
-            if generator is None:
-                raise ValueError("predict: pass generator=torch.Generator(...), noise=(B, H, A) or noise='zero'")
-            noise = torch.randn(self.noise_shape, generator=generator, device=generator.device)
+            noise = normal(self.noise_shape, self._own_noise if generator is None else generator)
         elif isinstance(noise, str) and noise == "zero":
-            noise = torch.zeros(self.noise_shape, device=self.device)
+            noise = torch.zeros(self.noise_shape, device=self.device, dtype=torch.float32)
         else:
             self._inputs.check_chunk("noise", noise, self.batch)
-        with self._own_threads(), torch.inference_mode():
+        with self._own_threads(), torch.inference_mode(), without_autocast(self.device):
             chunk, *sums = self._run(*(obs[key] for key in self.obs_keys), noise)
         chunk = chunk.clone()  # an ordinary tensor, which may be written to
         self._inputs.judge(obs, chunk, sums, finite)
         return chunk
 
+    def reset(self, seed: int) -> None:
+        """See `FlowPolicy.reset`: the same seed gives the same noise."""
+        self._own_noise = generator_of(seed)
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """One, empty, on the device: `run_episodes` asks it where observations go."""
-        yield nn.Parameter(torch.empty(0, device=self.device), requires_grad=False)
+        yield nn.Parameter(torch.empty(0, device=self.device, dtype=torch.float32), requires_grad=False)
 
     def _example(self, policy: "FlowPolicy") -> list[Tensor]:
         """Zeros of every observation, in order, and of the noise."""
@@ -87,7 +93,7 @@ class PreparedPolicy:
             torch.zeros(self.batch, self.obs_horizon, *spec.shape, dtype=getattr(torch, spec.dtype), device=self.device)
             for spec in specs.values()
         ]
-        return [*obs, torch.zeros(self.noise_shape, device=self.device)]
+        return [*obs, torch.zeros(self.noise_shape, device=self.device, dtype=torch.float32)]
 
     def _own_threads(self) -> "AbstractContextManager[None] | _Threads":
         wanted = self.threads

@@ -159,4 +159,4 @@ def _time_mlp(time_dim: int, dim: int) -> nn.Sequential:
 
 
 def _position(count: int, dim: int) -> nn.Parameter:
-    return nn.Parameter(0.02 * torch.randn(count, dim))
+    return nn.Parameter(0.02 * torch.randn(count, dim, device="cpu", dtype=torch.float32))

@@ -18,6 +18,7 @@ from flowpolicy.samplers.base import (
     require_support,
     sample_chain,
 )
+from flowpolicy.seeding import normal
 from flowpolicy.types import Observation
 
 Rows = Literal["auto", "executed", "all"]
@@ -111,7 +112,7 @@ class ActorCritic(nn.Module):
         obs = {key: obs[key].to(self.policy.action_low.device) for key in self.policy.obs_keys}
         cond = self.policy.encode(obs)
         shape = (len(cond), self.policy.horizon, self.policy.embodiment.action_dim)
-        noise = torch.randn(shape, generator=generator, device=generator.device)
+        noise = normal(shape, generator)
         chain = sample_chain(self.sampler, self.policy.head.velocity, noise, cond, generator)
         low, high = self.policy.chunk_low, self.policy.chunk_high
         action = chain.action.clamp(low, high)  # part of the environment: the density is of the unclamped chunk

@@ -9,6 +9,7 @@ from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import num_equal_times, time_grid
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.seeding import normal, uniform
 
 Kind = Literal["paired", "velocity"]
 DIAGONAL_SHARE = 0.5  # of the rows have r = t; random pairs never do
@@ -35,19 +36,19 @@ def bc_loss(
     Sources: Zhang et al. 2025 (ReinFlow, with one fixed noise); DBPO's anchor; π_RL.
     """
     shape = (len(cond), policy.horizon, policy.embodiment.action_dim)
-    noise = torch.randn(shape, generator=generator, device=generator.device)
+    noise = normal(shape, generator)
     head, frozen = policy.head, reference.head
     if kind == "paired":
         times = time_grid(num_steps)
         with torch.no_grad():
             wanted = sample_ode(frozen.velocity, noise, reference_cond, times)
         return (sample_ode(head.velocity, noise, cond, times) - wanted).square().mean()
-    pair = torch.rand(2, len(cond), generator=generator, device=generator.device)
+    pair = uniform((2, len(cond)), generator)
     equal = num_equal_times(len(cond), DIAGONAL_SHARE)
     pair[1, :equal] = pair[0, :equal]
     t, r = pair.amax(dim=0), pair.amin(dim=0)
     # the noise that made the action is no fresh draw: with it x_t would be too wide, and never where the policy goes
-    fresh = torch.randn(shape, generator=generator, device=generator.device)
+    fresh = normal(shape, generator)
     with torch.no_grad():
         action = sample_ode(frozen.velocity, noise, reference_cond, time_grid(1))
         x_t, _ = interpolate(action, fresh, t)

@@ -43,7 +43,7 @@ def collect(
             raise ValueError("the simulator gave a reward that is not finite; the last good checkpoint is kept")
         _require_finite(result.obs)
         done = result.terminated | result.truncated
-        final_value = torch.zeros(env.num_envs, device=decision.value.device)
+        final_value = torch.zeros(env.num_envs, device=decision.value.device, dtype=torch.float32)
         if done.any():
             last = {key: value[done] for key, value in result.final_obs.items()}
             _require_finite(last)
@@ -87,8 +87,8 @@ class EpisodeCounter:
     """
 
     def __init__(self, num_envs: int) -> None:
-        self._running = torch.zeros(num_envs, 3, dtype=torch.float64)  # success, return, control steps
-        self._cohort = torch.zeros(num_envs, dtype=torch.int64)
+        self._running = torch.zeros(num_envs, 3, dtype=torch.float64, device="cpu")  # success, return, control steps
+        self._cohort = torch.zeros(num_envs, dtype=torch.int64, device="cpu")
         self._ended: dict[int, Tensor] = {}  # cohort -> (4,): episodes, and the sums of the three
         self._iteration = 1
 
@@ -111,7 +111,7 @@ class EpisodeCounter:
             well += int(self._running[done[j] & valid[j], 0].sum())
             for cohort in self._cohort[done[j]].unique().tolist():
                 own = self._running[done[j] & (self._cohort == cohort)]
-                sums = torch.cat([torch.tensor([float(len(own))]).double(), own.sum(0)])
+                sums = torch.cat([torch.tensor([len(own)], device="cpu", dtype=torch.float64), own.sum(0)])
                 self._ended[cohort] = self._ended.get(cohort, 0.0) + sums
             self._running[done[j]] = 0.0
             self._cohort[done[j]] = self._iteration
@@ -126,7 +126,11 @@ class EpisodeCounter:
         """End this iteration; the episodes of the cohorts that are whole and not yet reported."""
         self._iteration += 1
         whole = [cohort for cohort in self._ended if cohort < int(self._cohort.min())]
-        count, *sums = torch.stack([torch.zeros(4).double(), *map(self._ended.pop, whole)]).sum(0).tolist()
+        count, *sums = (
+            torch.stack([torch.zeros(4, device="cpu", dtype=torch.float64), *map(self._ended.pop, whole)])
+            .sum(0)
+            .tolist()
+        )
         return Episodes(int(count), int(sums[0]), *(total / max(count, 1.0) for total in sums[1:]))
 
 

@@ -34,7 +34,7 @@ def discounts(steps: Tensor, *, gamma: float, kind: Discount) -> Tensor:
     "per_substep": gamma ** steps.
     """
     if kind == "per_chunk":
-        return torch.full(steps.shape, gamma, device=steps.device)
+        return torch.full(steps.shape, gamma, device=steps.device, dtype=torch.float32)
     return gamma ** steps.float()
 
 

@@ -17,7 +17,7 @@ class RewardScaler:
 
     def __init__(self, num_envs: int, *, clip: float = 10.0) -> None:
         self.clip = clip
-        self._return = torch.zeros(num_envs, dtype=torch.float64)
+        self._return = torch.zeros(num_envs, dtype=torch.float64, device="cpu")
         self._count, self._mean, self._square = 0.0, 0.0, 0.0  # Welford's, over all returns seen
 
     def __call__(self, reward: Tensor, discount: Tensor, done: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class RewardScaler:
 
     def state(self) -> Tensor:
         """(3,) float64: what a checkpoint keeps (the episodes begin anew when it is loaded)."""
-        return torch.tensor([self._count, self._mean, self._square], dtype=torch.float64)
+        return torch.tensor([self._count, self._mean, self._square], dtype=torch.float64, device="cpu")
 
     def load(self, state: Tensor) -> None:
         """Inverse of `state`."""

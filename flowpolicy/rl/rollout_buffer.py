@@ -59,7 +59,7 @@ def minibatches(
     if len(index) < count:
         raise ValueError(f"{len(index)} decisions do not fill {count} minibatches; lower ppo.minibatches")
     if generator is not None:
-        index = index[torch.randperm(len(index), generator=generator).to(index.device)]
+        index = index[torch.randperm(len(index), generator=generator, device="cpu").to(index.device)]
 
     def pick(value: Tensor, rows: Tensor) -> Tensor:
         return value.flatten(0, 1)[rows]

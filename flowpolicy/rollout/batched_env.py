@@ -57,7 +57,7 @@ class BatchedChunkEnv:
         self.num_envs, self.embodiment = simulator.num_envs, simulator.embodiment
         self._history: deque[Observation] = deque(maxlen=obs_horizon)
         self._root, self._episode = [0] * self.num_envs, [0] * self.num_envs
-        self._success = torch.zeros(self.num_envs, dtype=torch.bool)
+        self._success = torch.zeros(self.num_envs, dtype=torch.bool, device="cpu")
 
     def reset(self, seeds: Sequence[int]) -> Observation:
         """See `ChunkEnv`. Environment i starts with the seed `episode_seed(seeds[i], 0)`."""
@@ -65,7 +65,7 @@ class BatchedChunkEnv:
             raise ValueError(f"reset: wanted {self.num_envs} seeds, got {len(seeds)}")
         self._root, self._episode = [int(seed) for seed in seeds], [0] * self.num_envs
         self._history.clear()
-        return self._start(torch.ones(self.num_envs, dtype=torch.bool))
+        return self._start(torch.ones(self.num_envs, dtype=torch.bool, device="cpu"))
 
     def step(self, chunk: Tensor) -> ChunkResult:
         """See `ChunkEnv`. Raises ValueError for actions that are not finite or of a wrong shape."""
@@ -74,9 +74,10 @@ class BatchedChunkEnv:
             raise ValueError(f"step: chunk must be (N, Ta, A) = {wanted}, got {tuple(chunk.shape)}")
         if not torch.isfinite(chunk).all():
             raise ValueError("step: the policy's actions are not finite; lower ppo.actor_lr")
-        reward = torch.zeros(wanted[:2])
-        steps = torch.zeros(self.num_envs, dtype=torch.int64)
-        terminated, truncated, succeeded = (torch.zeros(self.num_envs, dtype=torch.bool) for _ in range(3))
+        reward = torch.zeros(wanted[:2], device="cpu", dtype=torch.float32)
+        steps = torch.zeros(self.num_envs, dtype=torch.int64, device="cpu")
+        none = torch.zeros(self.num_envs, dtype=torch.bool, device="cpu")
+        terminated, truncated, succeeded = none.clone(), none.clone(), none.clone()
         action = chunk[:, 0]
         for h in range(self._action_horizon):
             running = ~(terminated | truncated)

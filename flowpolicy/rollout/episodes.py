@@ -97,7 +97,7 @@ def run_episodes(
     queue = deque(enumerate(int(seed) for seed in seeds))
     results: list[EpisodeResult | None] = [None] * len(queue)
     slots: list[_Running | None] = [None] * env.num_envs
-    action = torch.zeros(env.num_envs, env.embodiment.action_dim)
+    action = torch.zeros(env.num_envs, env.embodiment.action_dim, device="cpu", dtype=torch.float32)
     obs: Observation = {}
     with tqdm(total=len(queue), desc="episodes", unit="ep", disable=not progress) as bar:
         while queue or any(slots):
@@ -159,7 +159,7 @@ class _Running:
                 chunk = policy.predict(stacked, num_steps=num_steps, generator=self.generator).cpu()  # waits for it
             except NonFiniteError as error:
                 self.failure = f"non_finite_{error.what}"
-                return torch.zeros(policy.embodiment.action_dim)
+                return torch.zeros(policy.embodiment.action_dim, device="cpu", dtype=torch.float32)
             self.infer_ms.append(1000.0 * (time.perf_counter() - start))
             self.chunk.extend(chunk[0])
         action = self.chunk.popleft()

@@ -37,7 +37,7 @@ class Renoise(StochasticSampler):
 
     def times(self) -> Tensor:
         """1, r, 0."""
-        return torch.tensor([1.0, self.time, 0.0], dtype=torch.float64)
+        return torch.tensor([1.0, self.time, 0.0], dtype=torch.float64, device="cpu")
 
     def pick_steps(self, batch: int, generator: torch.Generator) -> Tensor:
         """The first; the second jump is deterministic."""

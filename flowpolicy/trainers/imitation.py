@@ -147,7 +147,7 @@ class ImitationTrainer:
         states = [key for key in policy.obs_keys if len(policy.embodiment.obs[key].shape) < 2]
         self.normalizers = {key: policy.normalizer(key) for key in states}
         self.step, self.stop = 0, Stop(settings.max_hours)
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64))
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0, dtype=torch.int64, device="cpu"))
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step, 0 where there is none."""
@@ -213,7 +213,7 @@ class ImitationTrainer:
         self.ema.update()
         self.policy.head.after_step((self.step + 1) / settings.steps)
         terms = {f"train/{name}": value for name, value in output.metrics.items()}
-        lr = torch.tensor(settings.lr * factor)
+        lr = torch.tensor(settings.lr * factor, device="cpu", dtype=torch.float32)
         return {"train/loss": output.loss.detach(), "train/grad_norm": norm, "train/lr": lr, **terms}
 
     def _indices(self, step: int) -> Tensor:
@@ -230,8 +230,8 @@ class ImitationTrainer:
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(derive(self.seed, f"data_order/{epoch}"))
-            self._order = (epoch, torch.randperm(len(self.dataset), generator=generator))
+            generator = torch.Generator(device="cpu").manual_seed(derive(self.seed, f"data_order/{epoch}"))
+            self._order = (epoch, torch.randperm(len(self.dataset), generator=generator, device="cpu"))
         return self._order[1]
 
     def _due(self, every: int) -> bool:
@@ -340,7 +340,7 @@ def fit_normalizers(
         policy.obs_normalizer[module_name(key)] = fitted.to(device)
     policy.encoder.align({key: policy.normalizer(key) for key in policy.normalized_keys})
     statistics = Statistics(action_mode, key="action")
-    for index in torch.arange(len(dataset)).split(4096):
+    for index in torch.arange(len(dataset), device="cpu").split(4096):
         batch = dataset.batch(index, keys={policy.representation.key} & dataset.obs.keys())
         statistics.add(policy.representation.encode(batch.action, batch.obs)[batch.mask > 0])
     normalizer = policy.action_normalizer = statistics.normalizer().to(device)

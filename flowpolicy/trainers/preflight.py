@@ -13,7 +13,7 @@ from flowpolicy.rl.collect import MAX_EPISODE, collect
 from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rl.rollout_buffer import Rollout, minibatches
 from flowpolicy.rollout.chunk_env import ChunkEnv
-from flowpolicy.seeding import derive, stream
+from flowpolicy.seeding import derive, normal, stream
 from flowpolicy.trainers.ppo import LoopSettings
 
 MAX_RATIO_ERROR = 1e-3  # float32 rounding stays below 1e-4; a wrong time grid or dropout is above 0.1
@@ -95,9 +95,9 @@ class _FirstEpisodes:
 
     def __init__(self, num_envs: int, each: int) -> None:
         self.each = each
-        self.finished = torch.zeros(num_envs, dtype=torch.int64)
+        self.finished = torch.zeros(num_envs, dtype=torch.int64, device="cpu")
         self.succeeded = self.finished.clone()
-        self._success = torch.zeros(num_envs, dtype=torch.bool)
+        self._success = torch.zeros(num_envs, dtype=torch.bool, device="cpu")
 
     @property
     def complete(self) -> bool:
@@ -118,7 +118,7 @@ def _check_gradients(
 ) -> tuple[float, float, float]:
     """Largest |ratio - 1|, mean std and seconds for one pass over the rollout with gradients, which reach all parts."""
     start = time.perf_counter()
-    shuffle = torch.Generator().manual_seed(0)
+    shuffle = torch.Generator(device="cpu").manual_seed(0)
     error, std = 0.0, 0.0
     for batch in minibatches(rollout, rollout.value, rollout.value, count=2, generator=shuffle):
         cond = actor_critic.features(batch.obs)
@@ -130,7 +130,7 @@ def _check_gradients(
                 "in every step, and are the policy's weights and observations finite?"
             )
         error, std = max(error, float((ratio.detach() - 1.0).abs().max())), float(score.std)
-        random = torch.randn(ratio.shape, generator=generator, device=ratio.device)
+        random = normal(ratio.shape, generator)
         ((ratio * random).mean() + actor_critic.critic(cond.detach()).square().mean()).backward()
     seconds = time.perf_counter() - start
     if error > MAX_RATIO_ERROR:

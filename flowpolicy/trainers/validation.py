@@ -6,7 +6,7 @@ import torch
 
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.seeding import derive
+from flowpolicy.seeding import derive, normal
 
 _MAX_WINDOWS = 1024  # a fixed sample of them: about as long as ten training steps, whatever the size of the store
 
@@ -22,7 +22,8 @@ class Validation:
         if len(dataset) == 0:
             raise ValueError("validation: no held-out windows")
         self.dataset, self.seed = dataset, derive(seed, "validation")
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(self.seed))
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        order = torch.randperm(len(dataset), generator=generator, device="cpu")
         self._index = order[:_MAX_WINDOWS]
         self.size = len(self._index)
 
@@ -33,6 +34,6 @@ class Validation:
         batch = self.dataset.batch(self._index)
         loss = policy.loss(batch, generator).loss
         action = policy.action_normalizer(policy.representation.encode(batch.action, batch.obs))
-        noise = torch.randn(action.shape, generator=generator, device=action.device)
+        noise = normal(action.shape, generator)
         chunk = policy.sample(policy.encode(batch.obs), noise)
         return {"val/loss": float(loss), "val/action_mse": float((chunk - action).square().mean())}

@@ -25,6 +25,7 @@ from flowpolicy.pointers import choose
 from flowpolicy.policy import FlowPolicy
 
 SCHEMA_VERSION = 1
+_FILES = ("config.json", "embodiment.json", "model.safetensors")
 _ROOT = "flowpolicy.policy.build_policy"
 _PARTS = ("flowpolicy.encoders", "flowpolicy.nets", "flowpolicy.heads")
 _LATER = ("chunk_low", "chunk_high")  # buffers that the first checkpoints lack
@@ -144,7 +145,7 @@ def load_policy(
     """
     folder = resolve_checkpoint(path) / "policy"
     record, file = read_config(path), folder / "config.json"
-    require_unedited(record, file, edited=edited)
+    require_unedited(record, file, _FILES, edited=edited)
     embodiment = load_embodiment(folder / "embodiment.json")
     try:
         config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}

@@ -5,7 +5,7 @@ No signature: it finds damage and edits, not malice. JSON counts by what it says
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,22 @@ def fingerprint(record: Mapping[str, Any], file: Path, others: Iterable[Path]) -
     return {file.name: own} | {other.name: _file_hash(other) for other in others}
 
 
-def require_unedited(record: Mapping[str, Any], file: Path, *, edited: bool) -> None:
+def require_unedited(record: Mapping[str, Any], file: Path, needed: Collection[str], *, edited: bool) -> None:
     """Raise ValueError naming the files beside `file`, itself included, that are not as `record` says they were saved.
 
     record: content of `file`. One from before there were fingerprints says nothing, and passes.
+    needed: names without which a fingerprint covers too little.
     edited: the reader knows, and nothing is compared.
     Raises FileNotFoundError for one that is missing.
     """
     if edited or ENTRY not in record:
         return
     saved = record[ENTRY]
-    if not isinstance(saved, dict) or file.name not in saved or any(Path(name).name != name for name in saved):
-        raise ValueError(f"{file}: {ENTRY}: wanted file name -> SHA-256, got {str(saved)[:60]}; take another copy")
+    if not isinstance(saved, dict) or any(Path(name).name != name for name in saved) or not set(needed) <= set(saved):
+        raise ValueError(f"{file}: {ENTRY}: wanted file name -> SHA-256 of {', '.join(needed)}, got {str(saved)[:60]}; "
+                         "take another copy")  # fmt: skip
+    if missing := [name for name in saved if not (file.parent / name).is_file()]:
+        raise FileNotFoundError(f"{file.parent}: {', '.join(missing)} is missing; take another copy of all its files")
     now = fingerprint(record, file, [file.parent / name for name in saved if name != file.name])
     if changed := [name for name in saved if now[name] != saved[name]]:
         raise ValueError(

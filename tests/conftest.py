@@ -1,5 +1,6 @@
 """One torch thread and one seed for every test; property tests draw the same examples each run."""
 
+import os
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the first test module imports it
 # No deadline: the first call of a numba kernel or a torch operator is far slower than the rest.
 settings.register_profile("flowpolicy", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("flowpolicy")

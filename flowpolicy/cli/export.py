@@ -17,7 +17,7 @@ Writes policy.onnx (normalisers, encoder, head, decoding; the noise is an input)
 preprocess.json and certificate.json: deviation, success of both, latency of both.
 
   from flowpolicy.deploy.runtime import OnnxPolicy     # numpy and onnxruntime; torch need not be installed
-  chunk = OnnxPolicy("bundle").predict(obs, rng=np.random.default_rng(0))
+  chunk = OnnxPolicy("bundle").predict(obs)
 
 Exit codes: 0 done, 1 the bundle deviates by more than the tolerance (none is written), 2 bad input.
 """

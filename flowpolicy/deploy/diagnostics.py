@@ -166,7 +166,7 @@ PROBES = (
     Probe("wandb", ("wandb",), "import wandb; assert callable(wandb.init)", how_to_install("wandb"), _again("wandb")),
     Probe("video", ("imageio", "imageio-ffmpeg"), _VIDEO, how_to_install("video"), _again("imageio", "imageio-ffmpeg")),
     Probe("export", ("onnx", "onnxscript", "onnxruntime"), _EXPORT, how_to_install("export"),
-          _again("onnx", "onnxscript", "onnxruntime")),
+          _again("onnx", "onnxscript", "onnxruntime"), env={"ORT_DISABLE_TELEMETRY": "1"}),
     Probe("torchvision", ("torchvision",), "import torchvision", "", _TORCHVISION_FIX),
     Probe("EGL (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, how_to_install("metaworld"), _EGL_FIX,
           env={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}, driver=True),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flowpolicy.ambient import standard_torch
 from flowpolicy.checkpoint import require_finite
 from flowpolicy.deploy.latency import example_observation
-from flowpolicy.deploy.runtime import GRAPH_FILE, OUTPUT, SCHEMA_VERSION, input_names
+from flowpolicy.deploy.runtime import GRAPH_FILE, OUTPUT, SCHEMA_VERSION, import_onnxruntime, input_names
 from flowpolicy.embodiment import save_embodiment
 from flowpolicy.extras import how_to_install
 from flowpolicy.fingerprint import ENTRY, fingerprint
@@ -31,8 +31,9 @@ def require_export() -> None:
     """Raise ImportError naming the extra when nothing could be exported or run: before the simulator starts."""
     try:
         import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
+
+        import_onnxruntime()
     except ImportError as error:
         raise ImportError(f"export needs {error.name}; {how_to_install('export')}") from error
 
@@ -82,9 +83,15 @@ def write_bundle(
     }
     save_embodiment(policy.embodiment, folder / "embodiment.json")
     write_json(folder / "preprocess.json", _preprocessing(policy))
-    record = json.loads(json.dumps(record | dict(facts or {})))  # as it is read
+    write_json(folder / "policy.json", record | dict(facts or {}))
+    seal(folder)
+
+
+def seal(folder: Path) -> None:
+    """Note in policy.json what every file of the bundle is like, weights beside the graph and certificate included."""
     file = folder / "policy.json"
-    others = [path for path in sorted(folder.iterdir()) if path != file]  # weights of more than 1.9 GB lie beside
+    record = {name: value for name, value in json.loads(file.read_text()).items() if name != ENTRY}
+    others = [path for path in sorted(folder.iterdir()) if path != file]
     write_json(file, record | {ENTRY: fingerprint(record, file, others)})
 
 

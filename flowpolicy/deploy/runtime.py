@@ -1,27 +1,33 @@
 """Run an exported policy with numpy and onnxruntime alone: no torch, so that it fits on a small computer.
 
     policy = OnnxPolicy("bundle")
-    chunk = policy.predict(obs, rng=np.random.default_rng(0))  # obs: key -> (1, To, ...), robot units
+    chunk = policy.predict(obs)  # obs: key -> (1, To, ...), robot units
 
 flowpolicy's wheel, installed with `pip install --no-deps`, beside numpy and onnxruntime is enough. Clouds are made by
 `flowpolicy.pointcloud.make_cloud` as preprocess.json says, which takes numba besides.
 """
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowpolicy.checks import require_number
 from flowpolicy.embodiment import Embodiment, load_embodiment
 from flowpolicy.fingerprint import ENTRY, require_unedited
 from flowpolicy.inputs import Inputs
 
 SCHEMA_VERSION = 1
 GRAPH_FILE = "policy.onnx"
+WEIGHTS_FILE = f"{GRAPH_FILE}.data"  # beside a graph that would be too large for one file
+FILES = ("policy.json", GRAPH_FILE, "embodiment.json", "preprocess.json")  # that every bundle has
 NOISE, OUTPUT = "noise", "action"
 
 
@@ -37,13 +43,16 @@ class OnnxPolicy:
     facts: policy.json.   embodiment: what the robot must be like.   num_steps: steps of the head inside the graph.
     threads: of one prediction; more than one pays only for large nets.
     edited: take files that are not as they were exported, for somebody who changed them on purpose. Bundles from before
-      there were fingerprints are taken without.
-    Raises FileNotFoundError for a folder that is no bundle, ValueError for one that is damaged, edited or of another
-    schema, for files that contradict each other, and for weights that are not finite.
+      there were fingerprints are taken without, if their weights are in the graph's own file.
+    It draws noise of its own where `predict` is given none, from seed 0 on; `reset` starts another seed.
+    It can be pickled and copied: a pickle holds the folder, not the weights, and opens it again; a deep copy shares the
+    session, which keeps nothing between two calls.
+    Raises FileNotFoundError for a folder that is no bundle or lacks a file, ValueError for one that is damaged, edited
+    or of another schema, for files that contradict each other, and for weights that are not finite.
     """
 
     def __init__(self, folder: Path | str, *, threads: int = 1, edited: bool = False) -> None:
-        self.folder = Path(folder)
+        self.folder, self.threads, self.edited = Path(folder).absolute(), threads, edited
         if threads < 1:
             raise ValueError(f"OnnxPolicy: wanted at least 1 thread, got {threads}")
         self.facts = _read_facts(self.folder, edited=edited)
@@ -57,30 +66,32 @@ class OnnxPolicy:
             self.embodiment, self.obs_keys, obs_horizon=self.obs_horizon, horizon=self.noise_shape[1],
             array=np.ndarray, dtypes={"float32": np.dtype("float32"), "uint8": np.dtype("uint8")}, batch=1,
         )  # fmt: skip
-        self._session = _open(self.folder / GRAPH_FILE, threads)
-        self._require_sound()
+        self.reset(0)
+        self._start()
 
     def predict(
         self,
         obs: Mapping[str, NDArray[Any]],
         *,
         rng: np.random.Generator | None = None,
-        noise: NDArray[np.float32] | None = None,
+        noise: NDArray[np.float32] | Literal["zero"] | None = None,
         finite: NDArray[np.bool_] | None = None,
     ) -> NDArray[np.float32]:
         """Action chunk (1, Ta, A) in robot units.
 
         obs: key -> (1, To, ...), float32 in robot units, images uint8.
-        The starting noise (1, H, A), standard normal, is `noise`, or drawn from `rng`; one of the two must be given.
+        The starting noise (1, H, A), standard normal, is `noise`, or drawn from `rng`, by default the policy's own (see
+        `reset`). noise="zero" is the way to be deterministic, one action for one observation: the most likely one of a
+        narrow distribution, and a wrong one where there are several ways.
         finite: bool (1,), for a loop that must not raise: told whether observation and action are finite; the action is
           NaN where not. Without it that is a NonFiniteError, which is a ValueError.
         Raises ValueError for missing keys, wrong shapes or types.
         """
         self._inputs.check(obs)
         if noise is None:
-            if rng is None:
-                raise ValueError("predict: pass rng=np.random.default_rng(...) or noise=(1, H, A)")
-            noise = rng.standard_normal(self.noise_shape, dtype=np.float32)
+            noise = (self._rng if rng is None else rng).standard_normal(self.noise_shape, dtype=np.float32)
+        elif isinstance(noise, str) and noise == "zero":
+            noise = np.zeros(self.noise_shape, np.float32)
         else:
             self._inputs.check_chunk("noise", noise, 1)
         action = self._run(obs, noise)
@@ -88,6 +99,36 @@ class OnnxPolicy:
         sums = [np.vdot(value, value) for value in (*(obs[key] for key in self._inputs.floats), action)]
         self._inputs.judge(obs, action, sums, finite)
         return action
+
+    def reset(self, seed: int) -> None:
+        """Start the policy's own noise again, as np.random.default_rng(seed) draws it; a torch policy draws another.
+
+        Raises ValueError for a negative seed.
+        """
+        require_number("seed", seed, least=0, most=2**63 - 1, whole=True)
+        self._rng = np.random.default_rng(seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the session."""
+        return {name: value for name, value in vars(self).items() if name != "_session"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the bundle again. Raises as `OnnxPolicy` does, and ValueError where another one is there by now."""
+        if _read_facts(state["folder"], edited=state["edited"]) != state["facts"]:
+            raise ValueError(f"{state['folder']} is another bundle than the one this policy ran; open it anew")
+        vars(self).update(state)
+        self._start()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OnnxPolicy":
+        new = object.__new__(OnnxPolicy)
+        memo[id(self)] = new
+        vars(new).update(copy.deepcopy(self.__getstate__(), memo), _session=self._session)
+        return new
+
+    def _start(self) -> None:
+        with _readable(self.folder / GRAPH_FILE):
+            self._session = _open(self.folder / GRAPH_FILE, self.threads)
+            self._require_sound()
 
     def _run(self, obs: Mapping[str, NDArray[Any]], noise: NDArray[np.float32]) -> NDArray[np.float32]:
         feed = {f"obs.{key}": obs[key] for key in self.obs_keys}
@@ -124,9 +165,12 @@ def _read_facts(folder: Path, *, edited: bool) -> dict[str, Any]:
     if not isinstance(facts, dict) or facts.get("schema_version") != SCHEMA_VERSION:
         got = facts.get("schema_version") if isinstance(facts, dict) else type(facts).__name__
         raise ValueError(f"{file}: wanted schema_version {SCHEMA_VERSION}, got {got}; export it with this flowpolicy")
-    require_unedited(facts, file, edited=edited)
+    require_unedited(facts, file, FILES, edited=edited)
     if ENTRY not in facts and hashlib.sha256(graph.read_bytes()).hexdigest() != facts.get("sha256"):
         raise ValueError(f"{graph} is not the graph that policy.json was written for; copy the whole bundle again")
+    if ENTRY not in facts and not edited and (folder / WEIGHTS_FILE).exists():
+        raise ValueError(f"{folder / WEIGHTS_FILE}: wanted its checksum in policy.json, got none; export again, or "
+                         "pass edited=True if you know that it is whole")  # fmt: skip
     return facts
 
 
@@ -149,11 +193,35 @@ def _require_fit(facts: Mapping[str, Any], embodiment: Embodiment, file: Path) -
                          f"network evaluations, got {counts}; copy the bundle again")  # fmt: skip
 
 
-def _open(graph: Path, threads: int) -> Any:
+def import_onnxruntime() -> Any:
+    """The module, without its telemetry: from 1.32 on it keeps a data base in the home folder and sends from it.
+
+    Only the variable, and only before the import, keeps it from starting; who wants it sets ORT_DISABLE_TELEMETRY=0.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError("running a bundle needs onnxruntime: pip install onnxruntime") from error
+        what = "running a bundle needs onnxruntime: pip install onnxruntime"
+        raise ImportError(what, name="onnxruntime") from error
+    return onnxruntime
+
+
+@contextmanager
+def _readable(graph: Path) -> Iterator[None]:
+    """What onnxruntime says of a graph or weights that it cannot read, as one ValueError."""
+    errors = import_onnxruntime().capi.onnxruntime_pybind11_state
+    try:
+        yield
+    except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile,
+            errors.NotImplemented, errors.RuntimeException) as error:  # fmt: skip
+        text = " ".join(str(error).split())
+        raise ValueError(f"{graph}: onnxruntime cannot run it; copy the whole bundle again, or export again: "
+                         f"{text}") from error  # fmt: skip
+
+
+def _open(graph: Path, threads: int) -> Any:
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # errors

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.deploy.bench import describe_processor
-from flowpolicy.deploy.export import write_bundle
+from flowpolicy.deploy.export import seal, write_bundle
 from flowpolicy.deploy.latency import percentiles, time_in_turns
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.evaluation.observations import Observed
@@ -99,6 +99,7 @@ def export_with_certificate(
         if env is not None and len(seeds):
             certificate["closed_loop"] = closed_loop(policy, bundle, env, seeds) | {"seen_seeds": dict(seen or {})}
         write_json(folder / "certificate.json", certificate)
+        seal(folder)
     return certificate
 
 

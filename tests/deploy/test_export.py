@@ -183,7 +183,7 @@ def test_a_bundle_runs_where_importing_torch_fails(tmp_path: Path) -> None:
         ({"agent_pos": np.zeros((2, 2, 4), np.float32)}, {}, r"must be float32 \(1, 2, 4\), got float32 \(2, 2, 4\)"),
         ({"agent_pos": np.zeros((1, 2, 4))}, {}, "got float64"),
         ({"image_front": np.zeros((1, 2, 40, 36, 3), np.float32)}, {}, "must be uint8"),
-        ({}, {"rng": None}, "pass rng="),
+        ({}, {"noise": "one"}, "noise must be float32 .* got str 'one'"),
         ({}, {"noise": np.zeros((1, 4, 3), np.float32)}, r"noise must be float32 \(1, 8, 3\), got float32 \(1, 4, 3\)"),
         ({}, {"noise": np.zeros((1, 8, 3))}, "noise must be float32 .* got float64"),
     ],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, final, get_args
 
 from flowpolicy.extras import how_to_install
-from flowpolicy.files import drop_cut_line, make_folder, sync_folder, write_atomic
+from flowpolicy.files import drop_cut_line, make_folder, sync_file, sync_folder, write_atomic
 from flowpolicy.records import read_objects
 
 VERSIONED = (
@@ -53,7 +53,7 @@ class Tracker(Protocol):
 
 @final
 class JsonlTracker:
-    """One JSON object per line: {"step", "time_s", metric...}; flushed at once, so a killed run keeps its curve.
+    """One JSON object per line: {"step", "time_s", metric...}; written at once, so a killed run keeps its curve.
 
     time_s: seconds of training so far; after a resume it goes on from the last kept line.
     Values that are not finite are written as null, which every JSON reader takes.
@@ -66,15 +66,15 @@ class JsonlTracker:
         self._open()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one line and flush it."""
+        """Append one line; the file is open no longer than that, so a tracker that nobody closes leaves none."""
         values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": int(step), "time_s": round(self._before_s + time.monotonic() - self._start, 3), **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def sync(self) -> None:
         """Flush the file to the disk; a power cut keeps what is there."""
-        os.fsync(self._file.fileno())
+        sync_file(self.path)
 
     def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
         """Drop every line later than `step`, if `evaluation` its own "eval/..." too; the file is replaced whole."""
@@ -84,20 +84,18 @@ class JsonlTracker:
                 line["step"] == step and not (evaluation and any(name.startswith("eval/") for name in line))
             )
 
-        self._file.close()
         kept = [line for line in read_objects(self.path, {"step": int}) if stays(line)]
         write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._open()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Nothing: every line is there already."""
 
     def _open(self) -> None:
         lines = read_objects(self.path, {"step": int, "time_s": float})
         self._before_s = float(lines[-1]["time_s"]) if lines else 0.0
         self._start = time.monotonic()
-        self._file = self.path.open("a")
+        self.path.touch()
         sync_folder(self.path.parent)
 
 

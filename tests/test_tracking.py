@@ -1,8 +1,10 @@
 """Trackers and run.json: every line survives a kill, resuming forgets what comes again, nothing needs wandb."""
 
+import gc
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,18 @@ def test_each_line_is_on_disk_before_close(tmp_path: Path):
     assert list(line) == ["step", "time_s", "train/loss"]
     assert (line["step"], line["train/loss"]) == (10, 0.5) and line["time_s"] >= 0
     tracker.close()
+
+
+def test_a_tracker_that_nobody_closes_leaves_no_file_open(tmp_path: Path):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        tracker = JsonlTracker(tmp_path / "metrics.jsonl")
+        tracker.log(1, {"a": 1.0})
+        tracker.truncate_after(0)
+        tracker.log(1, {"a": 2.0})
+        del tracker
+        gc.collect()
+    assert not said and [line["a"] for line in lines(tmp_path / "metrics.jsonl")] == [2.0]
 
 
 def test_values_that_are_not_finite_become_null_and_the_line_stays_json(tmp_path: Path):

@@ -69,6 +69,8 @@ class JsonlTracker:
         """Append one line; the file is open no longer than that, so a tracker that nobody closes leaves none."""
         values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": int(step), "time_s": round(self._before_s + time.monotonic() - self._start, 3), **values}
+        if self._closed:
+            raise ValueError(f"{self.path} is closed; make another JsonlTracker of it to go on")
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -89,13 +91,15 @@ class JsonlTracker:
         self._open()
 
     def close(self) -> None:
-        """Nothing: every line is there already."""
+        """Take no more lines."""
+        self._closed = True
 
     def _open(self) -> None:
         lines = read_objects(self.path, {"step": int, "time_s": float})
         self._before_s = float(lines[-1]["time_s"]) if lines else 0.0
         self._start = time.monotonic()
         self.path.touch()
+        self._closed = False
         sync_folder(self.path.parent)
 
 

@@ -151,7 +151,7 @@ def test_a_damaged_or_foreign_embodiment_is_named(run: Path, change, said: str) 
 def test_truncated_weights_and_other_schemas_are_clear_errors(run: Path) -> None:
     weights = run / "checkpoints/000010/policy/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="is damaged"):
         load_policy(run, edited=True)
     with pytest.raises(ValueError, match="model.safetensors is not as saved: edited by hand, damaged, or of another"):
         load_policy(run)

@@ -207,8 +207,9 @@ def test_episodes_go_the_same_inside(host: Host, tmp_path: Path) -> None:
 
 
 def test_torch_is_afterwards_as_the_program_had_set_it() -> None:
+    config, policy = the_config(), the_policy()
     with all_at_once():
-        policy = catalogue_policy()
+        create_policy(config, SEEING)
         policy.prepare()
         assert torch.get_default_dtype() == torch.float64 and torch.get_default_device() == torch.device("meta")
         assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")

@@ -74,11 +74,10 @@ def test_a_file_that_is_not_as_exported_is_one_line(bundle: Path, name: str, dam
         file.write_bytes(file.read_bytes()[: size // 2])
     else:
         file.unlink()
-    with pytest.raises(
-        (ValueError, FileNotFoundError), match=rf"{name}.*(not as saved|damaged|missing|wanted)"
-    ) as caught:
+    with pytest.raises((ValueError, FileNotFoundError), match="not as saved|damaged|missing|wanted") as caught:
         OnnxPolicy(bundle)
-    assert "\n" not in str(caught.value) and "Errno" not in str(caught.value)
+    said = str(caught.value)
+    assert name in said and "\n" not in said and "Errno" not in said
 
 
 def test_a_record_that_names_fewer_files_is_refused(bundle: Path) -> None:

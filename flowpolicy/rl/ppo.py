@@ -48,7 +48,9 @@ class PPOSettings:
     target_kl: the actor stops for this iteration when the estimate E[ratio - 1 - log ratio] is larger on the minibatch
       that comes next, or on all decisions after the last step; of the density itself (the sum), whatever
       log_prob_reduction. So much of the step that crossed is taken back that the estimate over all decisions is within;
-      not all of it, or a learning rate whose every step crosses would teach nothing. 0 is never.
+      not all of it, or a learning rate whose every step crosses would teach nothing: on the reach task at
+      3e-4 and 0.1, 64 environments, 20 iterations make 0.59 into 1.00 (two seeds); left as they were such steps made
+      it 0.92 (one seed), by way of 0.53. 0 is never.
     entropy_weight: of the mean entropy of a scored entry; without effect where the noise is fixed.
     bc_weight, bc_final, bc_kind: see `bc_loss`; linear from one to the other over the iterations.
     warmup: first iterations, in which the critic alone learns.

@@ -23,10 +23,10 @@ def command(base: Path, out: Path, workers: int) -> list[str]:  # noqa: F811
 
 
 def wait(until: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # a loaded machine is slow
     while not until():
         assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "nothing happened for two minutes"
+        assert time.monotonic() < deadline, "nothing happened for ten minutes"
         time.sleep(0.002)
 
 

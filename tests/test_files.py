@@ -1,6 +1,7 @@
 """Files and folders are there whole or not at all; what a killed process left is removed by the next writer."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -107,9 +108,11 @@ def test_a_live_writer_on_another_host_keeps_its_files(tmp_path: Path, monkeypat
 MANY = """
 import sys
 from pathlib import Path
-from flowpolicy.files import atomic_directory, write_atomic
+from flowpolicy.files import write_atomic
+from flowpolicy.tracking import write_json
 for n in range(100):
     write_atomic(Path(sys.argv[1], "notes.txt"), str(n))
+    write_json(Path(sys.argv[1], "asked.json"), {"n": n})  # as the parts of a sweep do
 """
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
 
@@ -124,7 +127,15 @@ def test_writers_in_separate_process_namespaces_do_not_disturb_each_other(tmp_pa
     command = [*NAMESPACE, sys.executable, "-c", MANY, str(tmp_path)]
     writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     errors = [writer.communicate()[1] for writer in writers]
-    assert errors == [""] * 4 and names(tmp_path) == ["notes.txt"]
+    assert errors == [""] * 4 and names(tmp_path) == ["asked.json", "notes.txt"]
+
+
+def test_nothing_else_makes_up_temporary_names_in_shared_folders() -> None:
+    """`beside` does, with host and random words; the system's own temporary folders are nobody else's."""
+    library = [*Path(files.__file__).parent.rglob("*.py"), *Path("envs").rglob("*.py")]
+    own = r"""["'][^"'\n]*\.(?:tmp|part|temp)\b|getpid\(|mkstemp|NamedTemporary|uuid"""
+    found = {path.name for path in library if re.search(own, path.read_text())}
+    assert found == {"files.py", "locks.py"}  # the latter writes into its lock who holds it
 
 
 def test_a_folder_that_was_only_set_aside_comes_back(tmp_path: Path, dead: str) -> None:

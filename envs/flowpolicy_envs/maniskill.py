@@ -28,6 +28,7 @@ Observation = dict[str, NDArray[Any]]
 
 _MODES = {"state": "state_dict", "point_cloud": "rgb+depth", "rgb": "rgb"}
 JOINTS = ("agent.qpos", "agent.qvel")
+_DRAWN = ("PushT-v1",)  # tasks that look into their own pictures' shapes while they are made
 
 
 @final
@@ -188,6 +189,8 @@ def state_specs(base: Any, raw: dict[str, Any]) -> dict[str, KeySpec]:
     agent_pos = _joint_positions(base)
     flat = _flatten(raw)
     rest = tuple(f"{path}.{i}" for path, value in flat.items() if path not in JOINTS for i in range(value.size))
+    if not rest:
+        raise ValueError(f"{base.spec.id}: ManiSkill tells no state of it but the joints; pass task.obs=rgb")
     return {
         "agent_pos": agent_pos,
         "agent_vel": KeySpec(agent_pos.shape, "rad/s, fingers m/s", "joint", agent_pos.names),
@@ -242,7 +245,7 @@ def embodiment(base: Any, obs: dict[str, KeySpec]) -> Embodiment:
     """Names, units and bounds, read from the simulator. Needs a scene that has been reset."""
     joints = obs["agent_pos"].names
     space = base.single_action_space
-    arm = [int(i) for i in base.agent.controller.controllers["arm"].active_joint_indices]
+    arm = _arm(base)
     reference = tuple(arm) + (-1,) * (space.shape[0] - len(arm))
     has_gripper = len(arm) < space.shape[0]
     return Embodiment(
@@ -261,13 +264,23 @@ def embodiment(base: Any, obs: dict[str, KeySpec]) -> Embodiment:
     )
 
 
+def _arm(base: Any) -> list[int]:
+    """Which of the active joints the arm's targets are for."""
+    from mani_skill.agents.controllers.base_controller import CombinedController
+
+    controller = base.agent.controller
+    if not (isinstance(controller, CombinedController) and "arm" in controller.controllers):
+        raise ValueError(f"{base.spec.id}: its robot, {base.agent.uid}, has no arm with a controller of its own; "
+                         "wanted one with joint targets for an arm, and a gripper or none")  # fmt: skip
+    return [int(i) for i in controller.controllers["arm"].active_joint_indices]
+
+
 def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
     """ManiSkill's own environment (a batch of one), without its wrappers."""
     known = import_mani_skill()
     if id not in known:
         raise ValueError(f"task.id: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
-    draws = render or mode != "state_dict"
-    with assets_at_hand(id), rendering.device() if draws else rendering.no_device():
+    with makable(id, draws=render or mode != "state_dict"):
         return gymnasium.make(
             id,
             num_envs=1,
@@ -279,6 +292,22 @@ def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
             obs_mode=mode,
             control_mode="pd_joint_pos",
         ).unwrapped
+
+
+@contextlib.contextmanager
+def makable(id: str, *, draws: bool) -> Iterator[None]:
+    """While a task is made: what draws is there where it is wanted, assets too, and what it cannot is one line.
+
+    Raises as `assets_at_hand`, RuntimeError where nothing can draw, ValueError for a task without absolute joint
+    targets, or that ManiSkill cannot make otherwise.
+    """
+    with assets_at_hand(id), rendering.device() if draws or id in _DRAWN else rendering.no_device():
+        try:
+            yield
+        except (AssertionError, AttributeError, LookupError, TypeError) as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{id}: ManiSkill cannot make it on the CPU with absolute joint targets: {text:.200}; "
+                             "try another task.id, for example PickCube-v1") from error  # fmt: skip
 
 
 @contextlib.contextmanager

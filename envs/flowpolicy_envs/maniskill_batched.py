@@ -9,8 +9,7 @@ from torch import Tensor
 
 from flowpolicy.rollout.batched_env import BatchStep
 from flowpolicy.types import Observation
-from flowpolicy_envs import rendering_maniskill as rendering
-from flowpolicy_envs.maniskill import JOINTS, assets_at_hand, embodiment, import_mani_skill, state_specs
+from flowpolicy_envs.maniskill import JOINTS, embodiment, import_mani_skill, makable, state_specs
 
 Backend = Literal["physx_cuda", "physx_cpu"]
 
@@ -38,7 +37,7 @@ class ManiSkillBatch:
             raise ValueError("batched=true simulates on a GPU, and torch sees none; use batched=false, with workers=")
         from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
 
-        with assets_at_hand(id), rendering.no_device():
+        with makable(id, draws=False):
             made = gymnasium.make(id, num_envs=num_envs, sim_backend=backend, render_backend="none",
                                   obs_mode="state_dict", control_mode="pd_joint_pos",
                                   max_episode_steps=max_episode_steps)  # fmt: skip

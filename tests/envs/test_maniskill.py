@@ -130,6 +130,28 @@ def test_bad_names_are_refused(env):
 
 
 @pytest.mark.parametrize(
+    ("id", "said"),
+    [
+        ("MS-CartpoleBalance-v1", "with absolute joint targets: pd_joint_pos not in supported modes"),
+        ("MS-HumanoidStand-v1", "its robot, humanoid, has no arm"),
+        ("PickCubeSO100-v1", "its robot, so100, has no arm"),
+        ("Empty-v1", "tells no state of it but the joints"),
+    ],
+)
+def test_tasks_that_cannot_be_controlled_are_one_line(id, said):
+    with pytest.raises(ValueError, match=rf"^{id}: .*{said}"):
+        make_env(id)
+
+
+def test_a_task_that_reads_its_own_pictures_shapes_is_made_all_the_same():
+    with closing(make_env("PushT-v1")) as env:
+        obs, _ = env.reset(seed=0)
+        assert {key: value.shape for key, value in obs.items()} == {
+            "agent_pos": (7,), "agent_vel": (7,), "env_state": (17,)}  # fmt: skip
+        assert np.isfinite(env.step(env.action_space.sample())[1])
+
+
+@pytest.mark.parametrize(
     ("id", "said", "fetch"),
     [
         ("PickSingleYCB-v1", "ycb, looked for at {}/assets/mani_skill2_ycb;", "ycb"),

@@ -109,5 +109,5 @@ class DiffusionHead(Head):
         return action.clamp(self.action_low, self.action_high), noise
 
     def _predict(self, x_t: Tensor, level: Tensor, cond: Tensor) -> Tensor:
-        time = level / self.train_steps
+        time = level.float() / self.train_steps
         return self.net(x_t, time, time, cond).float()

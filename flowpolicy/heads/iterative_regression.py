@@ -51,7 +51,7 @@ class IterativeRegressionHead(Head):
         """See `Head`; meaningful for the jumps of one or two steps from t = 1 to r = 0."""
         first = t >= 1.0
         seen = torch.where(expand(first, x_t), torch.zeros_like(x_t), x_t)
-        answer = self._answer(seen, torch.where(first, 1.0, self.noise_level), cond)
+        answer = self._answer(seen, torch.where(first, torch.ones_like(t), self.noise_level), cond)
         return (x_t - answer) / expand((t - r).clamp_min(_SHORTEST), x_t)
 
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:

@@ -29,6 +29,8 @@ RANKS = {
         "stopping",
         "checks",
         "ambient",
+        "ranges",
+        "streams",
         "fingerprint",
         "seeding",
         "embodiment",

@@ -12,12 +12,14 @@ from omegaconf.errors import ConfigKeyError
 
 from flowpolicy.cli.kinds import require_kind
 from flowpolicy.paths import config_dir
+from flowpolicy.ranges import require_ranges
 
 
 def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
     """`hydra.compose` with errors that say what was wanted. Call it inside `initialize_config_dir`.
 
-    Raises ValueError for a key or an option that does not exist, and for a value of another kind than the yaml's.
+    Raises ValueError for a key or an option that does not exist, for a value of another kind than the yaml's, and for
+    a number out of its range.
     """
     groups = [argument for argument in argv if (config_dir() / argument.partition("=")[0]).is_dir()]
     try:
@@ -42,6 +44,9 @@ def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
     for override in OverridesParser.create().parse_overrides([word for word in argv if word not in groups]):
         if not override.is_delete() and not override.is_add():
             require_kind(override.key_or_group, _raw(offered, override.key_or_group), override.value())
+    content = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(content, dict)
+    require_ranges(name, {str(key): value for key, value in content.items()})
     return config
 
 

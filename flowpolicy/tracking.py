@@ -5,13 +5,20 @@ import math
 import netrc
 import os
 import platform
+import socket
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol, final, get_args
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from flowpolicy.extras import how_to_install
 from flowpolicy.files import drop_cut_line, make_folder, sync_file, sync_folder, write_atomic
@@ -25,6 +32,7 @@ VERSIONED = (
 
 NUMERICAL = ("torch", "numpy", "mani_skill", "sapien", "metaworld", "mujoco")
 
+_WANDB_S = 15.0  # to wait for an answer; four times that for the last numbers of a run to be sent
 WandbMode = Literal["online", "offline", "disabled", "shared"]
 
 
@@ -105,9 +113,11 @@ class JsonlTracker:
 
 @final
 class WandbTracker:
-    """Weights & Biases, imported on construction; without a key or a login it records offline.
+    """Weights & Biases, imported on construction. Without a key, a login or an answer from its server it records
+    offline, and `wandb sync` sends that later; whatever happens to it, the run that it tracks goes on.
 
-    directory: where wandb keeps its files.   run_id: the attribute of an earlier tracker, to continue its run.
+    directory: where wandb keeps its files.   run_id: the attribute of an earlier tracker, to continue its run; None
+    where wandb does not work at all, which stderr says in one line.
     Raises ImportError naming the extra when wandb is not installed.
     """
 
@@ -119,15 +129,29 @@ class WandbTracker:
             raise ImportError(f"wandb is not installed; {how_to_install('wandb')}") from error
         Path(directory).mkdir(parents=True, exist_ok=True)
         self.mode = wandb_mode()
-        self._run = wandb.init(
-            project=project, name=name, config=dict(config or {}), dir=str(directory), id=run_id,
-            resume="allow" if run_id else None, mode=self.mode,
+        self._failures = (wandb.Error, OSError, RuntimeError, ValueError)
+        begin = partial(
+            wandb.init, project=project, name=name, config=dict(config or {}), dir=str(directory), id=run_id,
+            resume="allow" if run_id else None,
         )  # fmt: skip
-        self.run_id: str = self._run.id
+        timed = partial(wandb.Settings, init_timeout=_WANDB_S, finish_timeout=4 * _WANDB_S)
+        self._run: Any = None
+        with _some_home(Path(directory)):
+            try:
+                if self.mode == "online" and not _answers(_wandb_url()):
+                    raise OSError(f"{_wandb_url()} does not answer")
+                self._run = begin(mode=self.mode, settings=timed())
+            except self._failures as error:
+                self.mode = "offline"
+                _say(f"{_short(error)}; recording offline, send it later with: wandb sync "
+                     f"{Path(directory) / 'wandb'}/offline-run-*")  # fmt: skip
+                self._run = self._try(begin, mode="offline", settings=timed(silent=True))
+        self.run_id: str | None = self._run.id if self._run is not None else run_id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Send `metrics` under their own names."""
-        self._run.log(metrics, step=step)
+        if self._run is not None:
+            self._try(self._run.log, metrics, step=step)
 
     def sync(self) -> None:
         """Nothing: wandb keeps its own files."""
@@ -137,8 +161,60 @@ class WandbTracker:
         del step, evaluation
 
     def close(self) -> None:
-        """Finish the wandb run."""
-        self._run.finish()
+        """Finish the wandb run; what it cannot send within a minute stays on the disk."""
+        if self._run is not None:
+            self._try(self._run.finish)
+
+    def _try(self, call: Callable[..., Any], *arguments: Any, **words: Any) -> Any:
+        """The answer of wandb; None, and no further call, where it fails."""
+        try:
+            return call(*arguments, **words)
+        except self._failures as error:
+            self._run = None
+            _say(f"{_short(error)}; no longer used, metrics.jsonl has everything")
+
+
+def _say(words: str) -> None:
+    print(f"wandb: {words}", file=sys.stderr)
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _wandb_url() -> str:
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def _answers(url: str) -> bool:
+    """Whether something listens there, or where the proxy for it is, within `_WANDB_S`; name servers may hang too."""
+    parts, proxies = urlsplit(url), getproxies()
+    if parts.scheme in proxies and not proxy_bypass(parts.hostname or ""):
+        proxy = proxies[parts.scheme]
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    place, answered = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443)), []
+
+    def knock() -> None:
+        with suppress(OSError):
+            socket.create_connection(place, timeout=_WANDB_S).close()
+            answered.append(True)
+
+    (thread := threading.Thread(target=knock, daemon=True)).start()
+    thread.join(_WANDB_S)
+    return bool(answered)
+
+
+@contextmanager
+def _some_home(folder: Path) -> Iterator[None]:
+    """Let `folder` be the home of what is called in the block where there is none, as for a daemon."""
+    if os.path.expanduser("~").startswith("/"):
+        yield
+        return
+    os.environ["HOME"] = str(folder.absolute())
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
 
 
 def wandb_mode() -> WandbMode:
@@ -153,9 +229,8 @@ def wandb_mode() -> WandbMode:
         raise ValueError(f"WANDB_MODE must be one of {', '.join(get_args(WandbMode))}, got {wanted!r}")
     if os.environ.get("WANDB_API_KEY"):
         return "online"
-    host = os.environ.get("WANDB_BASE_URL", "api.wandb.ai").removeprefix("https://").removeprefix("http://").strip("/")
     try:
-        login = netrc.netrc().authenticators(host)
+        login = netrc.netrc().authenticators(_wandb_url().removeprefix("https://").removeprefix("http://").strip("/"))
     except (OSError, netrc.NetrcParseError):  # no ~/.netrc, or one that nobody can read: no login either way
         login = None
     return "online" if login else "offline"

@@ -2,6 +2,9 @@
 
 import gc
 import json
+import os
+import shutil
+import socket
 import subprocess
 import sys
 import warnings
@@ -13,6 +16,7 @@ from flowpolicy.tracking import (
     CompositeTracker,
     JsonlTracker,
     WandbTracker,
+    _answers,
     git_commit,
     versions,
     wandb_mode,
@@ -132,6 +136,69 @@ def test_wandb_records_offline(no_login: Path):
     tracker.log(1, {"train/loss": 0.5})
     tracker.close()
     assert list((no_login / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("key", "server", "reason"),
+    [("0" * 40, "http://127.0.0.1:9", "http://127.0.0.1:9 does not answer"), ("abc", "", "API key must have 40")],
+)
+def test_with_a_key_that_is_of_no_use_wandb_goes_offline_and_says_so_in_one_line(
+    no_login: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, key: str, server: str, reason: str
+):
+    pytest.importorskip("wandb")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setenv("WANDB_BASE_URL", server or f"http://127.0.0.1:{listening.getsockname()[1]}")
+        tracker = WandbTracker(no_login / "run")
+    tracker.log(1, {"train/loss": 0.5})
+    tracker.close()
+    assert tracker.mode == "offline" and tracker.run_id
+    (line,) = capfd.readouterr().err.splitlines()
+    assert reason in line and line.endswith(f"wandb sync {no_login / 'run' / 'wandb'}/offline-run-*")
+    (record,) = (no_login / "run" / "wandb").glob("offline-run-*/*.wandb")
+    assert record.stat().st_size > 500  # what `wandb sync` sends
+
+
+def test_a_proxy_is_asked_in_the_place_of_a_server(monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        place = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert _answers(f"http://{place}") and _answers(f"https://{place}") and not _answers("http://127.0.0.1:9")
+        for proxy in (f"http://{place}", place):
+            monkeypatch.setenv("https_proxy", proxy)
+            assert _answers("https://nowhere.invalid") and not _answers("http://127.0.0.1:9")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert not _answers("https://127.0.0.1:9")
+
+
+def test_a_home_is_found_for_wandb_where_there_is_none(tmp_path: Path):
+    """A user without HOME that /etc/passwd does not know."""
+    pytest.importorskip("wandb")
+    nameless = ["unshare", "--user", "--map-user=54321", "--"]
+    if not shutil.which("unshare") or subprocess.run([*nameless, "true"], capture_output=True).returncode:
+        pytest.skip("needs user namespaces")
+    code = "from flowpolicy.tracking import WandbTracker as T; t = T('run'); t.log(1, {'x': 1.0}); t.close()"
+    unset = ("HOME", "XDG_", "WANDB_")
+    own = {name: value for name, value in os.environ.items() if not name.startswith(unset)}
+    own["PYTHONPATH"] = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [*nameless, sys.executable, "-c", code], cwd=tmp_path, env=own, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_wandb_that_fails_in_between_stops_nothing(no_login: Path, capfd: pytest.CaptureFixture):
+    pytest.importorskip("wandb")
+    tracker = WandbTracker(no_login / "run")
+    tracker._run.finish()
+    capfd.readouterr()
+    for step in range(3):
+        tracker.log(step, {"x": 1.0})
+    tracker.close()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("wandb: Run ") and line.endswith("; no longer used, metrics.jsonl has everything")
 
 
 def test_without_wandb_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

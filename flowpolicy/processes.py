@@ -2,8 +2,14 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import final
 
 _NAME = "end with parent"
 
@@ -36,3 +42,46 @@ def _exit_after_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+@final
+class Child(SpawnProcess):
+    """A spawned process that never hears Ctrl-C, from its first moment on: a terminal sends it to all processes of a
+    command, where one line is enough, and the parent ends the others.
+    """
+
+    def start(self) -> None:
+        """Start it. Ctrl-C and SIGTERM of the parent wait until it has: half-started, it would complain at length."""
+        resource_tracker.ensure_running()  # or starting it lets the signal through again
+        here, came = threading.current_thread() is threading.main_thread(), []
+        heard = [number for number in (signal.SIGINT, signal.SIGTERM) if here and callable(signal.getsignal(number))]
+        before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in heard}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for number in dict.fromkeys(came):
+                signal.raise_signal(number)
+
+
+@final
+class _Spawn(SpawnContext):
+    Process = Child
+
+
+SPAWN = _Spawn()
+"""The multiprocessing context for child processes: simulators do not survive a fork."""
+
+
+@contextmanager
+def others_start_children() -> Iterator[None]:
+    """Let the processes that a package starts in the block, with the context "spawn", be of the kind `Child`."""
+    spawn = multiprocessing.get_context("spawn")
+    spawn.Process = Child
+    try:
+        yield
+    finally:
+        del spawn.Process

@@ -1,14 +1,61 @@
 """Stopping a long command in good order: SIGTERM and a limit of hours become a checkpoint, not a loss."""
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import final
+from typing import NoReturn, final
 
 SIGTERM_CODE = 143  # what a shell reports for a command that SIGTERM ended
+_SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
+
+
+def leave_at_once(name: str) -> None:
+    """From now on Ctrl-C and SIGTERM end this process with one line that begins with `name`: for times when there is
+    nothing to save, such as imports. A signal that is ignored, as under nohup, stays so.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        with suppress(OSError):
+            os.write(2, f"{name}: {_SAID[signal.Signals(number)]}\n".encode())
+        os._exit(128 + number)
+
+    for number in _heard():
+        signal.signal(number, leave)
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """While the block runs, in the main thread, Ctrl-C raises KeyboardInterrupt and SIGTERM Terminated, so that what
+    is open is closed. The next one meets what was there before the block, and so do all after it.
+    """
+    before = {number: signal.getsignal(number) for number in _heard()}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        restore()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(_SAID[signal.SIGTERM])
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _heard() -> list[signal.Signals]:
+    """The signals that somebody listens to, here: only the main thread can."""
+    here = threading.current_thread() is threading.main_thread()
+    return [number for number in _SAID if here and signal.getsignal(number) is not signal.SIG_IGN]
 
 
 @final

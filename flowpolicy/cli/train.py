@@ -24,13 +24,14 @@
   dataset.in_memory=auto|true|false   false, and auto where it does not fit: mapped from a file (dataset.cache=FOLDER)
   trainer.obs_noise   trainer.augment.image_shift   trainer.augment.point_jitter_m   ...   disturb what it sees
   out=DIR (default runs/<task>/<id>/<time>)   seed=0   device=auto   threads=1
+  -m KEY=A,B …   a run per combination; one that fails stops no other, and the exit code is how many did
   resume=true    go on from the newest checkpoint of out=DIR, bit for bit; starts fresh where there is none. Data, seed,
                  policy, trainer and threads must be the run's; trainer.steps may differ, but the learning rate then
                  jumps to the cosine that ends there. So may trainer.log_every, eval_every, checkpoint_every, keep_best.
                  Where the newest checkpoint is damaged, an older one is taken and a warning says so
   trainer.max_hours=H        write a checkpoint and end after so long. SIGTERM does it too, with exit code 143
   debug=true     every stage in seconds, with 2 episodes where the task has a simulator (task.env=null: it has none)
-  wandb.enabled=true         offline without a key; metrics.jsonl is always written
+  wandb.enabled=true         offline without a key or a network; metrics.jsonl is always written
   experiment=NAME            a named recipe
 Any number of a head or net can be set too: policy.head.p_equal=0.25 policy.net.width=1024
 What is seen goes with an encoder, and with the view that the demonstrations were collected with (task.view.points=...):
@@ -48,6 +49,7 @@ import torch
 from omegaconf import DictConfig
 
 from flowpolicy.cli import config, store_task
+from flowpolicy.cli.jobs import require_own_folders, run_jobs
 from flowpolicy.cli.recipe import digest
 from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
@@ -58,13 +60,15 @@ from flowpolicy.trainers.run import SimulatorCheck, train_policy
 
 
 def main(argv: list[str]) -> int:
-    """Train once, or once per combination with -m."""
-    for overrides in config.expand(argv):
-        _train(*store_task.load(overrides), overrides)
-    return 0
+    """Train once, or once per combination with -m; those are all looked at before the first one trains."""
+    words = config.expand(argv)
+    jobs = [(*store_task.load(overrides), overrides) for overrides in words]
+    require_own_folders([Path(cfg.out) if cfg.out else None for cfg, _, _ in jobs])
+    return run_jobs(jobs, _train, words)
 
 
-def _train(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> None:
+def _train(job: tuple[DictConfig, EpisodeStore, list[str]]) -> None:
+    cfg, store, overrides = job
     facts = config.plain(cfg)
     settings = TrainerSettings.from_dict(facts["trainer"])
     torch.set_num_threads(cfg.threads)
@@ -75,8 +79,7 @@ def _train(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> None:
     elif settings.eval_every:
         raise ValueError(f"trainer.eval_every={settings.eval_every} needs a simulator, but task.env is null; use 0")
     dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    default = Path("runs", cfg.task.name, cfg.task.id, stamp)
+    default = Path("runs", cfg.task.name, cfg.task.id, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
     def start() -> Tracker:

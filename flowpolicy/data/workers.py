@@ -1,13 +1,11 @@
 """Where attempts are made: in this process, or in several spawned ones that may die on a seed."""
 
 import gc
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Protocol, final
@@ -17,7 +15,7 @@ from tqdm import tqdm
 from flowpolicy.data.episode import Episode
 from flowpolicy.data.journal import Journal
 from flowpolicy.embodiment import Embodiment
-from flowpolicy.processes import begin_simulator
+from flowpolicy.processes import SPAWN, Child, begin_simulator
 
 _AHEAD = 8  # seeds per worker beyond the oldest one that runs: one long episode stops nobody, and little is wasted
 _MAX_CRASHES = 5  # of one command; more is no accident
@@ -135,9 +133,8 @@ class _Worker:
     """One process, its end of the pipe, and the seed that it is busy with."""
 
     def __init__(self, make_expert: Callable[[], Expert]) -> None:
-        spawn = get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, make_expert), name="collect worker")
+        self.pipe, theirs = SPAWN.Pipe()
+        self._process = Child(target=_serve, args=(theirs, make_expert), name="collect worker")
         self._process.start()
         theirs.close()  # or its death would not be the end of the pipe
         self.ready = False
@@ -175,7 +172,6 @@ class _Worker:
 
 def _serve(pipe: Connection, make_expert: Callable[[], Expert]) -> None:
     """The worker's side: episodes for seeds until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     begin_simulator()
     with _Told(pipe):
         expert = make_expert()

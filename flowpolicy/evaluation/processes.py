@@ -4,9 +4,11 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Generic, NamedTuple, TypeVar
+from contextlib import ExitStack
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, NamedTuple, TypeVar, final
 
-from flowpolicy.processes import end_with_parent
+from flowpolicy.processes import SPAWN, end_with_parent
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -25,34 +27,64 @@ def run_all(work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int,
             arguments: tuple[Any, ...] = ()) -> Iterator[Outcome[Job, Result]]:  # fmt: skip
     """`work` of each job, in any order; simulators do not survive a fork, so processes are spawned.
 
-    A job that raises, or that its process dies of, is an outcome with an error; the others go on.
+    A job that raises, or that its process dies of, is an outcome with an error; the others go on. Where the caller is
+    stopped, by Ctrl-C or an error, so are the jobs that run: SIGTERM, which a training answers with a checkpoint.
     skip: asked when a process is free for a job; True leaves it out, without an outcome.
     start: called with `arguments` once in each process.   work, jobs, arguments: picklable.
     """
     waiting = (job for job in jobs if skip is None or not skip(job))
-    pools = [_pool(start, arguments) for _ in range(min(workers, len(jobs)))]
-    running: dict[Future[Result], tuple[int, Job]] = {}
-    try:
-        for slot, job in zip(range(len(pools)), waiting, strict=False):
-            running[pools[slot].submit(work, job)] = slot, job
+    slots = [_Slot(start, arguments) for _ in range(min(workers, len(jobs)))]
+    running: dict[Future[Result], tuple[_Slot, Job]] = {}
+    with ExitStack() as undo:
+        for slot in slots:
+            undo.callback(slot.stop)
+        for slot, job in zip(slots, waiting, strict=False):
+            running[slot.submit(work, job)] = slot, job
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 slot, job = running.pop(future)
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):  # one process each, so it is known which job it was
-                    pools[slot].shutdown()
-                    pools[slot] = _pool(start, arguments)
+                    slot.renew()
                 said = _said(error) if error is not None else ""
                 yield Outcome(job, future.result() if error is None else None, said)
                 if (following := next(waiting, None)) is not None:
-                    running[pools[slot].submit(work, following)] = slot, following
-    finally:
-        for pool in pools:
-            pool.shutdown(cancel_futures=True)
+                    running[slot.submit(work, following)] = slot, following
+        undo.pop_all()
+    for slot in slots:
+        slot.close()
 
 
-def _pool(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start, (start, arguments))
+@final
+class _Slot:
+    """A process, started with its first job, and the next one in its place where it died."""
+
+    def __init__(self, start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+        self._with = start, arguments
+        self._new()
+
+    def _new(self) -> None:
+        self._pool = ProcessPoolExecutor(1, SPAWN, _start, self._with)
+        self._processes: list[BaseProcess] = []
+
+    def submit(self, work: Callable[[Job], Result], job: Job) -> Future[Result]:
+        others = multiprocessing.active_children()
+        future = self._pool.submit(work, job)
+        self._processes += [one for one in multiprocessing.active_children() if one not in others]
+        return future
+
+    def renew(self) -> None:
+        self._pool.shutdown()
+        self._new()
+
+    def stop(self) -> None:
+        """Close, in the middle of a job too."""
+        for process in self._processes:
+            process.terminate()
+        self.close()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _said(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.extras import how_to_install
-from flowpolicy.processes import begin_simulator
+from flowpolicy.processes import begin_simulator, others_start_children
 from flowpolicy.rollout.vector_env import describe, episode_seed, guarded, tensors
 from flowpolicy.types import Observation
 
@@ -123,7 +123,8 @@ def make_chunk_env(
     )  # fmt: skip
     fns: list[Callable[[], Any]] = [partial(make, index=index) for index in range(workers)]
     if workers > 1:
-        groups = AsyncVectorEnv(fns, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        with others_start_children():
+            groups = AsyncVectorEnv(fns, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED)
     else:
         groups = SyncVectorEnv(fns, copy=False, autoreset_mode=AutoresetMode.DISABLED)
     return GroupedChunkEnv(groups, num_envs, name=describe(make_env))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.extras import how_to_install
-from flowpolicy.processes import begin_simulator
+from flowpolicy.processes import begin_simulator, others_start_children
 from flowpolicy.types import Observation
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def make_vector_env(
         raise ImportError(f"gymnasium is not installed; {how_to_install('train')}") from error
     fns: list[Callable[[], Any]] = [partial(_LastingEnv, make_env, index) for index in range(num_envs)]
     if num_envs > 1 if asynchronous is None else asynchronous:
-        envs = AsyncVectorEnv(fns, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED)
+        with others_start_children():
+            envs = AsyncVectorEnv(fns, context="spawn", copy=False, autoreset_mode=AutoresetMode.DISABLED)
     else:
         envs = SyncVectorEnv(fns, copy=False, autoreset_mode=AutoresetMode.DISABLED)
     return VectorEnv(envs, autoreset=autoreset, name=describe(make_env))
@@ -156,11 +157,20 @@ def episode_seed(root: int, episode: int) -> int:
 
 
 def guarded(envs: Any, name: str, call: Callable[[], Any]) -> Any:
-    """Run `call`; a process that died (a simulator's crash reaches us as a closed pipe) becomes a clear error."""
+    """Run `call`; a process that died (a simulator's crash reaches us as a closed pipe) becomes a clear error.
+
+    Ctrl-C and SIGTERM in the middle of it end the processes, as nobody would take what they have to say.
+    """
+    processes = getattr(envs, "processes", [])  # none where all are in this one
     try:
         return call()
+    except (KeyboardInterrupt, SystemExit):
+        for process in processes:
+            process.terminate()
+            process.join()
+        envs.closed = envs.closed or bool(processes)
+        raise
     except (EOFError, ConnectionError) as error:
-        processes = envs.processes
         for process in processes:
             process.join(timeout=0.5)  # the dead one needs a moment to have an exit code
         dead = [f"{i} (exit code {p.exitcode})" for i, p in enumerate(processes) if not p.is_alive()]

@@ -274,10 +274,11 @@ class ImitationTrainer:
         """Loss and gradient: a finite loss with a gradient of NaN has made weights of NaN already."""
         for name, value in (("loss", metrics["train/loss"]), ("gradient norm", metrics["train/grad_norm"])):
             if not math.isfinite(float(value)):
+                folder = self.checkpoints.folder
+                kept = f"the last good checkpoint is in {folder}" if folder.is_dir() else "there is no checkpoint yet"
                 raise ValueError(
-                    f"the {name} is {float(value)} at step {self.step}; the last good checkpoint is in "
-                    f"{self.checkpoints.folder}. Try a smaller trainer.lr, or look for outliers with `flowpolicy data "
-                    "validate`"
+                    f"the {name} is {float(value)} at step {self.step}; {kept}. Try a smaller trainer.lr, or look for "
+                    "outliers with `flowpolicy data validate`"
                 )
 
 

@@ -80,8 +80,8 @@ SPAWN = _Spawn()
 def others_start_children() -> Iterator[None]:
     """Let the processes that a package starts in the block, with the context "spawn", be of the kind `Child`."""
     spawn = multiprocessing.get_context("spawn")
-    spawn.Process = Child
+    vars(spawn)["Process"] = Child  # before the class's own
     try:
         yield
     finally:
-        del spawn.Process
+        del vars(spawn)["Process"]

@@ -5,8 +5,9 @@ from typing import Any
 
 from flowpolicy.checks import require_number
 
-_COUNT, _SOME = {"least": 0, "whole": True}, {"least": 1, "whole": True}
-_SEED = {"least": 0, "most": 2**31 - 1, "whole": True}  # every simulator takes those
+_COUNT: dict[str, Any] = {"least": 0, "whole": True}
+_SOME: dict[str, Any] = {"least": 1, "whole": True}
+_SEED: dict[str, Any] = {"least": 0, "most": 2**31 - 1, "whole": True}  # every simulator takes those
 _NOT_NEGATIVE, _POSITIVE, _ANY = {"least": 0}, {"above": 0}, {}
 _SHARE, _BELOW_1, _PART = {"least": 0, "most": 1}, {"least": 0, "below": 1}, {"above": 0, "most": 1}
 _TABLE: tuple[tuple[dict[str, Any], str, str], ...] = (  # bounds, what the keys begin with, the keys
@@ -53,9 +54,9 @@ _TABLE: tuple[tuple[dict[str, Any], str, str], ...] = (  # bounds, what the keys
     (_SOME, "sampler.", "num_steps hidden window"), (_NOT_NEGATIVE, "sampler.", "std_min std_max noise_level"),
     (_SHARE, "sampler.", "time"),
 )  # fmt: skip
-RANGES = {start + key: bounds for bounds, start, keys in _TABLE for key in keys.split()}
+RANGES: dict[str, dict[str, Any]] = {start + key: bounds for bounds, start, keys in _TABLE for key in keys.split()}
 """Dotted key -> bounds as `require_number` takes them; of a list, those of each entry."""
-_EXCEPTIONS = {"export": {"episodes": _COUNT}}  # yaml -> what a key means there
+_EXCEPTIONS: dict[str, dict[str, dict[str, Any]]] = {"export": {"episodes": _COUNT}}  # yaml -> what a key means there
 
 
 def require_ranges(name: str, content: Mapping[str, Any]) -> None:

@@ -11,6 +11,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import final
 
+from flowpolicy.stopping import signals_wait
+
 _NAME = "end with parent"
 
 
@@ -53,23 +55,25 @@ class Child(SpawnProcess):
     def start(self) -> None:
         """Start it. Ctrl-C and SIGTERM of the parent wait until it has: half-started, it would complain at length."""
         resource_tracker.ensure_running()  # or starting it lets the signal through again
-        here, came = threading.current_thread() is threading.main_thread(), []
-        heard = [number for number in (signal.SIGINT, signal.SIGTERM) if here and callable(signal.getsignal(number))]
-        before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in heard}
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
-        try:
-            super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            for number in dict.fromkeys(came):
-                signal.raise_signal(number)
+        with signals_wait():
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited
+            try:
+                super().start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @final
 class _Spawn(SpawnContext):
     Process = Child
+
+
+def end_children() -> None:
+    """End every `Child` of this process that still runs: of a command that was stopped as it was starting them."""
+    for child in multiprocessing.active_children():
+        if isinstance(child, Child):
+            child.terminate()
+            child.join()
 
 
 SPAWN = _Spawn()

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn, final
 
-SIGTERM_CODE = 143  # what a shell reports for a command that SIGTERM ended
+SIGINT_CODE, SIGTERM_CODE = 130, 143  # what a shell reports for a command that Ctrl-C or SIGTERM ended
 _SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 
 
@@ -50,6 +50,21 @@ def signals_raise() -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait for the end of the block, in the main thread: what it makes is then known."""
+    came: list[int] = []
+    heard = [number for number in _heard() if callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(came):
+            signal.raise_signal(number)
 
 
 def _heard() -> list[signal.Signals]:

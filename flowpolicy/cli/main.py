@@ -23,7 +23,8 @@ import importlib
 import os
 import sys
 
-from flowpolicy.stopping import SIGTERM_CODE, Terminated, leave_at_once, signals_raise
+from flowpolicy.processes import end_children
+from flowpolicy.stopping import SIGINT_CODE, SIGTERM_CODE, Terminated, leave_at_once, signals_raise
 from flowpolicy.streams import concluded, outlive_readers, readable
 
 VERBS = (
@@ -56,12 +57,10 @@ def main(argv: list[str]) -> int:
                 raise
             print(f"flowpolicy {verb}: {one_line(error)}", file=sys.stderr)
             return 2
-        except Terminated as stop:
-            print(f"flowpolicy {verb}: {stop}", file=sys.stderr)
-            return SIGTERM_CODE
-        except KeyboardInterrupt:
-            print(f"flowpolicy {verb}: interrupted", file=sys.stderr)
-            return 130
+        except (Terminated, KeyboardInterrupt) as stop:
+            end_children()  # here, where the exception still keeps what they were given
+            print(f"flowpolicy {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
+            return SIGTERM_CODE if isinstance(stop, Terminated) else SIGINT_CODE
 
 
 def entry() -> None:

@@ -16,6 +16,7 @@ from flowpolicy.data.episode import Episode
 from flowpolicy.data.journal import Journal
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.processes import SPAWN, Child, begin_simulator
+from flowpolicy.stopping import signals_wait
 
 _AHEAD = 8  # seeds per worker beyond the oldest one that runs: one long episode stops nobody, and little is wasted
 _MAX_CRASHES = 5  # of one command; more is no accident
@@ -74,7 +75,9 @@ class Workers:
         self.crashed: list[int] = []
         with ExitStack() as undo:
             undo.callback(self.close)
-            self._workers += [_Worker(make_expert) for _ in range(workers)]  # all load their simulator at once
+            for _ in range(workers):  # all load their simulator at once
+                with signals_wait():
+                    self._workers.append(_Worker(make_expert))
             self.embodiment = self._first_embodiment()
             undo.pop_all()
 
@@ -125,7 +128,8 @@ class Workers:
         if len(self.crashed) > _MAX_CRASHES:
             raise RuntimeError(_died(f"on each of the seeds {', '.join(map(str, sorted(self.crashed)))}"))
         worker.close()
-        self._workers[self._workers.index(worker)] = _Worker(self._make_expert)
+        with signals_wait():
+            self._workers[self._workers.index(worker)] = _Worker(self._make_expert)
 
 
 @final

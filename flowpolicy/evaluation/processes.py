@@ -9,6 +9,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, TypeVar, final
 
 from flowpolicy.processes import SPAWN, end_with_parent
+from flowpolicy.stopping import signals_wait
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -68,9 +69,10 @@ class _Slot:
         self._processes: list[BaseProcess] = []
 
     def submit(self, work: Callable[[Job], Result], job: Job) -> Future[Result]:
-        others = multiprocessing.active_children()
-        future = self._pool.submit(work, job)
-        self._processes += [one for one in multiprocessing.active_children() if one not in others]
+        with signals_wait():  # or `stop` would not know of it
+            others = multiprocessing.active_children()
+            future = self._pool.submit(work, job)
+            self._processes += [one for one in multiprocessing.active_children() if one not in others]
         return future
 
     def renew(self) -> None:

@@ -103,6 +103,33 @@ def test_a_protocol_hears_sigterm_and_its_trainings_write_a_checkpoint(tmp_path:
         assert (log.parent / "checkpoints/last").is_file()
 
 
+STARTING = """
+import time
+from flowpolicy.evaluation.processes import run_all
+from flowpolicy.stopping import signals_raise
+if __name__ == "__main__":
+    try:
+        with signals_raise():
+            list(run_all(time.sleep, [3600.0] * 3, workers=2))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("trial", range(4))
+def test_while_workers_are_being_started(trial: int, tmp_path: Path) -> None:
+    """Both exist already, and nothing knows of the second one yet, or of its pool."""
+    (tmp_path / "starting.py").write_text(STARTING)
+    process = subprocess.Popen([sys.executable, "starting.py"], cwd=tmp_path, env=environment(), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    wait_for(lambda: len(children(process.pid)) == 2, seconds=60.0)
+    workers = children(process.pid)
+    time.sleep(0.002 * trial)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60) == ("interrupted\n", "")
+    wait_for(lambda: not any(running(pid) for pid in workers), seconds=20.0)
+
+
 # ---- the parts
 
 

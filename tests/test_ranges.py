@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flowpolicy.cli import config
+from flowpolicy.cli import config, own_hydra
 from flowpolicy.cli.main import main
 from flowpolicy.paths import config_dir
 from flowpolicy.ranges import RANGES, require_ranges
@@ -119,6 +119,6 @@ def test_an_experiment_is_held_to_them_too(monkeypatch: pytest.MonkeyPatch, tmp_
 
     shutil.copytree(config_dir(), tmp_path / "configs")
     (tmp_path / "configs/experiment/own.yaml").write_text("# @package _global_\ntrainer:\n  lr: -1.0\n")
-    monkeypatch.setattr(config, "config_dir", lambda: tmp_path / "configs")
+    monkeypatch.setattr(own_hydra, "config_dir", lambda: tmp_path / "configs")
     with pytest.raises(ValueError, match="trainer.lr must be positive, got -1.0"):
         config.load("train", ["experiment=own", "dataset.path=none"])

@@ -2,26 +2,20 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from flowpolicy.cli.overrides import compose_checked
+from flowpolicy.cli.own_hydra import expand as expand
+from flowpolicy.cli.own_hydra import own_hydra
 from flowpolicy.cli.words import path_words
 from flowpolicy.cli.words import quoted as quoted
 from flowpolicy.files import make_folder, write_atomic
-from flowpolicy.paths import config_dir
 
 
 def load(name: str, argv: list[str]) -> DictConfig:
@@ -33,31 +27,8 @@ def load(name: str, argv: list[str]) -> DictConfig:
         raise ValueError(f"{bad[0]}: Hydra does not run this command, so that changes nothing; the folder is out=DIR")
     if bad := [word for word in argv if word[0] in "+~" and not re.match(r"[+~]+(policy|task)[./]", word)]:
         raise ValueError(f"{bad[0]}: wanted KEY=VALUE for a key that exists; + and ~ work below policy and task only")
-    with _own_hydra():
+    with own_hydra():
         return compose_checked(name, argv)
-
-
-def expand(argv: list[str]) -> list[list[str]]:
-    """The jobs of `-m` / `--multirun`: every combination of comma-separated values; without the flag one job."""
-    flags = [argument for argument in argv if argument in ("-m", "--multirun")]
-    overrides = [argument for argument in argv if argument not in flags]
-    if not flags:
-        return [overrides]
-    with _own_hydra() as loader:  # which knows what glob(...) may find
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides(path_words(overrides, sweep=True))
-        return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
-
-
-@contextmanager
-def _own_hydra() -> Iterator[ConfigLoader]:
-    """Hydra on our yaml files while the block runs; that of a program around this one is put back after."""
-    whole = GlobalHydra.instance()
-    others, whole.hydra = whole.hydra, None
-    try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            yield GlobalHydra.instance().config_loader()
-    finally:
-        GlobalHydra.instance().hydra = others
 
 
 def instantiate(config: DictConfig, **arguments: Any) -> Any:

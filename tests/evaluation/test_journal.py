@@ -55,8 +55,8 @@ def killed_after(count: int, monkeypatch: pytest.MonkeyPatch, name: str = "appen
 
 
 @pytest.mark.parametrize(
-    ("count", "name"),
-    [(1, "append_rows"), (4, "append_rows"), (0, "describe"), (0, "write_chunks"), (0, "replace_folder")],
+    ("count", "name"),  # the first picture is drawn before the first episode, to see whether it can be
+    [(1, "append_rows"), (4, "append_rows"), (0, "describe"), (1, "write_chunks"), (0, "replace_folder")],
 )
 def test_a_killed_evaluation_goes_on_and_ends_as_an_unbroken_one(
     run: Path,

@@ -83,7 +83,7 @@ class ShortcutHead(Head):
         """(B,) flow times and jump lengths; the jumps first, then rows of length 0."""
         device = generator.device
         halving = torch.randint(self.halvings, (num_jumps,), generator=generator, device=device)
-        length = 0.5**halving
+        length = 0.5 ** halving.float()
         t = self.times.single(batch, generator)
         cell = (t[:num_jumps] / length).floor().clamp_max(1.0 / length - 1.0)  # 0 ... 1 / length - 1
         t = torch.cat([(cell + 1.0) * length, t[num_jumps:]])

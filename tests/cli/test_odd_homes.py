@@ -210,7 +210,6 @@ import sys
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-words = sys.argv.pop().split("\\n")
 
 @hydra.main(version_base="1.3", config_path=".", config_name="own")
 def program(cfg):
@@ -221,6 +220,7 @@ def program(cfg):
     sys.exit(code)
 
 if __name__ == "__main__":
+    words = sys.argv.pop().split("\\n")
     program()
 """
 

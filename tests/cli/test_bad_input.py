@@ -133,8 +133,8 @@ def test_train_needs_a_dataset(here: Path, capsys: pytest.CaptureFixture):
     ("words", "said"),
     [
         (["trian"], "flowpolicy: unknown verb 'trian'; verbs are data, train, finetune"),
-        (["data"], "wanted one of collect, inspect, validate, view, got 'nothing'"),
-        (["data", "colect"], "wanted one of collect, inspect, validate, view, got 'colect'"),
+        (["data"], "wanted one of collect, inspect, validate, view, finish, trim, got 'nothing'"),
+        (["data", "colect"], "wanted one of collect, inspect, validate, view, finish, trim, got 'colect'"),
         (["data", "collect", "task=toy"], "pass out=PATH"),
         (["data", "collect", "episodes=0", "out=new.zarr"], "episodes must be at least 1, got 0"),
         (["data", "collect", "episode=3", "out=new.zarr"], "did you mean episodes?"),

@@ -70,11 +70,11 @@ def test_while_workers_run(verb: str, number: signal.Signals, moment: str, given
     wait_for(lambda: len(children(process.pid)) == 2 or process.poll() is not None, seconds=120.0)
     workers = children(process.pid)
     if moment == "working":
-        wait_for(lambda: len(list(tmp_path.rglob("*"))) > 1 and cpu(workers) > 4.0, seconds=120.0)
+        wait_for(lambda: len(os.listdir(tmp_path)) > 0 and cpu(workers) > 4.0, seconds=120.0)
     os.killpg(process.pid, number)
     code, line = CODES[number]
     _, error = process.communicate(timeout=60)
-    said = spoken(error)
+    said = [line for line in spoken(error) if "finished episodes are kept in" not in line]  # how to use them
     assert process.returncode == code and len(said) == 1, said
     assert said[0].startswith(f"flowpolicy {command[0]}: ") and line in said[0]
     wait_for(lambda: not any(running(pid) for pid in workers), seconds=20.0)
@@ -91,7 +91,7 @@ def test_a_protocol_hears_sigterm_and_its_trainings_write_a_checkpoint(tmp_path:
     command = ["protocol", "task=toy", "out=out", "demonstrations=3", "seeds=[0,1]", "workers=2",
                "trainer.steps=100000", "trainer.log_every=1", "policy.net.width=8", "policy.net.depth=1",
                "trainer.batch_size=4",
-               "arms={a:[policy/head=mip],b:[policy/head=meanflow]}"]  # fmt: skip
+               "arms={a:['policy/head=mip'],b:['policy/head=meanflow']}"]  # fmt: skip
     process = started(command, tmp_path)
     logs = [tmp_path / f"out/two-ways/a/seed_{seed}/metrics.jsonl" for seed in (0, 1)]
     wait_for(lambda: all(log.exists() and log.stat().st_size for log in logs) or process.poll() is not None,

@@ -123,10 +123,10 @@ def test_the_experiments_name_arms_that_compose(name: str) -> None:
     from flowpolicy.paths import config_dir
 
     facts = config.plain(config.load("protocol", [f"experiment={name}", "dataset.path=none"]))
-    assert len(facts["tasks"]) >= 3 and 1 in facts["num_steps"]
+    assert len(facts["tasks"]) >= 2 and 1 in facts["num_steps"]
     for words in facts["arms"].values():
         config.plain(config.load("train", [f"experiment={name}", *words, "dataset.path=none"]))
     if name == "heads_metaworld":
         assert max(facts["num_steps"]) >= MANY
         known = {file.stem for file in (config_dir() / "policy" / "head").glob("*.yaml")}
-        assert len(facts["arms"]) >= 21 and {*facts["arms"]} <= known
+        assert len(facts["arms"]) >= 20 and {*facts["arms"]} <= known

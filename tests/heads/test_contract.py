@@ -9,7 +9,7 @@ import torch
 
 import flowpolicy.heads
 from flowpolicy.checkpoint import create_policy, load_policy, save_policy
-from flowpolicy.cli import config, main
+from flowpolicy.cli import config, main, own_hydra
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.flow.path import expand
 from flowpolicy.flow.sample import SAMPLERS
@@ -346,7 +346,7 @@ def test_a_new_head_is_one_class_and_one_yaml(tmp_path: Path, monkeypatch: pytes
     (classes / "dummy.py").write_text(DUMMY_HEAD)
     (configs / "policy" / "head" / "dummy.yaml").write_text(DUMMY_YAML)
     monkeypatch.setattr(flowpolicy.heads, "__path__", [*flowpolicy.heads.__path__, str(classes)])
-    monkeypatch.setattr(config, "config_dir", lambda: configs)
+    monkeypatch.setattr(own_hydra, "config_dir", lambda: configs)
 
     store, run = write_store(tmp_path / "demos.zarr"), tmp_path / "run"
     words = [f"dataset.path={store}", f"out={run}", "policy/head=dummy", "policy.head.first=0.5", "policy.horizon=8",

@@ -55,7 +55,7 @@ except ValueError as error:
     )
     core, *extras, everything, unknown = done.stdout.splitlines()
     said = dict(zip(EXTRAS, extras, strict=True))
-    assert said["wandb"] == 'pip install "wandb>=0.18"'
+    assert said["wandb"] == 'pip install "wandb>=0.31"'
     assert all(word in said["maniskill"] for word in ('"mani-skill>=3.0.1"', '"numpy<2"', '"numba'))  # and of `train`
     assert '"torch>=2.6"' in core and '"onnx>=' in everything and '"metaworld>=' in everything
     assert not re.search("flowpolicy|extra", done.stdout.removesuffix(unknown + "\n"))

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a shell starts in the background; the tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the first test module imports it
 # No deadline: the first call of a numba kernel or a torch operator is far slower than the rest.
 settings.register_profile("flowpolicy", deadline=None, derandomize=True, max_examples=50)

@@ -134,7 +134,7 @@ def test_a_damaged_best_gives_way_to_the_next_best(run: Path) -> None:
 def test_a_run_of_which_nothing_is_whole_is_not_begun_anew(run: Path) -> None:
     for step in (10, 20, 30):
         (run / f"checkpoints/{step:06d}/state/model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="000030/state/model.safetensors does not fit"):
+    with pytest.raises(ValueError, match="000030/state/model.safetensors is damaged"):
         Run(run / "checkpoints").restore()
 
 

@@ -255,7 +255,7 @@ def test_the_gate_decides_the_exit_code(here: Path, capsys: pytest.CaptureFixtur
         (["good", "poor", "episodes=2.5"], "episodes must be a whole number"),
         (["good", "poor", "alpha=5"], "alpha must be below 1, got 5"),
         (["good", "poor", "require=best"], "require must be one of better, no_worse, not_beaten, got 'best'"),
-        (["good", "poor", "require=no_worse", "margin=2"], "margin must be below 1, got 2"),
+        (["good", "poor", "require=no_worse", "margin=2"], "margin must be between 0 and 1, got 2"),
         (["good", "poor", "require=no_worse", "sequential=true"], "use sequential=false"),
         (["good", "poor", "sequential=true", "max_episodes=20"], "max_episodes must be at least episodes=100, got 20"),
         (["good", "poor", "episode=3"], "there is no key episode; did you mean episodes?"),

@@ -89,7 +89,11 @@ def test_the_peak_is_a_few_blocks_and_not_the_array(store: EpisodeStore, what: s
 
 
 def in_a_fresh_process(code: str, *words: object) -> str:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "1",
+    }
     command = [sys.executable, "-c", code, *map(str, words)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -153,7 +157,8 @@ def test_what_does_not_fit_is_refused_before_it_is_read_or_mapped(store: Episode
 
 
 LIMITED = """
-import resource, sys, warnings
+import resource, sys, threading, warnings
+threading.stack_size(1 << 20)  # of 8 MB each, a few more readers on a loaded machine would pass the limit
 import torch
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.memory import available_memory

@@ -1,11 +1,13 @@
 """Tables of `flowpolicy protocol experiment=heads_tuning` and `experiment=heads_metaworld`, from their episodes.
 
   python scripts/heads_table.py runs/heads            # a line per arm: success for each number of steps
+  python scripts/heads_table.py runs/heads --ahead    # the best arm against each other, many steps against few
   python scripts/heads_table.py runs/tuning --chosen  # a line per head: its settings, the best first
 
 Success of a cell is the mean over tasks and training seeds; ± is the standard deviation over training seeds of a
 seed's mean over the tasks; in brackets Wilson's 95 % interval of all episodes, which holds no spread of trainings.
 Told are the training seeds that have finished on all tasks; of equal settings the first of the experiment is chosen.
+--ahead: mean difference over pairs of trainings of one task and seed, with Student's 95 % interval, uncorrected.
 """
 
 import argparse
@@ -14,6 +16,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
+
+from scipy.stats import t as student
 
 from flowpolicy.evaluation.statistics import wilson_interval
 
@@ -100,13 +104,36 @@ def print_chosen(found: Cells) -> None:
         print(f"| {head} | {ranked[0]} | {'; '.join(ranked[1:])} |")
 
 
+def ahead(cells: list[Cell], others: list[Cell]) -> str:
+    """How far `cells` are ahead, over the trainings that both have: mean (interval); – for fewer than two."""
+    rates = {(cell.task, cell.seed): cell.rate for cell in others}
+    gaps = [cell.rate - rates[key] for cell in cells if (key := (cell.task, cell.seed)) in rates]
+    if len(gaps) < 2:
+        return "–"
+    mean, half = fmean(gaps), student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+    return f"{mean:+.3f} ({mean - half:.3f} to {mean + half:.3f})"
+
+
+def print_ahead(found: Cells) -> None:
+    """A line per arm, the best in the fewest steps first."""
+    numbers = {number for steps in found.values() for number in steps}
+    few, many = min(numbers), max(numbers)
+    begun = [arm for arm, steps in found.items() if steps.get(few)]
+    ranked = sorted(begun, key=lambda arm: -fmean(cell.rate for cell in found[arm][few]))
+    print(f"| arm | {ranked[0]} is ahead by, in {few} | {many} ahead of {few} |\n|---|---:|---:|")
+    for arm in ranked:
+        gap = ahead(found[ranked[0]][few], found[arm][few]) if arm != ranked[0] else ""
+        print(f"| {arm} | {gap} | {ahead(found[arm].get(many, []), found[arm][few]) if many != few else '–'} |")
+
+
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder of the protocol")
     parser.add_argument("--chosen", action="store_true", help="a line per head: what tuning chose")
+    parser.add_argument("--ahead", action="store_true", help="differences with intervals")
     options = parser.parse_args()
-    (print_chosen if options.chosen else print_table)(read(options.out))
+    (print_chosen if options.chosen else print_ahead if options.ahead else print_table)(read(options.out))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,18 @@ def test_deviation_is_of_training_seeds_and_an_unfinished_one_is_left_out(
     assert lines[3].startswith("| poor | 1 | 0.00 | 0.00 | 0.000 (0.00 to 0.32)")
 
 
+def test_how_far_the_best_is_ahead_is_told_over_pairs_of_trainings(
+    table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = {("good", "easy", 0): "yyyy", ("good", "easy", 1): "yyyy", ("poor", "easy", 0): "yyyn",
+             ("poor", "easy", 1): "yynn", ("single", "easy", 0): "nnnn"}  # fmt: skip
+    table.print_ahead(table.read(write(tmp_path, ["single", "poor", "good"], cells)))
+    # gaps 0.25 and 0.5: mean 0.375, half an interval 12.706 * 0.1768 / sqrt(2)
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| good |  | – |", "| poor | +0.375 (-1.213 to 1.963) | – |", "| single | – | – |",
+    ]  # fmt: skip
+
+
 def test_the_best_setting_is_chosen_and_of_equal_ones_the_first_of_the_experiment(
     table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,18 @@ POLICY_CONFIG = {
     "head": {"_target_": "flowpolicy.heads.meanflow.MeanFlowHead", "_partial_": True},
 }
 
+RUNTIME_ALONE = """
+import sys
+absent = ("torch", "scipy", "hydra", "omegaconf", "safetensors", "tqdm", "zarr", "gymnasium", "onnx", "onnxscript")
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""  # the first lines of a program that sees what a robot has: numpy and onnxruntime
+
 
 def last(run: Path) -> Path:
     """The last checkpoint of a run."""

@@ -15,7 +15,7 @@ import pytest
 
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.evaluation.observations import Observed
-from tests.helpers import observation, small_policy
+from tests.helpers import RUNTIME_ALONE, observation, small_policy
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -103,16 +103,10 @@ def test_what_onnxruntime_cannot_read_is_one_line_also_when_edited(bundle: Path,
     assert "\n" not in str(caught.value)
 
 
-USE = """
-import os, sys
-absent = ("torch", "scipy", "hydra", "omegaconf", "safetensors", "tqdm", "zarr", "gymnasium", "onnx", "onnxscript")
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in absent:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+USE = (
+    RUNTIME_ALONE
+    + """
+import os
 import numpy as np
 from flowpolicy.deploy.runtime import OnnxPolicy, import_onnxruntime
 if sys.argv[2:]:  # after the imports: an interpreter may lie in a home that is closed to others
@@ -124,6 +118,7 @@ policy = OnnxPolicy(sys.argv[1])
 obs = {key: np.ones(spec["shape"], spec["dtype"]) for key, spec in policy.facts["obs"].items()}
 sys.stdout.write(policy.predict(obs).tobytes().hex())
 """
+)
 
 
 def used(bundle: Path, *user: str, home: Path) -> str:

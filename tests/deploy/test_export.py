@@ -17,7 +17,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import stream
 from flowpolicy.trainers.imitation import fit_normalizers
 from tests.catalogue import CLOUD, SEEING, catalogue_policy, observations, options
-from tests.helpers import observation, small_policy
+from tests.helpers import RUNTIME_ALONE, observation, small_policy
 from tests.test_policy import constant_commands
 
 pytest.importorskip("onnxscript")
@@ -126,16 +126,9 @@ def test_only_a_bundle_may_be_replaced(tmp_path: Path) -> None:
     refuse_existing(tmp_path, overwrite=True)
 
 
-WITHOUT_TORCH = """
-import sys
-absent = ("torch", "scipy", "hydra", "omegaconf", "safetensors", "tqdm", "zarr", "gymnasium", "onnx", "onnxscript")
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in absent:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+WITHOUT_TORCH = (
+    RUNTIME_ALONE
+    + """
 try:
     import torch
 except ImportError:
@@ -157,6 +150,7 @@ drawn = [policy.predict(obs, rng=np.random.default_rng(seed)) for seed in (0, 0,
 assert (drawn[0] == drawn[1]).all() and (drawn[0] != drawn[2]).any()
 assert not set(absent) & {name.partition(".")[0] for name in sys.modules}
 """
+)
 
 
 def test_a_bundle_runs_where_importing_torch_fails(tmp_path: Path) -> None:

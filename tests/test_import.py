@@ -93,3 +93,20 @@ torch.set_default_dtype(torch.float64); torch.manual_seed(7); numpy.seterr(all="
         "process",
     ]
     assert changed(tmp_path, ours=[], others=[], extra=extra) == topics
+
+
+def test_a_collector_that_only_starts_workers_does_not_wait_for_torch(tmp_path: Path) -> None:
+    """More than a second, before which no worker began: two workers were slower than one for 20 episodes."""
+    code = """
+import sys
+from flowpolicy.data import collect
+def started(make_expert, workers):
+    print(workers, "torch" in sys.modules)
+    raise SystemExit
+collect.Workers = started
+from flowpolicy.cli.main import main
+main(["data", "collect", "task=maniskill", "episodes=1", "workers=2", "out=a.zarr"])
+"""
+    paths = f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'envs')]!r}\n"
+    done = subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "2 False\n", done.stderr

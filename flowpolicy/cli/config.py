@@ -3,9 +3,8 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -16,6 +15,9 @@ from flowpolicy.cli.own_hydra import own_hydra
 from flowpolicy.cli.words import path_words
 from flowpolicy.cli.words import quoted as quoted
 from flowpolicy.files import make_folder, write_atomic
+
+if TYPE_CHECKING:  # more than a second, which processes that only start others need not wait for
+    import torch
 
 
 def load(name: str, argv: list[str]) -> DictConfig:
@@ -53,8 +55,10 @@ def save(config: DictConfig, argv: list[str], out: Path) -> None:
     write_atomic(folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(argv)))
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str) -> "torch.device":
     """`auto` is the GPU when torch sees one, else the CPU. Raises ValueError for a device that is not there."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.partition(":")[0] not in ("cpu", "cuda", "mps"):

@@ -21,7 +21,6 @@ collect runs the task's expert and keeps the successful episodes, actions clippe
   task.view.points, crop_low, crop_high, color, voxel_m, depth_size, image_size   of clouds and pictures
   episodes    successful episodes to keep [100]       out        store to write; must not exist [required]
   seed        first episode's seed; then seed+1, …    workers    processes [1]
-  A second worker pays from some 50 episodes of PickCube-v1 on: each loads its simulator first, as long as 20 take.
   overwrite   replace an existing store, once the new one is complete [false]
   Killed, crashed or interrupted, the same command goes on: what was tried lies in the hidden folder .OUT.journal until
   the store is whole. A seed on which a worker process dies is named and left out.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from flowpolicy.checkpoint import read_config
 from flowpolicy.cli import config
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ def task_for(name: str, checkpoint: Path, words: Sequence[str]) -> "tuple[Task, 
 
     name: of the yaml that the words override.
     """
+    from flowpolicy.checkpoint import read_config  # loads torch: a second, which `data collect` need not wait for
+
     cfg = config.load(name, with_task(words, own_task(read_config(checkpoint))))
     task = make_task(cfg)
     return task, dict(task.settings)

@@ -95,7 +95,7 @@ def in_a_fresh_process(code: str, *words: object) -> str:
         "MALLOC_ARENA_MAX": "1",
     }
     command = [sys.executable, "-c", code, *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -159,11 +159,13 @@ def test_what_does_not_fit_is_refused_before_it_is_read_or_mapped(store: Episode
 LIMITED = """
 import resource, sys, threading, warnings
 threading.stack_size(1 << 20)  # of 8 MB each, a few more readers on a loaded machine would pass the limit
-import torch
+import torch, zarr
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.memory import available_memory
 from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
+# one block at a time: a thread that finds no memory as it starts leaves the one that started it waiting for ever
+zarr.config.set({"async.concurrency": 1, "threading.max_workers": 1})
 store = EpisodeStore.open(sys.argv[1])
 # what starts threads, each with a stack, and loads modules is done before the limit
 dataset = SequenceDataset.from_store(store, horizon=4, obs_horizon=1, episodes=range(6), residence=Residence(False))

@@ -1,5 +1,6 @@
 """Collecting: the first N successes in seed order, the same store for any number of workers and kills."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -129,15 +130,18 @@ def files(path):
 
 
 def start(make, path, **options):
-    """Collect in a forked process, which ends with exit code 0 when the store is written."""
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        collect_episodes(make, path, progress=False, **options)
-        code = 0
-    finally:
-        os._exit(code)
+    """Collect in a process that has begun to. A forked one would share tqdm's lock, which a kill can leave held."""
+    began = path.with_suffix(".began")
+    process = multiprocessing.get_context("spawn").Process(target=_begin, args=(began, make, path), kwargs=options)
+    process.start()
+    wait_for(began.exists)
+    began.unlink()
+    return process
+
+
+def _begin(began, make, path, **options):
+    began.touch()
+    collect_episodes(make, path, progress=False, **options)
 
 
 def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_store(tmp_path, capfd):
@@ -145,10 +149,11 @@ def test_killed_at_any_moment_the_same_command_goes_on_to_the_same_store(tmp_pat
     collect_episodes(slow, tmp_path / "whole.zarr", episodes=12, seed=2, attrs={"task": "dice"}, progress=False)
     path, kills, delay = tmp_path / "a.zarr", 0, 0.02
     while not path.exists():
-        pid = start(slow, path, episodes=12, seed=2, attrs={"task": "dice"})
+        process = start(slow, path, episodes=12, seed=2, attrs={"task": "dice"})
         time.sleep(delay := 1.2 * delay)  # a little further each time, however slow the machine
-        os.kill(pid, signal.SIGKILL)
-        kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert kills >= 3
     if (tmp_path / ".a.zarr.journal").exists():  # killed between the two: the store is whole
         with pytest.raises(FileExistsError):
@@ -232,15 +237,15 @@ def test_a_damaged_journal_costs_only_what_is_damaged(tmp_path, monkeypatch, dam
 
 
 def test_a_second_collector_is_refused_before_it_makes_an_expert(tmp_path):
-    pid = start(partial(Dice, seconds=0.05), tmp_path / "a.zarr", episodes=400)
+    process = start(partial(Dice, seconds=0.05), tmp_path / "a.zarr", episodes=400)
     try:
         wait_for(lambda: (tmp_path / ".a.zarr.journal/attempts.jsonl").exists())
         with pytest.raises(ValueError, match="is being written by another command"):
             collect_episodes(lambda: pytest.fail("made"), tmp_path / "a.zarr", episodes=1, progress=False)
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # the first one goes on
+        assert process.is_alive()  # the first one goes on
     finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        process.kill()
+        process.join()
 
 
 def wait_for(condition, seconds=60.0):

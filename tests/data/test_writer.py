@@ -1,6 +1,7 @@
 """EpisodeWriter: what `add` accepted is safe, however the program ends; it can be read, gone on with, or finished."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -35,37 +36,29 @@ def undisturbed(path: Path, episodes: int) -> dict[str, bytes]:
     return files(path)
 
 
-def fork(run) -> int:
-    """Call `run` in a forked process; its id."""
-    if pid := os.fork():
-        return pid
-    try:
-        run()
-    finally:
-        os._exit(1)
+def write(path: Path, how: str, after: int) -> None:
+    with EpisodeWriter(path, EMBODIMENT, ATTRS) as writer:
+        for seed in range(after):
+            writer.add(episode(seed))
+        if how == "exception":
+            raise KeyError(how)
+        os.kill(os.getpid(), getattr(signal, how))
+        time.sleep(60)
 
 
 def stopped(path: Path, how: str, *, after: int) -> None:
     """A writer that ends in this way when it has accepted so many episodes."""
-
-    def run() -> None:
-        with EpisodeWriter(path, EMBODIMENT, ATTRS) as writer:
-            for seed in range(after):
-                writer.add(episode(seed))
-            if how == "exception":
-                raise KeyError(how)
-            os.kill(os.getpid(), getattr(signal, how))
-            time.sleep(60)
-
     if how == "exception":
         with pytest.raises(KeyError):
-            run()
+            write(path, how, after)
     elif how == "SIGINT":
         with pytest.raises(KeyboardInterrupt):
-            run()
+            write(path, how, after)
     else:
-        pid = fork(run)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -getattr(signal, how)
+        process = multiprocessing.get_context("spawn").Process(target=write, args=(path, how, after))
+        process.start()
+        process.join()
+        assert process.exitcode == -getattr(signal, how)
 
 
 @pytest.mark.parametrize("how", ["exception", "SIGINT", "SIGKILL", "SIGTERM"])

@@ -19,7 +19,6 @@ def bench() -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_one_step_of_meanflow_comes_within_twice_the_distance_of_a_hundred_of_flow_matching(bench: ModuleType) -> None:
     target = bench.EightGaussians()
     one = bench.measure_head("meanflow", target, seed=0, steps=4000).distances[0]

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -156,6 +157,9 @@ def test_with_a_key_that_is_of_no_use_wandb_goes_offline_and_says_so_in_one_line
     (line,) = capfd.readouterr().err.splitlines()
     assert reason in line and line.endswith(f"wandb sync {no_login / 'run' / 'wandb'}/offline-run-*")
     (record,) = (no_login / "run" / "wandb").glob("offline-run-*/*.wandb")
+    end = time.monotonic() + 30  # its own process writes it, and on a busy machine is not done yet
+    while record.stat().st_size <= 500 and time.monotonic() < end:
+        time.sleep(0.05)
     assert record.stat().st_size > 500  # what `wandb sync` sends
 
 

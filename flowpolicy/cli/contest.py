@@ -56,6 +56,10 @@ def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequen
 
 def _arms(facts: Mapping[str, Any]) -> dict[str, list[str]]:
     arms, only = facts["arms"], facts["only"]
+    if not isinstance(arms, dict) or not all(isinstance(words, list) for words in arms.values()):
+        raise ValueError(
+            f"arms must be NAME: [words of flowpolicy train, …], as in experiment=heads_metaworld, got {arms!r}"
+        )
     if only is None:
         return arms
     names = [only] if isinstance(only, str) else only

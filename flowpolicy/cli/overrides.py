@@ -22,6 +22,9 @@ def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
     a number out of its range.
     """
     groups = [argument for argument in argv if (config_dir() / argument.partition("=")[0]).is_dir()]
+    for choice in OverridesParser.create().parse_overrides(groups):
+        if not isinstance(choice.value(), str | None):
+            raise ValueError(f"{choice.key_or_group} must be the name of one yaml file, got {choice.value()!r}")
     try:
         offered = compose(name, overrides=groups)
     except MissingConfigException as error:

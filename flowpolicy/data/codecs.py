@@ -26,6 +26,8 @@ def require_harmless(store: Path) -> None:
     for place in _PLACES:
         for file in sorted(store.glob(f"{place}zarr.json")):
             raise ValueError(f"{file} is metadata of zarr v3; wanted zarr v2 throughout (write it with zarr_format=2)")
+        for file in sorted((*store.glob(f"{place}.zgroup"), *store.glob(f"{place}.zattrs"))):
+            _record(file)
         for file in sorted(store.glob(f"{place}.zarray")):
             array_metadata(file.parent)
         for file in sorted(store.glob(f"{place}.zmetadata")):

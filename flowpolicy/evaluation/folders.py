@@ -11,11 +11,17 @@ from flowpolicy.records import require
 
 _NONE = type(None)
 _TIMES = {"p50": float, "p95": float, "p99": float}
+EPISODE = {
+    "task": str, "task_id": str, "checkpoint": str, "num_steps": int, "seed": int, "success_once": bool,
+    "failure": (str, _NONE), "episode_len": int,
+}  # fmt: skip
+"""What every line of an evaluation's results.jsonl has, and more."""
 _WANTED: dict[str, Any] = {
     "summary.json": {
         "num_steps": int, "n": int, "success_once": float, "ci_low": float, "ci_high": float, "success_at_end": float,
         "return_mean": float, "latency_ms": _TIMES, "env_steps_per_s": float, "versions?": {"*": str},
-        "start_seed?": int, "policy_params?": int, "success_outcomes?": {"*": int},
+        "start_seed?": int, "policy_params?": int, "success_outcomes?": {"*": int}, "seen_seeds?": {"*": int},
+        "solved_at_reset?": int,
     },
     "latency.json": {
         "threads": int, "device": str, "predict": {**_TIMES, "max": float}, "floor": {"p50": float}, "overhead": float,
@@ -24,8 +30,7 @@ _WANTED: dict[str, Any] = {
     "chunks.json": {"names": [str], "panels": [{
         "title": str, "line": str, "actions": [[float]], "chunks": [{"step": int, "actions": [[[float]]]}],
     }]},
-    "results.jsonl": {"seed?": int, "success_once?": bool, "failure?": (str, _NONE), "episode_len?": int,
-                      "num_steps?": int, "task_id?": str},
+    "results.jsonl": EPISODE,
     "metrics.jsonl": {"step?": int, "*": (float, _NONE)},
     "latency.jsonl": {"checkpoint": str, "num_steps": int},
     "run.json": {"versions?": {"*": str}, "seeds?": dict, "argv?": [str]},

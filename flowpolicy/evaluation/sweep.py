@@ -17,7 +17,7 @@ from tqdm import tqdm
 from flowpolicy.deploy.latency import example_observation, measure_latency
 from flowpolicy.evaluation.arms import Arm, ArmResult, Rollouts, asked_of, require_comparable
 from flowpolicy.evaluation.comparison import Comparison, Failure, conclude
-from flowpolicy.evaluation.folders import read_json, read_lines
+from flowpolicy.evaluation.folders import EPISODE, read_json, read_lines
 from flowpolicy.evaluation.processes import Outcome, run_all
 from flowpolicy.evaluation.rows import FACTS, append_rows, require_unchanged
 from flowpolicy.evaluation.seen_seeds import seen_text
@@ -228,7 +228,7 @@ def _finished(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """Arm -> seed -> line, of all parts."""
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for file in sorted(out.glob("results*.jsonl")):
-        for row in read_lines(file):
+        for row in read_lines(file, EPISODE):
             found[_key(row)][row["seed"]] = row
     return found
 

@@ -157,7 +157,6 @@ def test_triton_comes_before_a_device_and_before_a_first_material(monkeypatch, w
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_workers_draw_their_own_frames(vulkan):
     make = partial(make_env, "PickCube-v1", obs="rgb", view=View(image_size=32))
     with closing(make_vector_env(make, 2)) as there, closing(make()) as here:

@@ -69,8 +69,7 @@ def test_the_encoder_of_states_takes_no_cloud(run: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("encoder", ["vit", "resnet18"])
+@pytest.mark.parametrize("encoder", [pytest.param("vit", marks=pytest.mark.ci), "resnet18"])
 def test_pictures_go_the_same_way(opengl, tmp_path: Path, encoder: str) -> None:
     task = ["task=metaworld", "task.id=reach-v3", "task.obs=rgb", "task.view.image_size=48"]
     store, run = tmp_path / "demos.zarr", tmp_path / "run"

@@ -73,7 +73,6 @@ WORDS = ["task=toy", "demonstrations=3", "episodes=3", "workers=2", "policy.net.
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_verb_trains_every_arm_and_sweeps(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,64 +1,62 @@
 """Policies on disk: config.json + model.safetensors + embodiment.json; never pickle, rebuilt from these alone."""
 
-import importlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, final, get_args
 
 import torch
-from hydra.errors import HydraException
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from flowpolicy.ambient import standard_torch
 from flowpolicy.embodiment import Embodiment, load_embodiment, save_embodiment
-from flowpolicy.files import write_atomic
+from flowpolicy.files import atomic_directory, write_atomic
 from flowpolicy.fingerprint import ENTRY, fingerprint, require_unedited
 from flowpolicy.normalizer import LinearNormalizer, NormalizerMode
 from flowpolicy.pointers import choose
-from flowpolicy.policy import FlowPolicy
+from flowpolicy.policy import FlowPolicy, build_policy
+from flowpolicy.spec import PolicySpec
 
 SCHEMA_VERSION = 1
 _FILES = ("config.json", "embodiment.json", "model.safetensors")
-_ROOT = "flowpolicy.policy.build_policy"
-_PARTS = ("flowpolicy.encoders", "flowpolicy.nets", "flowpolicy.heads")
 _LATER = ("chunk_low", "chunk_high")  # buffers that the first checkpoints lack
 _COMMANDS = ("command_low", "command_high")  # buffers that came after those; the embodiment's bounds do for them
 _SCALES = (1e-8, 1e8)  # of a normaliser: half ranges from 10 nm in metres to 100 million encoder ticks
 # What a config of wrong types or sizes makes of its parts' constructors.
-_MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
-            HydraException, OmegaConfBaseException)  # fmt: skip
+_MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
 
 
 @standard_torch()
-def create_policy(config: dict[str, Any], embodiment: Embodiment, *, trusted_modules: Sequence[str] = ()) -> FlowPolicy:
-    """Build an untrained policy from its resolved config (the `policy` node, `_target_`s included).
+def create_policy(
+    config: PolicySpec | Mapping[str, Any], embodiment: Embodiment, *, trusted_modules: Sequence[str] = ()
+) -> FlowPolicy:
+    """An untrained policy from a spec, or from one written down.
 
-    trusted_modules: packages outside flowpolicy whose classes the config may name. Raises ValueError for a `_target_`
-    that is neither `build_policy` nor a class of ours below encoders, nets and heads, nor of those packages: a config
-    file must not be able to run arbitrary code. Raises ValueError too for arguments that the parts do not take.
     The weights are drawn from torch's global generator, which is put back: seed it for other ones.
+
+    Args:
+        config: A `PolicySpec`, or what `PolicySpec.to_dict` gives: the `policy` node of the composed configs.
+        embodiment: The robot's contract, which the shapes come from.
+        trusted_modules: Packages outside flowpolicy whose classes the config may name.
+
+    Raises:
+        ValueError: As `PolicySpec.from_dict`, and for arguments that the parts do not take.
     """
-    for target in targets(config):
-        _require_trusted(target, (*_PARTS, *trusted_modules))
-    if not isinstance(config, dict) or config.get("_target_") != _ROOT:
-        raise ValueError(f"the policy config must be an object with _target_: {_ROOT}, got {str(config)[:60]}")
+    spec = config if isinstance(config, PolicySpec) else PolicySpec.from_dict(config, trusted_modules=trusted_modules)
     try:
         with torch.random.fork_rng(devices=[]):  # the global generator is afterwards as before
-            # a partial, because Hydra would turn the embodiment (a dataclass) into a dict on the way through
-            policy = instantiate(OmegaConf.create(config), _partial_=True, _convert_="all")(embodiment=embodiment)
+            policy = build_policy(embodiment=embodiment, **spec.constructors())
     except _MISFITS as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if "unexpected keyword argument" in text:
             text += "; leave out the number, or the group (as policy/times, policy/weighting), that this part has not"
         raise ValueError(f"the policy config does not fit its parts: {text}") from error
-    assert isinstance(policy, FlowPolicy)
+    policy.spec = spec
     return policy
 
 
@@ -69,65 +67,49 @@ def _without_weights(config: Any) -> Any:
     return {key: None if key == "weights" else _without_weights(value) for key, value in config.items()}
 
 
-def targets(config: Any) -> Iterator[str]:
-    """Every `_target_` of a resolved config. Raises ValueError for an interpolation: it could grow another one."""
-    if isinstance(config, str) and "${" in config:
-        raise ValueError(f"the policy config must be resolved, got {config!r}; write the value itself")
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield str(config["_target_"])
-        for value in config.values():
-            yield from targets(value)
-    elif isinstance(config, list | tuple):
-        for value in config:
-            yield from targets(value)
+def save_policy(
+    policy: FlowPolicy, folder: Path | str, *, facts: Mapping[str, Any] | None = None, overwrite: bool = False
+) -> Path:
+    """Write a policy to a folder of its own, whole or not at all, which `load_policy` and every verb takes.
+
+    Args:
+        policy: Whoever built it; its `spec` must be data, see `PolicySpec.to_dict`.
+        folder: To be made: config.json, embodiment.json, model.safetensors (normalisers included).
+        facts: JSON-ready extras for config.json, as task, dataset, step.
+        overwrite: Replace the folder where it exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: Where the folder exists and is not to be replaced.
+        ValueError: For a spec that is no data, and for weights that `load_policy` would refuse.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"save_policy: {folder} exists already; pass overwrite=True, or choose another folder")
+    with atomic_directory(folder, replace=overwrite) as new:
+        write_policy(policy, new, facts=facts or {})
+    return folder
 
 
-def _require_trusted(target: str, packages: Sequence[str]) -> None:
-    """Raise ValueError unless `target` is `build_policy` or a class that one of `packages` defines."""
-    if target == _ROOT:
-        return
-    package = next((name for name in packages if target.startswith(f"{name}.")), None)
-    found = _find(target) if package else None  # imports modules of the package, nothing else
-    if package and isinstance(found, type) and f"{found.__module__}.".startswith(f"{package}."):
-        return
-    word = target.partition(".")[0]
-    fix = "take another checkpoint" if word == "flowpolicy" else f"if you trust that package pass trusted=[{word}]"
-    raise ValueError(
-        f"the policy config names {target}: wanted {_ROOT} or a class below {', '.join(packages)}; {fix} "
-        "(trusted_modules= in Python)"
-    )
+def write_policy(policy: FlowPolicy, folder: Path, *, facts: Mapping[str, Any]) -> None:
+    """The files of `save_policy`; the folder's atomicity is the caller's business (`atomic_directory`).
 
-
-def _find(target: str) -> object:
-    """What a module defines under this name. Raises ValueError where there is no such module or name."""
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"the policy config names {target}, which is not there: {error}") from error
-
-
-def save_policy(policy: FlowPolicy, folder: Path, *, config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Write config.json, embodiment.json and model.safetensors (normalisers included) into `folder`.
-
-    config: what `create_policy` takes.   facts: JSON-ready extras (task, dataset, step, which weights).
     config.json is written last and holds the fingerprint of the three.
-    The folder's atomicity is the caller's business (`atomic_directory`).
-    Raises ValueError for weights that `load_policy` would refuse.
     """
     require_finite(policy.state_dict(), "save_policy")
     _require_ranges(policy, "save_policy")
+    spec = policy.spec.to_dict()
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "embodiment.json", folder / "model.safetensors"]
-    record = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "policy": config, **facts}))  # as it is read
+    record = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "policy": spec, **facts}))  # as it is read
     save_embodiment(policy.embodiment, files[0])
     write_tensors(policy.state_dict(), files[1])
     record[ENTRY] = fingerprint(record, folder / "config.json", files)
     write_atomic(folder / "config.json", json.dumps(record, indent=2) + "\n")
 
 
-@standard_torch()
 def load_policy(
     path: Path | str,
     *,
@@ -135,27 +117,89 @@ def load_policy(
     trusted_modules: Sequence[str] = (),
     edited: bool = False,
 ) -> FlowPolicy:
-    """Policy in evaluation mode from a run folder, a checkpoint folder or its policy/ folder.
+    """`Checkpoint.open(path).policy(...)`: a policy in evaluation mode from a run folder, a checkpoint or a policy."""
+    return Checkpoint.open(path).policy(device=device, trusted_modules=trusted_modules, edited=edited)
 
-    edited: take files that are not as they were saved, for somebody who changed them on purpose. Checkpoints from
-    before there were fingerprints are taken without; all other checks hold for both.
-    Raises FileNotFoundError when there is no checkpoint, ValueError for a schema or weights that do not fit, files that
-    were edited, weights that are not finite, normalisers that no data gives, and a range of the demonstrated actions
-    that is missing or impossible.
+
+@final
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved policy; opened once, and passed on to whoever needs something of it.
+
+    Args:
+        folder: What names it: RUN/checkpoints/<step>, which holds policy/, or a folder of `save_policy`.
+        record: What config.json says: policy, task, dataset, step, ….
     """
-    folder = resolve_checkpoint(path) / "policy"
-    record, file = read_config(path), folder / "config.json"
-    require_unedited(record, file, _FILES, edited=edited)
-    embodiment = load_embodiment(folder / "embodiment.json")
-    try:
-        config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}
-        policy = create_policy(config, embodiment, trusted_modules=trusted_modules)
-        later = _LATER if _action_mode(record) == "minmax" else ()
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    load_weights(policy, folder / "model.safetensors", later=later)
-    _require_ranges(policy, str(folder / "model.safetensors"))
-    return policy.to(device).eval().requires_grad_(False)
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @staticmethod
+    def open(path: "Path | str | Checkpoint") -> "Checkpoint":
+        """Read what a checkpoint says of itself; no weights yet.
+
+        Args:
+            path: A run folder (its best, else its last checkpoint), a checkpoint folder, its policy/ folder, or a
+                folder of `save_policy`. One that is open already is returned as it is.
+
+        Raises:
+            FileNotFoundError: Where there is no checkpoint.
+            ValueError: For a config.json that is damaged or of an unknown schema version.
+        """
+        if isinstance(path, Checkpoint):
+            return path
+        folder = resolve_checkpoint(path)
+        return Checkpoint(folder, _read_record(_files(folder) / "config.json"))
+
+    @property
+    def files(self) -> Path:
+        """The folder of config.json, embodiment.json and model.safetensors."""
+        return _files(self.folder)
+
+    @cached_property
+    def embodiment(self) -> Embodiment:
+        """The contract of the robot that it was trained for. Raises ValueError where it is damaged."""
+        return load_embodiment(self.files / "embodiment.json")
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The task that it was trained on, as a task config; {} where it does not say."""
+        return self.record["task"] if isinstance(self.record.get("task"), dict) else {}
+
+    @property
+    def num_steps(self) -> int:
+        """Network evaluations per chunk that it was evaluated with in training; 1 where it does not say."""
+        steps = self.record.get("num_steps")
+        return steps if isinstance(steps, int) and steps >= 1 else 1
+
+    @standard_torch()
+    def policy(
+        self, *, device: torch.device | str = "cpu", trusted_modules: Sequence[str] = (), edited: bool = False
+    ) -> FlowPolicy:
+        """The policy, in evaluation mode and without gradients.
+
+        Args:
+            device: Where its weights go.
+            trusted_modules: Packages outside flowpolicy whose classes it may name.
+            edited: Take files that are not as they were saved, for somebody who changed them on purpose. Checkpoints
+                from before there were fingerprints are taken without; all other checks hold for both.
+
+        Raises:
+            ValueError: For weights that do not fit, files that were edited, weights that are not finite, normalisers
+                that no data gives, and a range of the demonstrated actions that is missing or impossible.
+        """
+        record, file, weights = self.record, self.files / "config.json", self.files / "model.safetensors"
+        require_unedited(record, file, _FILES, edited=edited)
+        embodiment = self.embodiment
+        try:
+            config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}
+            policy = create_policy(config, embodiment, trusted_modules=trusted_modules)
+            later = _LATER if _action_mode(record) == "minmax" else ()
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        load_weights(policy, weights, later=later)
+        _require_ranges(policy, str(weights))
+        return policy.to(device).eval().requires_grad_(False)
 
 
 def _action_mode(record: Mapping[str, Any]) -> str | None:
@@ -197,9 +241,8 @@ def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
                              "infinite; take another checkpoint")  # fmt: skip
 
 
-def read_config(path: Path | str) -> dict[str, Any]:
-    """config.json of a checkpoint: policy, task, dataset, step. Raises ValueError for an unknown schema version."""
-    file = resolve_checkpoint(path) / "policy" / "config.json"
+def _read_record(file: Path) -> dict[str, Any]:
+    """A config.json. Raises ValueError for a damaged one and for an unknown schema version."""
     try:
         record = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
@@ -219,24 +262,30 @@ def read_config(path: Path | str) -> dict[str, Any]:
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
-    """The folder that holds policy/: `path`, or of a run its best, else its last; its parent where it is policy/.
+    """The folder of a checkpoint: `path`, or of a run its best, else its last; its parent where it is policy/.
 
     RUN/checkpoints/best and last are taken as such, whatever they are. Warns where one that is damaged is passed over.
     """
     path = Path(path)
     if path.name == "policy" and not (path / "policy").is_dir():
         path = path.parent
-    folder = path.resolve() if (path / "policy" / "config.json").is_file() else None
+    own = any((path / name / "config.json").is_file() for name in ("policy", "."))
+    folder = path.resolve() if own else None
     if path.name in ("best", "last") and not (path / "checkpoints").is_dir():  # no run that is called so
         folder = choose(path.parent, "best" if path.name == "best" else "last")
     elif folder is None:
         folder = choose(path / "checkpoints", "best")
-    if folder is not None and (folder / "policy" / "config.json").is_file():
+    if folder is not None and (_files(folder) / "config.json").is_file():
         return folder
     raise FileNotFoundError(
         f"no checkpoint at {path}: wanted policy/config.json in it or in checkpoints/best or checkpoints/last; "
         "pass a run folder of `flowpolicy train` or one of its checkpoints"
     )
+
+
+def _files(folder: Path) -> Path:
+    """Where a checkpoint's three files lie: in policy/, or in itself where `save_policy` made it."""
+    return folder if (folder / "config.json").is_file() and not (folder / "policy").is_dir() else folder / "policy"
 
 
 def load_weights(module: torch.nn.Module, file: Path, *, later: Collection[str] = _LATER) -> None:

@@ -18,6 +18,7 @@ from flowpolicy.inputs import Inputs
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.seeding import generator_of, normal
+from flowpolicy.spec import PolicySpec
 from flowpolicy.types import Batch, LossOutput, Observation
 
 
@@ -33,6 +34,7 @@ class FlowPolicy(nn.Module):
     normalized_keys: the observations that have a normaliser: all but the images.
     command_low, command_high: (A,), robot units: the embodiment's bounds, and for a command that was the same in every
       demonstrated step that command, which is then returned as it is.
+    spec: what it was built from, for `save_policy`.
     It draws noise of its own where `predict` is given none, from seed 0 on; `reset` starts another seed.
     """
 
@@ -54,8 +56,10 @@ class FlowPolicy(nn.Module):
         horizon: int,
         obs_horizon: int,
         action_horizon: int,
+        spec: PolicySpec,
     ) -> None:
         super().__init__()
+        self.spec = spec
         self.encoder, self.head, self.representation, self.embodiment = encoder, head, representation, embodiment
         self.obs_keys = tuple(obs_keys)
         self.horizon, self.obs_horizon, self.action_horizon = horizon, obs_horizon, action_horizon
@@ -307,4 +311,16 @@ def build_policy(
         horizon=horizon,
         obs_horizon=obs_horizon,
         action_horizon=action_horizon,
+        spec=PolicySpec(
+            encoder,
+            net,
+            head,
+            {
+                "horizon": horizon,
+                "obs_horizon": obs_horizon,
+                "action_horizon": action_horizon,
+                "action_representation": action_representation,
+                "obs_keys": obs_keys,
+            },
+        ),
     )

@@ -59,7 +59,7 @@ def trainer(facts: dict[str, Any], *, precision: str) -> ImitationTrainer:
                               obs_horizon=policy.obs_horizon)  # fmt: skip
     fit_normalizers(policy, dataset)
     settings = TrainerSettings.from_dict({**facts["trainer"], "precision": precision})
-    checkpoints = Checkpoints(Path("never-written"), config={}, facts={})
+    checkpoints = Checkpoints(Path("never-written"), facts={})
     return ImitationTrainer(policy, dataset, settings=settings, checkpoints=checkpoints, tracker=CompositeTracker([]),
                             seed=0, progress=False)  # fmt: skip
 

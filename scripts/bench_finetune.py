@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from flowpolicy.checkpoint import load_policy
 from flowpolicy.cli import config
 from flowpolicy.cli.finetune import load
 from flowpolicy.rl.actor_critic import ActorCritic
@@ -49,13 +48,13 @@ class Stopwatch:
 
 def main(argv: list[str]) -> int:
     """Measure and print."""
-    cfg = load(argv)
+    cfg, checkpoint = load(argv)
     if cfg.batched:
         raise ValueError("batched=true has no worker processes to be held against")
     settings = FinetuneSettings.from_dict(config.plain(cfg))
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(0)
-    actor_critic = ActorCritic(load_policy(cfg.checkpoint), config.instantiate(cfg.sampler))
+    actor_critic = ActorCritic(checkpoint.policy(), config.instantiate(cfg.sampler))
     policy, ppo = actor_critic.policy, PPO(actor_critic, settings.ppo)
     env = make_chunk_env(config.instantiate(cfg.task.env), settings.envs, action_horizon=policy.action_horizon,
                          obs_horizon=policy.obs_horizon, workers=settings.workers, reward=settings.reward)  # fmt: skip

@@ -36,6 +36,7 @@ RANKS = {
         "embodiment",
         "inputs",
         "flow",
+        "spec",
     ),  # fmt: skip
     1: ("nets", "encoders", "heads", "samplers", "normalizer", "actions", "pointcloud", "farthest_point"),
     2: ("policy", "inference", "checkpoint", "pointers", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),

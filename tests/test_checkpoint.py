@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flowpolicy.checkpoint import create_policy, load_policy, read_config, resolve_checkpoint, save_policy
+from flowpolicy.checkpoint import Checkpoint, create_policy, load_policy, resolve_checkpoint, save_policy
 from flowpolicy.seeding import stream
 from tests.catalogue import SEEING, policy_config
 from tests.helpers import EMBODIMENT, POLICY_CONFIG, observation
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Path:
     policy = create_policy(POLICY_CONFIG, EMBODIMENT)
     policy.action_normalizer.offset.fill_(0.25)
     facts = {"step": 10, "normalization": {"obs": "minmax", "action": "minmax"}}
-    save_policy(policy, tmp_path / "checkpoints/000010/policy", config=POLICY_CONFIG, facts=facts)
+    save_policy(policy, tmp_path / "checkpoints/000010/policy", facts=facts)
     (tmp_path / "checkpoints/last").symlink_to("000010")
     return tmp_path
 
@@ -157,7 +157,7 @@ def test_truncated_weights_and_other_schemas_are_clear_errors(run: Path) -> None
         load_policy(run)
     edit(run, "config.json", lambda record: {**record, "schema_version": 99})
     with pytest.raises(ValueError, match="schema_version 99"):
-        read_config(run)
+        Checkpoint.open(run)
 
 
 def put(name: str, index: int, value: float, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -201,7 +201,7 @@ def test_a_policy_of_impossible_numbers_is_not_saved(tmp_path: Path, name: str) 
     policy = create_policy(POLICY_CONFIG, EMBODIMENT)
     policy.state_dict()[name][0] = float("nan")
     with pytest.raises(ValueError, match=f"save_policy: {name}: wanted finite numbers"):
-        save_policy(policy, tmp_path / "policy", config=POLICY_CONFIG, facts={})
+        save_policy(policy, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
 
 
@@ -303,7 +303,7 @@ def states() -> list[Any]:
 def test_building_and_loading_a_policy_leaves_the_global_generators_as_they_are(tmp_path: Path, parts: Any) -> None:
     config = policy_config(**parts)
     before = states()
-    save_policy(create_policy(config, SEEING), tmp_path / "policy", config=config, facts={})
+    save_policy(create_policy(config, SEEING), tmp_path / "policy")
     assert states() == before
     load_policy(tmp_path)
     assert states() == before

@@ -122,7 +122,7 @@ def test_a_policy_made_saved_and_loaded_inside_is_the_same(host: Host, parts: di
     with host():
         torch.manual_seed(0)
         made = create_policy(config, SEEING)
-        save_policy(made, tmp_path / "policy", config=config, facts={})
+        save_policy(made, tmp_path / "policy")
         loaded = load_policy(tmp_path)
         inside = loaded.predict(obs, noise=given)
     assert_untouched(made, wanted)

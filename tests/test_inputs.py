@@ -195,10 +195,7 @@ def test_the_actor_of_rl_names_key_and_environment(policy: FlowPolicy) -> None:
 
 
 def test_a_copy_and_a_loaded_policy_check_too(policy: FlowPolicy, tmp_path: Path) -> None:
-    from tests.catalogue import policy_config
-
-    config = policy_config(encoder="vit")
-    save_policy(policy, tmp_path / "policy", config=config, facts={})
+    save_policy(policy, tmp_path / "policy")
     with pytest.raises(NonFiniteError, match="'agent_pos'"):
         load_policy(tmp_path).predict({**observations(policy), "agent_pos": torch.full((1, 2, 4), NAN)}, noise="zero")
 

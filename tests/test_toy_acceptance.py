@@ -51,7 +51,7 @@ def train(words: list[str], store: EpisodeStore, out: Path, *, seed: int = 0) ->
         policy,
         dataset,
         settings=TrainerSettings(**numbers),
-        checkpoints=Checkpoints(out, config=facts["policy"], facts={}),
+        checkpoints=Checkpoints(out, facts={}),
         tracker=JsonlTracker(out / "metrics.jsonl"),
         seed=seed,
         progress=False,

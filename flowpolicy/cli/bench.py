@@ -23,9 +23,9 @@ from pathlib import Path
 
 import torch
 
-from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import make_task, own_steps, own_task, with_task, without_task
+from flowpolicy.cli.tasks import make_task, with_task, without_task
 from flowpolicy.deploy.bench import bench, describe_processor, format_bench, pin_to
 from flowpolicy.deploy.latency import example_observation
 from flowpolicy.tracking import versions, write_json
@@ -34,19 +34,20 @@ from flowpolicy.tracking import versions, write_json
 def main(argv: list[str]) -> int:
     """Measure, print the tables and where bench.json lies."""
     facts = config.plain(config.load("bench", without_task(argv)))
-    folder = resolve_checkpoint(facts["checkpoint"])
+    checkpoint = Checkpoint.open(facts["checkpoint"])
     torch.set_num_threads(facts["threads"])
     if facts["cpus"] is not None:
         pin_to(facts["cpus"])
-    policy = load_policy(folder, device=config.pick_device(facts["device"]), trusted_modules=facts["trusted"],
-                         edited=facts["edited"])  # fmt: skip
+    policy = checkpoint.policy(
+        device=config.pick_device(facts["device"]), trusted_modules=facts["trusted"], edited=facts["edited"]
+    )
     device, preprocess_ms, task = policy.action_low.device, None, None
     obs, source = example_observation(policy, device), "zeros"
     if without_task(argv) != argv:
         from flowpolicy.evaluation.observations import observe_simulator
         from flowpolicy.rollout.vector_env import make_vector_env
 
-        cfg = config.load("bench", with_task(argv, own_task(read_config(folder))))
+        cfg = config.load("bench", with_task(argv, checkpoint.task))
         env = make_vector_env(make_task(cfg).make_env, 1)
         try:
             seen = observe_simulator(policy, env, count=cfg.observations, start_seed=cfg.start_seed)
@@ -54,10 +55,11 @@ def main(argv: list[str]) -> int:
             env.close()
         obs = {key: value.to(device) for key, value in seen.one(0).items()}
         preprocess_ms, source, task = seen.preprocess_ms, seen.source, {"name": cfg.task.name, "id": cfg.task.id}
-    steps = own_steps(read_config(folder)) if facts["num_steps"] is None else facts["num_steps"]
+    steps = checkpoint.num_steps if facts["num_steps"] is None else facts["num_steps"]
     counts = steps if isinstance(steps, list) else [steps]
     reports = [bench(policy, obs, num_steps=count, hz=facts["hz"], preprocess_ms=preprocess_ms,
                      warmup=facts["warmup"], repeats=facts["repeats"]) for count in counts]  # fmt: skip
+    folder = checkpoint.folder
     inside = folder.parent.name == "checkpoints"
     default = folder.parents[1] / "bench" / folder.name if inside else folder / "bench"
     about = {"checkpoint": str(folder), "task": task, "observations": source, **describe_processor(),

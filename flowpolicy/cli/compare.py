@@ -32,9 +32,9 @@ from typing import Any
 
 import torch
 
-from flowpolicy.checkpoint import read_config, resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import own_steps, task_for, without_task
+from flowpolicy.cli.tasks import task_for, without_task
 from flowpolicy.evaluation.arms import Arm, arm_names, recorded_arm
 from flowpolicy.evaluation.compare import Plan, compare
 from flowpolicy.evaluation.comparison import format_comparison
@@ -71,7 +71,7 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
         if (place / "results.jsonl").is_file() and not match:
             found = [recorded_arm("", place)]
         else:
-            checkpoint = resolve_checkpoint(place)
+            checkpoint = Checkpoint.open(place)
             task, settings = task_for("compare", checkpoint, words)
             steps = [int(match[2])] if match else _steps(facts["num_steps"], checkpoint)
             found = [Arm("", k, Path(), checkpoint, task, settings) for k in steps]
@@ -85,8 +85,8 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
     ]  # fmt: skip
 
 
-def _steps(asked: int | list[int] | None, checkpoint: Path) -> list[int]:
+def _steps(asked: int | list[int] | None, checkpoint: Checkpoint) -> list[int]:
     """What num_steps asks for; the checkpoint's own where it does not."""
     if asked is None:
-        return [own_steps(read_config(checkpoint))]
+        return [checkpoint.num_steps]
     return asked if isinstance(asked, list) else [asked]

@@ -27,9 +27,9 @@ from pathlib import Path
 
 import torch
 
-from flowpolicy.checkpoint import read_config, resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import make_task, own_steps, own_task, with_task, without_task
+from flowpolicy.cli.tasks import make_task, with_task, without_task
 from flowpolicy.evaluation.chunks import training_data
 from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
 
@@ -37,21 +37,20 @@ from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_
 def main(argv: list[str]) -> int:
     """Evaluate, print the table and where everything lies."""
     about = config.plain(config.load("evaluate", without_task(argv)))
-    recorded = read_config(about["checkpoint"])
-    own = own_task(recorded)
+    checkpoint = Checkpoint.open(about["checkpoint"])
+    own = checkpoint.task
     cfg = config.load("evaluate", with_task(argv, own))
     facts = config.plain(cfg)
     task = facts["task"]
     foreign = None if (task["name"], task["id"]) == (own.get("name"), own.get("id")) else task["id"]
-    num_steps = own_steps(recorded) if facts["num_steps"] is None else facts["num_steps"]
+    num_steps = checkpoint.num_steps if facts["num_steps"] is None else facts["num_steps"]
     torch.set_num_threads(cfg.threads)
-    folder = resolve_checkpoint(cfg.checkpoint)
     evaluations = evaluate(
-        folder, make_task(cfg),
-        outs=evaluation_folders(folder, num_steps, out=Path(cfg.out) if cfg.out else None, task_id=foreign),
+        checkpoint, make_task(cfg),
+        outs=evaluation_folders(checkpoint.folder, num_steps, out=Path(cfg.out) if cfg.out else None, task_id=foreign),
         episodes=cfg.episodes, start_seed=cfg.start_seed, envs=cfg.envs, video=cfg.video,
         device=config.pick_device(cfg.device),
-        demonstrations=Path(cfg.demonstrations) if cfg.demonstrations else training_data(recorded),
+        demonstrations=Path(cfg.demonstrations) if cfg.demonstrations else training_data(checkpoint.record),
         trusted_modules=facts["trusted"], edited=facts["edited"],
         allow_seen_seeds=cfg.allow_seen_seeds,
     )  # fmt: skip

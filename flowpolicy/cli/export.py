@@ -27,9 +27,9 @@ from pathlib import Path
 
 import torch
 
-from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.tasks import make_task, own_steps, own_task, with_task, without_task
+from flowpolicy.cli.tasks import make_task, with_task, without_task
 from flowpolicy.deploy.export import refuse_existing, require_export
 from flowpolicy.evaluation.certificate import ParityError, export_with_certificate, format_certificate
 from flowpolicy.evaluation.observations import observe_simulator, observe_store
@@ -43,25 +43,25 @@ def main(argv: list[str]) -> int:
     require_export()
     if facts["format"] != "onnx":
         raise ValueError(f"format must be onnx, got {facts['format']}")
-    folder, out = resolve_checkpoint(facts["checkpoint"]), Path(facts["out"]).absolute()
+    checkpoint, out = Checkpoint.open(facts["checkpoint"]), Path(facts["out"]).absolute()
     if facts["num_steps"] is None:
-        facts["num_steps"] = own_steps(read_config(folder))
+        facts["num_steps"] = checkpoint.num_steps
     for name, least in (("observations", 1), ("episodes", 0), ("num_steps", 1), ("threads", 1), ("repeats", 1)):
         if facts[name] < least:
             raise ValueError(f"{name} must be at least {least}, got {facts[name]}")
     refuse_existing(out, overwrite=facts["overwrite"])  # before a simulator starts
     torch.set_num_threads(facts["threads"])
-    policy = load_policy(folder, trusted_modules=facts["trusted"], edited=facts["edited"])
+    policy = checkpoint.policy(trusted_modules=facts["trusted"], edited=facts["edited"])
     policy.check_steps(facts["num_steps"])
-    env, store, about = None, facts["dataset"]["path"], {"checkpoint": str(folder), "task": None}
+    env, store, about = None, facts["dataset"]["path"], {"checkpoint": str(checkpoint.folder), "task": None}
     try:
         if store is None or facts["episodes"]:
-            cfg = config.load("export", with_task(argv, own_task(read_config(folder))))
+            cfg = config.load("export", with_task(argv, checkpoint.task))
             env = make_vector_env(make_task(cfg).make_env, 1)
             about["task"] = {"name": cfg.task.name, "id": cfg.task.id}
         count, first = facts["observations"], facts["start_seed"]
         seeds, own = range(first, first + facts["episodes"]), about["task"] or {}
-        seen = seen_seeds(read_config(folder), (own.get("name", ""), own.get("id", "")), seeds)
+        seen = seen_seeds(checkpoint.record, (own.get("name", ""), own.get("id", "")), seeds)
         if store is not None:
             observed = observe_store(policy, Path(store), count=count)
         else:

@@ -35,10 +35,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from flowpolicy.checkpoint import read_config
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
 from flowpolicy.cli.recipe import digest
-from flowpolicy.cli.tasks import own_task, with_task, without_task
+from flowpolicy.cli.tasks import with_task, without_task
 from flowpolicy.files import claim_folder
 from flowpolicy.rl.group import refuse_batch
 from flowpolicy.rollout.batched_env import BatchedSimulator
@@ -46,23 +46,23 @@ from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTr
 from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
 
 
-def load(argv: list[str]) -> DictConfig:
-    """The composed config; the task is the checkpoint's own unless the words name another."""
+def load(argv: list[str]) -> tuple[DictConfig, Checkpoint]:
+    """The composed config, whose task is the checkpoint's own unless the words name another; and the checkpoint."""
     about = config.plain(config.load("finetune", without_task(argv)))
-    return config.load("finetune", with_task(argv, own_task(read_config(about["checkpoint"]))))
+    checkpoint = Checkpoint.open(about["checkpoint"])
+    return config.load("finetune", with_task(argv, checkpoint.task)), checkpoint
 
 
 def main(argv: list[str]) -> int:
     """Fine-tune, print where everything lies."""
-    cfg = load(argv)
+    cfg, checkpoint = load(argv)
     facts = config.plain(cfg)
     settings = FinetuneSettings.from_dict(facts)
     settings = shortened(settings) if cfg.debug else settings
     make_batch = _batch(cfg)
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    default = Path("runs", cfg.task.name, f"{cfg.task.id}_rl", stamp)
+    default = Path("runs", cfg.task.name, f"{cfg.task.id}_rl", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     env, sampler = config.instantiate(cfg.task.env), config.instantiate(cfg.sampler)
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
     last = finetune(
-        cfg.checkpoint, env, sampler, out=out, settings=settings, make_batch=make_batch, start=start,
+        checkpoint, env, sampler, out=out, settings=settings, make_batch=make_batch, start=start,
         facts={"task": facts["task"], "finetune": {
             "checkpoint": str(cfg.checkpoint), "sampler": facts["sampler"], "batched": cfg.batched}},
         seed=cfg.seed, device=device, resume=cfg.resume, trusted_modules=facts["trusted"], edited=cfg.edited,

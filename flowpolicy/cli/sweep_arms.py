@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.checkpoint import read_config, resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint
 from flowpolicy.cli.tasks import task_for
 from flowpolicy.evaluation.arms import Arm, arm_names
 from flowpolicy.evaluation.comparison import Failure
@@ -25,9 +25,9 @@ def sweep_arms(argv: list[str], facts: dict[str, Any]) -> tuple[list[Arm], list[
         known = bool(slash) and (config_dir() / "task" / f"{family}.yaml").is_file()
         words = [*argv, *([f"task={family}", f"task.id={rest}"] if known else [f"task.id={wanted}"] if wanted else [])]
         for place in map(Path, facts["checkpoints"]):
-            checkpoint = resolve_checkpoint(place)
+            resolve_checkpoint(place)  # one that is not there stops all
             try:
-                read_config(checkpoint)
+                checkpoint = Checkpoint.open(place)
             except (ValueError, OSError) as error:
                 failed.append(Failure(str(place), rest if known else wanted or "its own task", str(error)))
                 continue

@@ -3,26 +3,15 @@
 import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from flowpolicy.cli import config
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # loads torch: a second, which `data collect` need not wait for
+    from flowpolicy.checkpoint import Checkpoint
     from flowpolicy.evaluation.evaluate import Task
-
-
-def own_task(recorded: dict[str, Any]) -> dict[str, Any]:
-    """The task node of a checkpoint's config.json; {} without one."""
-    return recorded["task"] if isinstance(recorded.get("task"), dict) else {}
-
-
-def own_steps(recorded: dict[str, Any]) -> int:
-    """Network evaluations per chunk that a checkpoint was evaluated with in training; 1 where it does not say."""
-    steps = recorded.get("num_steps")
-    return steps if isinstance(steps, int) and steps >= 1 else 1
 
 
 def with_task(argv: Sequence[str], own: dict[str, Any], *, source: str = "the checkpoint's config.json") -> list[str]:
@@ -63,13 +52,11 @@ def make_task(cfg: DictConfig) -> "Task":
     return Task(cfg.task.name, cfg.task.id, config.instantiate(cfg.task.env), settings)
 
 
-def task_for(name: str, checkpoint: Path, words: Sequence[str]) -> "tuple[Task, dict[str, Any]]":
+def task_for(name: str, checkpoint: "Checkpoint", words: Sequence[str]) -> "tuple[Task, dict[str, Any]]":
     """The task that `words` name, else the checkpoint's own, and the settings of its environment.
 
     name: of the yaml that the words override.
     """
-    from flowpolicy.checkpoint import read_config  # loads torch: a second, which `data collect` need not wait for
-
-    cfg = config.load(name, with_task(words, own_task(read_config(checkpoint))))
+    cfg = config.load(name, with_task(words, checkpoint.task))
     task = make_task(cfg)
     return task, dict(task.settings)

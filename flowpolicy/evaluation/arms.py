@@ -10,7 +10,7 @@ from typing import Any, final
 
 import torch
 
-from flowpolicy.checkpoint import load_policy, read_config
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.evaluate import Task, check_steps, describe, rules_of
 from flowpolicy.evaluation.folders import read_json, read_lines, short_names
@@ -43,20 +43,25 @@ class Arm:
     name: str
     num_steps: int
     folder: Path
-    checkpoint: Path | None = None
+    checkpoint: Checkpoint | None = None
     task: Task | None = None
     conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """The checkpoint's folder, as results say it; "None" for recorded episodes."""
+        return str(self.checkpoint.folder if self.checkpoint is not None else None)
 
     def facts(self) -> dict[str, Any]:
         """What each of its lines in results.jsonl says beside the seed's outcome."""
         assert self.task is not None
-        values = (self.task.name, self.task.id, str(self.checkpoint), self.num_steps)
+        values = (self.task.name, self.task.id, self.place, self.num_steps)
         return dict(zip(FACTS, values, strict=True))
 
     def seen(self, seeds: range) -> dict[str, int]:
         """How many of `seeds` its policy has seen, see `seen_seeds`."""
         assert self.task is not None and self.checkpoint is not None
-        return seen_seeds(read_config(self.checkpoint), (self.task.name, self.task.id), seeds)
+        return seen_seeds(self.checkpoint.record, (self.task.name, self.task.id), seeds)
 
     def rows(self) -> dict[int, dict[str, Any]]:
         """Seed -> line, of every finished episode. Raises ValueError for a line of another policy."""
@@ -194,7 +199,7 @@ def _rules(arm: Arm) -> dict[str, Any]:
     else:
         assert arm.checkpoint is not None
         settings, found = arm.conditions, numerics()
-        rules = {"action_horizon": read_config(arm.checkpoint)["policy"].get("action_horizon"), "sampler": "jump"}
+        rules = {"action_horizon": arm.checkpoint.record["policy"].get("action_horizon"), "sampler": "jump"}
     rules |= {key: value for key, value in settings.items() if key not in _EYES}
     name = arm.task.name if arm.task is not None else next(iter(arm.rows().values()))["task"]
     return rules | {package: found[package] for package in _SIMULATORS.get(name, ()) if package in found}
@@ -203,7 +208,7 @@ def _rules(arm: Arm) -> dict[str, Any]:
 def asked_of(arm: Arm) -> dict[str, Any]:
     """What decides the outcomes of an arm that is rolled out; a rerun must ask for the same."""
     assert arm.checkpoint is not None
-    return arm.facts() | {"settings": dict(arm.conditions), "weights": weights_digest(arm.checkpoint)[:16]}
+    return arm.facts() | {"settings": dict(arm.conditions), "weights": weights_digest(arm.checkpoint.files)[:16]}
 
 
 def _task_of(arm: Arm) -> str:
@@ -223,7 +228,7 @@ class Rollouts:
     def __init__(self, *, envs: int, device: torch.device | str, trusted_modules: Sequence[str] = (),
                  edited: bool = False) -> None:  # fmt: skip
         self._num_envs = envs
-        self._load = partial(load_policy, device=device, trusted_modules=trusted_modules, edited=edited)
+        self._load = partial(Checkpoint.policy, device=device, trusted_modules=trusted_modules, edited=edited)
         self._policies: dict[str, FlowPolicy] = {}
         self._envs: dict[str, VectorEnv] = {}
 
@@ -243,7 +248,7 @@ class Rollouts:
     def policy(self, arm: Arm) -> FlowPolicy:
         """The arm's, loaded once."""
         assert arm.checkpoint is not None
-        if (key := str(arm.checkpoint)) not in self._policies:
+        if (key := arm.place) not in self._policies:
             self._policies[key] = self._load(arm.checkpoint)
         return self._policies[key]
 
@@ -268,7 +273,7 @@ class Rollouts:
         """Give up all policies and simulators but those of `arm`."""
         for key in [key for key in self._envs if arm is None or key != _simulator(arm)]:
             self._envs.pop(key).close()
-        self._policies = {k: policy for k, policy in self._policies.items() if arm and k == str(arm.checkpoint)}
+        self._policies = {key: policy for key, policy in self._policies.items() if arm and key == arm.place}
 
     def close(self) -> None:
         """End the simulators."""

@@ -10,7 +10,6 @@ from typing import Any, final
 import torch
 from tqdm import tqdm
 
-from flowpolicy.checkpoint import read_config
 from flowpolicy.evaluation.arms import Arm, ArmResult, Rollouts, asked_of, require_comparable
 from flowpolicy.evaluation.compare_page import comparison_page
 from flowpolicy.evaluation.comparison import Comparison, conclude
@@ -93,7 +92,7 @@ def compare(
     seeds = range(plan.start_seed, plan.start_seed + [*plan.looks()][-1])
     for arm in arms:
         if arm.task is not None and arm.checkpoint is not None:
-            require_unseen(read_config(arm.checkpoint), (arm.task.name, arm.task.id), seeds, name=arm.name,
+            require_unseen(arm.checkpoint.record, (arm.task.name, arm.task.id), seeds, name=arm.name,
                            allow=plan.allow_seen_seeds)  # fmt: skip
     if plan.sequential and (recorded := [arm.name for arm in arms if arm.task is None]):
         raise ValueError(f"sequential=true rolls out as it goes, {recorded[0]} is recorded; pass a checkpoint")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.deploy.latency import LatencyReport, example_observation, measure_latency
 from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.chunks import (
@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: Checkpoint | Path | str,
     task: Task,
     *,
     outs: Mapping[int, Path],
@@ -72,7 +72,7 @@ def evaluate(
 ) -> list[Evaluation]:
     """Roll out seeds start_seed .. start_seed + episodes - 1 at every number of steps in `outs`.
 
-    checkpoint: a run folder or a checkpoint folder.   outs: number of network evaluations per chunk -> folder to write.
+    checkpoint: as for `Checkpoint.open`.   outs: number of network evaluations per chunk -> folder to write.
     envs: parallel simulators; the results do not depend on it.   video: record the first so many episodes.
     demonstrations: store whose first episode the chunk picture shows too.   trusted_modules,
     edited: as in `load_policy`.
@@ -85,12 +85,12 @@ def evaluate(
     _check_counts(episodes=episodes, envs=envs, video=video, start_seed=start_seed)
     if video:
         require_video()
-    folder, seeds = resolve_checkpoint(checkpoint), range(start_seed, start_seed + episodes)
-    seen = require_unseen(read_config(folder), (task.name, task.id), seeds, allow=allow_seen_seeds)
-    policy = load_policy(folder, device=device, trusted_modules=trusted_modules, edited=edited)
+    checkpoint, seeds = Checkpoint.open(checkpoint), range(start_seed, start_seed + episodes)
+    seen = require_unseen(checkpoint.record, (task.name, task.id), seeds, allow=allow_seen_seeds)
+    policy = checkpoint.policy(device=device, trusted_modules=trusted_modules, edited=edited)
     check_steps(policy, outs)
-    facts = {"task": task.name, "task_id": task.id, "checkpoint": str(folder)}
-    rules = rules_of(policy, folder, task.settings) | {"seen_seeds": seen}
+    facts = {"task": task.name, "task_id": task.id, "checkpoint": str(checkpoint.folder)}
+    rules = rules_of(policy, checkpoint, task.settings) | {"seen_seeds": seen}
     asked = {"start_seed": start_seed, "episodes": episodes, **facts, **rules, "device": str(device),
              "threads": torch.get_num_threads(), "versions": numerics()}  # fmt: skip
     journals = {k: Journal(out, {"num_steps": k} | asked) for k, out in outs.items()}
@@ -133,7 +133,7 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
-def rules_of(policy: FlowPolicy, checkpoint: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def rules_of(policy: FlowPolicy, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What two evaluations must share to be compared, and which weights these were; part of summary.json.
 
     settings: of the task's environment.   action_horizon: steps executed of each chunk.   sampler, noise: how a chunk
@@ -141,7 +141,7 @@ def rules_of(policy: FlowPolicy, checkpoint: Path, settings: Mapping[str, Any]) 
     """
     return {"settings": dict(settings), "action_horizon": policy.action_horizon,
             "control_hz": policy.embodiment.control_hz, "sampler": "jump", "noise": "drawn, a stream per seed",
-            "weights": weights_digest(checkpoint)[:16]}  # fmt: skip
+            "weights": weights_digest(checkpoint.files)[:16]}  # fmt: skip
 
 
 def describe(policy: FlowPolicy, env: VectorEnv, rows: Sequence[Mapping[str, Any]], *, out: Path,

@@ -44,11 +44,11 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     append_lines(path, map(json.dumps, rows))
 
 
-def weights_digest(checkpoint: Path) -> str:
+def weights_digest(files: Path) -> str:
     """SHA-256 over configuration and weights of a checkpoint folder: says whether it is still the same policy."""
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
-        file = checkpoint / "policy" / name
+        file = files / name
         state = file.stat()
         digest.update(_file_digest(file, state.st_mtime_ns, state.st_size))
     return digest.hexdigest()

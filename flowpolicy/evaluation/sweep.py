@@ -319,7 +319,7 @@ def _summaries(arms: Sequence[Arm], means: Means, file: Path) -> list[dict[str, 
     found = {(line["checkpoint"], line["num_steps"]): line for line in read_lines(file)}
     with closing(means.rollouts()) as rollouts:
         for arm in arms:
-            if (key := (str(arm.checkpoint), arm.num_steps)) in found:
+            if (key := (arm.place, arm.num_steps)) in found:
                 continue
             rollouts.keep(arm)
             policy = rollouts.policy(arm)
@@ -329,4 +329,4 @@ def _summaries(arms: Sequence[Arm], means: Means, file: Path) -> list[dict[str, 
                           "latency_ms": {name: report.predict[name] for name in ("p50", "p95", "p99")},
                           "policy_params": policy.num_parameters}  # fmt: skip
             append_rows(file, [found[key]])
-    return [found[str(arm.checkpoint), arm.num_steps] for arm in arms]
+    return [found[arm.place, arm.num_steps] for arm in arms]

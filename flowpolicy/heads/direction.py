@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.flow.losses import direction_loss
+from flowpolicy.spec import Described
 
 
 @final
-class DirectionAlignment(nn.Module):
+class DirectionAlignment(Described, nn.Module):
     """weight * mean of `direction_loss`(u, noise - action).
 
     The velocity of one sampled path is where the average velocity points on average only for r = t; for r < t the term

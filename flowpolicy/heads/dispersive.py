@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowpolicy.flow.losses import DISPERSIVE_KINDS, DispersiveKind, DividedBy, dispersive_loss
 from flowpolicy.nets.base import Features
+from flowpolicy.spec import Described
 
 _TAPS = ("early", "second", "mid", "late", "cond")
 
@@ -33,7 +34,7 @@ class InertWarning:
 
 
 @final
-class DispersiveRegularizer:
+class DispersiveRegularizer(Described):
     """weight * mean over the named taps of `dispersive_loss`.
 
     A tap without a gradient, as `cond` of an encoder that learns nothing, is exactly inert; that is said once.

@@ -10,12 +10,13 @@ from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.losses import DISPERSIVE_KINDS, DispersiveKind
 from flowpolicy.heads.dispersive import InertWarning
 from flowpolicy.nets.base import Features
+from flowpolicy.spec import Described
 
 _CLAMP = 10.0
 
 
 @final
-class LegacyDispersive:
+class LegacyDispersive(Described):
     """weight * the released loss of the condition. Use `DispersiveRegularizer`; this one does next to nothing.
 
     What the released code does, and why it is inert:

@@ -2,18 +2,17 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from flowpolicy.checkpoint import load_policy, read_config, resolve_checkpoint, save_policy
+from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint, save_policy
 from flowpolicy.checks import require_number
 from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.seen_seeds import START_SEED, require_selection, seen_seeds, seen_text
-from flowpolicy.files import atomic_directory
 from flowpolicy.fingerprint import ENTRY
 from flowpolicy.locks import only_writer
 from flowpolicy.policy import FlowPolicy
@@ -110,7 +109,7 @@ class FinetuneSettings:
 
 
 def finetune(
-    checkpoint: Path | str,
+    checkpoint: Checkpoint | Path | str,
     make_env: Callable[[], Any],
     sampler: StochasticSampler | Callable[..., StochasticSampler],
     *,
@@ -142,28 +141,27 @@ def finetune(
         begun = newest(folder, PPO_STATE)
         if begun is not None and not resume:
             raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
-        recorded = read_config(source := base if begun is not None else resolve_checkpoint(checkpoint))
-        policy = load_policy(source, device=device, trusted_modules=trusted_modules, edited=edited)
+        checkpoint = Checkpoint.open(base if begun is not None else checkpoint)
+        policy = checkpoint.policy(device=device, trusted_modules=trusted_modules, edited=edited)
         settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
-        origin = {key: recorded[key] for key in recorded if key not in ("schema_version", "policy", "step", ENTRY)}
+        origin = {k: v for k, v in checkpoint.record.items() if k not in ("schema_version", "policy", "step", ENTRY)}
         facts = _with_numbers(origin, facts, settings, seed=seed, device=str(device))
         if begun is not None:
-            _require_same(read_config(begun), facts)
+            _require_same(Checkpoint.open(begun).record, facts)
         env = _simulators(policy, make_env, make_batch, settings)
         try:
             require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
             trainer = _trainer(policy, env, make_env, sampler, settings, seed=seed, progress=progress)
             facts["num_steps"] = trainer.actor_critic.sampler.deploy_steps
             keep = settings.loop.keep_best
-            trainer.checkpoints = Checkpoints(folder, config=recorded["policy"], facts=facts, keep_best=keep)
+            trainer.checkpoints = Checkpoints(folder, facts=facts, keep_best=keep)
             step = trainer.resume() if resume else 0
             found = _preflight(trainer, settings, say=say) if not step and settings.preflight_episodes else None
             trainer.tracker = start()
             if found is not None:
                 write_json(out / "preflight.json", found._asdict())
             if begun is None:
-                with atomic_directory(base, replace=True) as new:
-                    save_policy(policy, new / "policy", config=recorded["policy"], facts=origin)
+                save_policy(policy, base / "policy", facts=origin, overwrite=True)
             _run(trainer, step)
         finally:
             env.close()
@@ -270,10 +268,10 @@ def _preflight(trainer: PPOTrainer, settings: FinetuneSettings, *, say: Callable
     return found
 
 
-def _require_same(recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise ValueError unless a resumed run has the numbers that it began with."""
 
-    def compared(facts: dict[str, Any]) -> dict[str, Any]:
+    def compared(facts: Mapping[str, Any]) -> dict[str, Any]:
         numbers = {key: value for key, value in facts["finetune"].items() if not key.startswith("receipt")}
         # a run begun before a number existed had its default
         numbers = {"batched": False, **numbers, "total_steps": None}  # a length, as the number of iterations is

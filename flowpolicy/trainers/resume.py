@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from flowpolicy.checkpoint import read_config
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.data.store import EpisodeStore
-from flowpolicy.embodiment import Embodiment, load_embodiment
+from flowpolicy.embodiment import Embodiment
 from flowpolicy.records import read_object
 
 _FREE = {
@@ -29,8 +29,8 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any], embodiment: Em
     `steps`, `log_every`, `eval_every`, `checkpoint_every`, `keep_best` and `max_hours` of the trainer may differ. What
     an older checkpoint did not record is not compared.
     """
-    own = load_embodiment(checkpoint / "policy" / "embodiment.json").to_dict()
-    recorded = read_config(checkpoint) | {"embodiment": own}
+    opened = Checkpoint.open(checkpoint)
+    recorded = {**opened.record, "embodiment": opened.embodiment.to_dict()}
     run = checkpoint.parent.parent / "run.json"
     if "seed" not in recorded and run.is_file():
         recorded |= read_object(run, {"seeds": dict})["seeds"]

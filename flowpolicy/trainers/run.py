@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from flowpolicy.checkpoint import create_policy, read_config, resolve_checkpoint, targets
+from flowpolicy.checkpoint import Checkpoint, create_policy, resolve_checkpoint
 from flowpolicy.checks import require_number
 from flowpolicy.data.bounds import MAX_OUTSIDE, require_inside
 from flowpolicy.data.dataset import SequenceDataset
@@ -25,6 +25,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import derive, seed_ranges, seeds_of
+from flowpolicy.spec import targets
 from flowpolicy.tracking import CompositeTracker, Tracker
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers, uses_bfloat16
 from flowpolicy.trainers.resume import require_same_run, store_record, threads
@@ -143,7 +144,7 @@ def train_policy(
         fit_normalizers(policy, dataset, obs_mode=obs_mode, action_mode=action_mode)
         if check:
             check.require(policy)
-        checkpoints = Checkpoints(folder, config=policy_config, facts=facts, keep_best=settings.keep_best)
+        checkpoints = Checkpoints(folder, facts=facts, keep_best=settings.keep_best)
         trainer = ImitationTrainer(
             policy, dataset, settings=settings, checkpoints=checkpoints, tracker=CompositeTracker([]), seed=seed,
             evaluate=check, validate=validate,
@@ -154,7 +155,9 @@ def train_policy(
 def _selection(check: SimulatorCheck | None, demonstrations: list[list[int]], last: Path | None) -> list[list[int]]:
     """Ranges of the seeds that choose the checkpoint, and of those on which a resumed run has chosen before."""
     chosen = require_selection(check.seeds if check else range(0), demonstrations)
-    return seed_ranges(seeds_of(chosen), seeds_of(read_config(last).get("selection_seeds", []) if last else []))
+    return seed_ranges(
+        seeds_of(chosen), seeds_of(Checkpoint.open(last).record.get("selection_seeds", []) if last else [])
+    )
 
 
 def _data(store: EpisodeStore, *, val_episodes: int, mask_padding: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 
-from flowpolicy.checkpoint import load_weights, read_tensors, save_policy, write_tensors
+from flowpolicy.checkpoint import load_weights, read_tensors, write_policy, write_tensors
 from flowpolicy.files import atomic_directory, remove_folder, remove_leftovers, write_atomic
 from flowpolicy.pointers import POLICY_FILES, STEP_FILE, choose, damage, remove_pointer, write_pointer
 from flowpolicy.policy import FlowPolicy
@@ -27,12 +27,12 @@ def newest(folder: Path, state: Sequence[str]) -> Path | None:
 class Checkpoints:
     """The checkpoints/ folder of a run: numbered folders, pointers `last` and `best`, index.json with the scores.
 
-    config, facts: what `save_policy` writes beside the weights.
+    facts: what config.json says beside what the policy was built from.
     keep_best: how many of the highest-scoring checkpoints survive, besides the last one; 0 makes no `best`.
     """
 
-    def __init__(self, folder: Path, *, config: dict[str, Any], facts: dict[str, Any], keep_best: int = 2) -> None:
-        self.folder, self.config, self.facts, self.keep_best = folder, config, facts, keep_best
+    def __init__(self, folder: Path, *, facts: dict[str, Any], keep_best: int = 2) -> None:
+        self.folder, self.facts, self.keep_best = folder, facts, keep_best
 
     def save(
         self,
@@ -73,7 +73,7 @@ class Checkpoints:
         target = self.folder / f"{step:06d}"
         with atomic_directory(target, replace=True) as folder:
             facts = {**self.facts, "step": step, "weights": weights}
-            save_policy(policy, folder / "policy", config=self.config, facts=facts)
+            write_policy(policy, folder / "policy", facts=facts)
             (folder / "state").mkdir()
             for name, tensors in state.items():
                 write_tensors(dict(tensors), folder / "state" / f"{name}.safetensors")

@@ -61,7 +61,7 @@ def test_parts_of_ones_own_package_are_run_only_when_trusted(run: Path, capsys: 
     recorded["policy"]["encoder"] = {"_target_": "tests.helpers.OwnEncoder", "_partial_": True}
     policy = create_policy(recorded["policy"], load_embodiment(record(run).parent / "embodiment.json"),
                            trusted_modules=["tests"])  # fmt: skip
-    save_policy(policy, record(run).parent, config=recorded["policy"], facts={"task": recorded["task"]})
+    save_policy(policy, record(run).parent, facts={"task": recorded["task"]}, overwrite=True)
     words = ["evaluate", f"checkpoint={run}", "episodes=1", "envs=1", "task.max_episode_steps=3", "out=eval"]
     assert main(words) == 2
     assert "pass trusted=[tests]" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowpolicy.checkpoint import load_policy, read_config
+from flowpolicy.checkpoint import Checkpoint, load_policy
 from flowpolicy.cli import config
 from flowpolicy.cli.finetune import _batch
 from flowpolicy.cli.main import main
@@ -70,7 +70,7 @@ def test_a_run_leaves_a_policy_without_noise_net_its_numbers_and_a_receipt(base,
     before, after = load_policy(base).state_dict(), load_policy(out).state_dict()
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
-    record = read_config(out / "checkpoints/last")
+    record = Checkpoint.open(out / "checkpoints/last").record
     assert record["task"]["id"] == "reach" and record["num_steps"] == 1 and record["weights"] == "last"
     lines = metrics(out)
     assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4]

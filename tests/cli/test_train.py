@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flowpolicy.checkpoint import load_policy, read_config
+from flowpolicy.checkpoint import Checkpoint, load_policy
 from flowpolicy.cli import config
 from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
@@ -37,7 +37,7 @@ def test_debug_runs_every_stage_and_writes_the_whole_run_folder(demos: Path, tmp
     scored = [line for line in lines if "eval/success_once" in line]
     assert [line["eval/success_once_n"] for line in scored] == [2.0, 2.0]
     assert all(0.0 <= line["eval/success_at_end"] <= line["eval/success_once"] for line in scored)
-    record = read_config(run)
+    record = Checkpoint.open(run).record
     assert (
         record["num_steps"] == 1
         and record["task"]["id"] == "two-ways"
@@ -82,7 +82,7 @@ def test_runs_of_the_same_second_get_folders_of_their_own(
     assert main([*words, "-m", "seed=0,1"]) == 0
     folders = sorted((tmp_path / "runs/toy/two-ways").iterdir())
     assert [folder.name for folder in folders] == ["2030-01-01_12-00-00", "2030-01-01_12-00-00_2"]
-    assert [read_config(folder)["seed"] for folder in folders] == [0, 1]
+    assert [Checkpoint.open(folder).record["seed"] for folder in folders] == [0, 1]
 
 
 def test_a_resumed_run_goes_on_in_the_same_wandb_run(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowpolicy.checkpoint import read_config
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli.main import main
 from flowpolicy.data.store import Episode, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
@@ -40,17 +40,17 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def train(*words: str) -> dict[str, Any]:
     """The task that the checkpoint records."""
     assert main(["train", *SMALL, "dataset.path=demos.zarr", "out=run", *words]) == 0
-    return read_config("run")["task"]
+    return Checkpoint.open("run").record["task"]
 
 
 def test_the_task_is_the_stores_own(tmp_path: Path):
     write_store(tmp_path / "demos.zarr", REACH)
     assert main(["train", *SMALL, "dataset.path=demos.zarr"]) == 0
     (run,) = Path("runs/metaworld/reach-v3").iterdir()  # the file's place, too
-    task = read_config(run)["task"]
+    task = Checkpoint.open(run).record["task"]
     assert (task["name"], task["id"], task["obs"], task["max_episode_steps"]) == ("metaworld", "reach-v3", "state", 150)
     assert task["env"]["_target_"] == "flowpolicy_envs.metaworld.make_env"
-    assert read_config(run)["policy"]["action_horizon"] == 8  # metaworld.yaml's
+    assert Checkpoint.open(run).record["policy"]["action_horizon"] == 8  # metaworld.yaml's
 
 
 @pytest.mark.parametrize("words", [["task=metaworld"], ["experiment=dm1_metaworld"]])

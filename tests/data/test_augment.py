@@ -252,7 +252,7 @@ def cloud_trainer(folder: Path) -> ImitationTrainer:
         policy,
         dataset,
         settings=TrainerSettings(steps=3, batch_size=16, checkpoint_every=0, warmup_steps=1),
-        checkpoints=Checkpoints(folder / "checkpoints", config={}, facts={}),
+        checkpoints=Checkpoints(folder / "checkpoints", facts={}),
         tracker=JsonlTracker(folder / "metrics.jsonl"),
         seed=0,
         progress=False,

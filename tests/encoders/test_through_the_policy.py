@@ -73,7 +73,7 @@ def test_a_loaded_policy_predicts_the_same_bit_for_bit(store: EpisodeStore, kind
     policy = create_policy(_config(*_KINDS[kind]), _EMBODIMENT).eval()
     dataset = _dataset(store, policy)
     fit_normalizers(policy, dataset)
-    save_policy(policy, tmp_path / "policy", config=_config(*_KINDS[kind]), facts={})
+    save_policy(policy, tmp_path / "policy")
     obs = dataset.batch(torch.arange(5)).obs
     wanted = policy.predict(obs, generator=stream(0, "n"))
     assert torch.equal(load_policy(tmp_path).predict(obs, generator=stream(0, "n")), wanted)
@@ -95,7 +95,7 @@ def test_a_policy_that_sees_trains_and_stops_at_a_loadable_checkpoint(
         policy,
         dataset,
         settings=TrainerSettings(steps=2, batch_size=4, warmup_steps=0, log_every=1, precision="bf16"),
-        checkpoints=Checkpoints(tmp_path / "checkpoints", config=_config(*_KINDS[kind]), facts={}),
+        checkpoints=Checkpoints(tmp_path / "checkpoints", facts={}),
         tracker=tracker,
         seed=0,
         progress=False,
@@ -157,7 +157,7 @@ def test_a_checkpoint_needs_no_weight_file_that_training_started_from(store: Epi
     facts = _config("resnet18", ["image_front"], f"policy.encoder.image.weights={file}")
     policy = create_policy(facts, _EMBODIMENT).eval()
     assert torch.equal(policy.encoder.get_parameter("parts.image_front.conv1.weight"), start["conv1.weight"])
-    save_policy(policy, tmp_path / "policy", config=facts, facts={})
+    save_policy(policy, tmp_path / "policy")
     file.unlink()
     obs = _dataset(store, policy).batch(torch.arange(2)).obs
     wanted = policy.predict(obs, generator=stream(0, "n"))

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flowpolicy.checkpoint import resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation.arms import Arm, ArmResult, arm_names, require_comparable
 from flowpolicy.evaluation.compare import Plan
@@ -356,7 +356,7 @@ def test_names_are_as_short_as_tells_the_arms_apart(tmp_path: Path):
 def test_arms_may_see_with_other_eyes_but_not_under_other_rules(tmp_path: Path):
     def make() -> None: ...
 
-    checkpoint = resolve_checkpoint(toy_run(tmp_path / "run"))
+    checkpoint = Checkpoint.open(toy_run(tmp_path / "run"))
     arm = Arm(
         "a", 1, tmp_path, checkpoint, Task("metaworld", "push-v3", make), {"obs": "state", "max_episode_steps": 200}
     )

@@ -65,7 +65,7 @@ def run(tmp_path: Path) -> Path:
     """A run folder with one checkpoint."""
     torch.manual_seed(0)
     policy = create_policy(CONFIG, EMBODIMENT)
-    save_policy(policy, tmp_path / "run" / "checkpoints" / "000010" / "policy", config=CONFIG, facts={"task": {}})
+    save_policy(policy, tmp_path / "run" / "checkpoints" / "000010" / "policy", facts={"task": {}})
     (tmp_path / "run" / "checkpoints" / "best").symlink_to("000010")
     return tmp_path / "run"
 

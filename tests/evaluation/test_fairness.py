@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowpolicy.checkpoint import read_config, resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint
 from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
 from flowpolicy.evaluation.arms import Arm, ArmResult, recorded_arm, require_comparable
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkpoint_says_which_seeds_its_policy_has_seen(trained: Path):
-    recorded = read_config(trained / "run")
+    recorded = Checkpoint.open(trained / "run").record
     assert recorded["dataset"]["seeds"] == [[0, 3]] and recorded["selection_seeds"] == [[500, 501]]
     seen = partial(seen_seeds, recorded, ("toy", "two-ways"))
     assert seen(range(100_000, 100_100)) == {}
@@ -113,7 +113,7 @@ def test_a_resumed_run_remembers_all_seeds_that_it_was_chosen_on(trained: Path, 
         assert main(["train", *words]) == 0
     finally:
         module.DEBUG_STEPS = kept
-    assert read_config(tmp_path / "run/checkpoints/last")["selection_seeds"] == [[500, 501], [600, 601]]
+    assert Checkpoint.open(tmp_path / "run/checkpoints/last").record["selection_seeds"] == [[500, 501], [600, 601]]
 
 
 def test_no_seed_is_chosen_on_without_evaluations():
@@ -265,7 +265,7 @@ def test_a_summary_says_what_two_evaluations_must_share(tmp_path: Path, capsys: 
     summary = json.loads((tmp_path / "eval/summary.json").read_text())
     assert summary["settings"] == {"id": "two-ways", "obs": "state", "max_episode_steps": 20}
     assert (summary["control_hz"], summary["start_seed"], summary["threads"]) == (10.0, 100_000, 1)
-    assert summary["action_horizon"] == read_config(folder)["policy"]["action_horizon"]
+    assert summary["action_horizon"] == Checkpoint.open(folder).record["policy"]["action_horizon"]
     assert {"sampler", "noise", "weights", "device", "versions"} <= set(summary)
     # so a checkpoint under another limit is not compared with it
     words = [str(folder), str(tmp_path / "eval"), "episodes=2", f"out={tmp_path / 'out'}", "task.max_episode_steps=30"]

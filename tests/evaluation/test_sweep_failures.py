@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowpolicy.checkpoint import resolve_checkpoint
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation.arms import Arm
 from flowpolicy.evaluation.evaluate import Task
@@ -79,7 +79,7 @@ def breaks(render: bool = False) -> None:
 )
 def test_a_simulator_that_fails_ends_its_own_cells_only(here: Path, workers: int, make, said: str):
     whole = partial(make_env, max_episode_steps=20)
-    checkpoint = resolve_checkpoint(here / "good")
+    checkpoint = Checkpoint.open(here / "good")
     arms = [Arm("bad", 1, Path(), checkpoint, Task("toy", "broken", make)),
             Arm("good", 1, Path(), checkpoint, Task("toy", "two-ways", whole))]  # fmt: skip
     found = sweep(arms, out=here / "out", grid=Grid([500, 600], episodes=12, workers=workers), progress=False)
@@ -94,7 +94,7 @@ def test_a_simulator_that_fails_ends_its_own_cells_only(here: Path, workers: int
 
 
 def test_when_no_cell_can_be_run_that_is_an_error(here: Path):
-    checkpoint = resolve_checkpoint(here / "good")
+    checkpoint = Checkpoint.open(here / "good")
     arm = Arm("bad", 1, Path(), checkpoint, Task("toy", "broken", breaks))
     with pytest.raises(ValueError, match="no such joint"):
         sweep([arm], out=here / "out", grid=Grid([0], episodes=2), progress=False)

@@ -248,7 +248,7 @@ def test_every_demonstrated_action_can_be_predicted_and_none_beyond_them(
     fit_normalizers(fitted, dataset, action_mode=mode)
     if mode == "minmax":
         assert fitted.chunk_low.tolist() == [-1.0] * 3 and fitted.chunk_high.tolist() == [1.0] * 3
-    save_policy(fitted, tmp_path / "policy", config=_config(head, "mlp", action_representation="absolute"), facts={})
+    save_policy(fitted, tmp_path / "policy")
     chunks = dataset.action.unflatten(0, (-1, HORIZON))
     low, high = dataset.action.amin(dim=0), dataset.action.amax(dim=0)
     noise, cond = torch.randn(chunks.shape, generator=stream(1, "n")), torch.zeros(len(chunks), 10)
@@ -268,7 +268,7 @@ def test_every_demonstrated_action_can_be_predicted_and_none_beyond_them(
 def test_a_checkpoint_predicts_and_trains_on_as_its_policy_does(head: str, net: str, tmp_path: Path) -> None:
     policy, batch = _policy(head, net), _batch()
     policy.head.after_step(0.25)
-    save_policy(policy, tmp_path / "policy", config=_config(head, net), facts={})
+    save_policy(policy, tmp_path / "policy")
     loaded = load_policy(tmp_path)
     one, other = (p.predict(batch.obs, generator=stream(2, "n")) for p in (policy, loaded))
     assert torch.equal(one, other)

@@ -110,12 +110,7 @@ def trainer(tmp_path: Path) -> ImitationTrainer:
         dataset,
         settings=TrainerSettings(steps=2, batch_size=8, checkpoint_every=1, eval_every=1, obs_noise=0.1,
                                  augment=EVERYTHING, precision="fp32"),
-        checkpoints=Checkpoints(tmp_path / "checkpoints", config={
-            "_target_": "flowpolicy.policy.build_policy", "horizon": 4, "obs_horizon": 2, "action_horizon": 2,
-            "encoder": {"_target_": f"{Witness.__module__}.Witness", "_partial_": True},
-            "net": {"_target_": "flowpolicy.nets.mlp.ResidualMLP", "_partial_": True, "width": 16},
-            "head": {"_target_": "flowpolicy.heads.regression.RegressionHead", "_partial_": True},
-        }, facts={}),
+        checkpoints=Checkpoints(tmp_path / "checkpoints", facts={}),
         tracker=JsonlTracker(tmp_path / "metrics.jsonl"),
         seed=0,
         evaluate=SimulatorCheck(Theatre, episodes=2, start_seed=1),

@@ -34,7 +34,7 @@ def _trainer(tmp_path: Path, *, evaluate=None, **settings) -> ImitationTrainer:
         policy,
         dataset,
         settings=TrainerSettings(**options),
-        checkpoints=Checkpoints(tmp_path / "run/checkpoints", config=POLICY_CONFIG, facts={}),
+        checkpoints=Checkpoints(tmp_path / "run/checkpoints", facts={}),
         tracker=JsonlTracker(tmp_path / "run/metrics.jsonl"),
         seed=3,
         evaluate=evaluate,

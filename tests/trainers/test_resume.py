@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowpolicy.checkpoint import read_config
+from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.tracking import CompositeTracker
 from flowpolicy.trainers.imitation import TrainerSettings
@@ -56,7 +56,7 @@ def run(store: EpisodeStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_checkpoint_says_how_it_was_trained(run: Path) -> None:
-    record = read_config(run)
+    record = Checkpoint.open(run).record
     assert record["seed"] == 3 and record["normalization"] == {"obs": "minmax", "action": "minmax"}
     assert record["trainer"]["batch_size"] == 8 and record["trainer"]["betas"] == [0.95, 0.999]
     assert record["dataset"].pop("record") and record["threads"] == torch.get_num_threads()

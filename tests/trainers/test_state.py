@@ -16,7 +16,7 @@ from flowpolicy import files
 from flowpolicy.checkpoint import resolve_checkpoint
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 from flowpolicy.trainers.state import Checkpoints
-from tests.helpers import POLICY_CONFIG, named, small_policy
+from tests.helpers import named, small_policy
 
 
 class Killed(BaseException):
@@ -33,7 +33,7 @@ class Run:
             "ema": ExponentialMovingAverage(policy),
             "optimizer": torch.optim.AdamW(policy.parameters()),
         }
-        self.checkpoints = Checkpoints(folder, config=POLICY_CONFIG, facts={}, keep_best=keep_best)
+        self.checkpoints = Checkpoints(folder, facts={}, keep_best=keep_best)
 
     def save(self, step: int, score: float | None = None) -> None:
         self.checkpoints.save(step, score=score, **self.parts)

@@ -287,21 +287,14 @@ def build_policy(
             f"obs_horizon - 1 + action_horizon must be at most horizon, got {obs_horizon} - 1 + {action_horizon} > "
             f"{horizon}; the executed slice would run past the predicted chunk"
         )
-    keys = list(embodiment.obs) if obs_keys is None else list(obs_keys)
-    if unknown := [key for key in keys if key not in embodiment.obs]:
-        raise ValueError(f"obs_keys: unknown {unknown}; the embodiment has {list(embodiment.obs)}")
-    if bad := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"obs_keys: {bad} are there twice; leave one of them out")
     representation = ActionRepresentation(action_representation, embodiment)
-    if representation.kind != "absolute" and representation.key not in keys:
-        raise ValueError(
-            f"obs_keys: action_representation={representation.kind} subtracts '{representation.key}', which is not "
-            f"among {keys}; add it to policy.obs_keys or use absolute"
-        )
-    if floats := [key for key in keys if len(embodiment.obs[key].shape) == 3 and not is_image(embodiment.obs[key])]:
-        raise ValueError(f"obs_keys: the images {floats} must be uint8 (0 to 255) in data and embodiment")
+    keys = _seen_keys(obs_keys, embodiment, representation)
     built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
     built_net = net(action_dim=embodiment.action_dim, horizon=horizon, cond_dim=built_encoder.feature_dim)
+    numbers = {
+        "horizon": horizon, "obs_horizon": obs_horizon, "action_horizon": action_horizon,
+        "action_representation": action_representation, "obs_keys": obs_keys,
+    }  # fmt: skip
     return FlowPolicy(
         encoder=built_encoder,
         head=head(built_net),
@@ -311,16 +304,24 @@ def build_policy(
         horizon=horizon,
         obs_horizon=obs_horizon,
         action_horizon=action_horizon,
-        spec=PolicySpec(
-            encoder,
-            net,
-            head,
-            {
-                "horizon": horizon,
-                "obs_horizon": obs_horizon,
-                "action_horizon": action_horizon,
-                "action_representation": action_representation,
-                "obs_keys": obs_keys,
-            },
-        ),
+        spec=PolicySpec(encoder, net, head, numbers),
     )
+
+
+def _seen_keys(
+    obs_keys: Sequence[str] | None, embodiment: Embodiment, representation: ActionRepresentation
+) -> list[str]:
+    """`obs_keys`, or all. Raises ValueError for keys that `build_policy` refuses."""
+    keys = list(embodiment.obs) if obs_keys is None else list(obs_keys)
+    if unknown := [key for key in keys if key not in embodiment.obs]:
+        raise ValueError(f"obs_keys: unknown {unknown}; the embodiment has {list(embodiment.obs)}")
+    if bad := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"obs_keys: {bad} are there twice; leave one of them out")
+    if representation.kind != "absolute" and representation.key not in keys:
+        raise ValueError(
+            f"obs_keys: action_representation={representation.kind} subtracts '{representation.key}', which is not "
+            f"among {keys}; add it to policy.obs_keys or use absolute"
+        )
+    if floats := [key for key in keys if len(embodiment.obs[key].shape) == 3 and not is_image(embodiment.obs[key])]:
+        raise ValueError(f"obs_keys: the images {floats} must be uint8 (0 to 255) in data and embodiment")
+    return keys

@@ -51,8 +51,8 @@ _TABLE: tuple[tuple[dict[str, Any], str, str], ...] = (  # bounds, what the keys
     (_ANY, "policy.head.", "time_mean"),
     (_SHARE, "policy.times.", "p_start"), (_NOT_NEGATIVE, "policy.times.", "time_std"),
     (_ANY, "policy.times.", "time_mean"), (_NOT_NEGATIVE, "policy.weighting.", "loss_power loss_eps"),
-    (_SOME, "sampler.", "num_steps hidden window"), (_NOT_NEGATIVE, "sampler.", "std_min std_max noise_level"),
-    (_SHARE, "sampler.", "time"),
+    (_SOME, "exploration.", "num_steps hidden window"), (_NOT_NEGATIVE, "exploration.", "std_min std_max noise_level"),
+    (_SHARE, "exploration.", "time"),
 )  # fmt: skip
 RANGES: dict[str, dict[str, Any]] = {start + key: bounds for bounds, start, keys in _TABLE for key in keys.split()}
 """Dotted key -> bounds as `require_number` takes them; of a list, those of each entry."""

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     settings = FinetuneSettings.from_dict(config.plain(cfg))
     torch.set_num_threads(cfg.threads)
     torch.manual_seed(0)
-    actor_critic = ActorCritic(checkpoint.policy(), config.instantiate(cfg.sampler))
+    actor_critic = ActorCritic(checkpoint.policy(), config.instantiate(cfg.exploration))
     policy, ppo = actor_critic.policy, PPO(actor_critic, settings.ppo)
     env = make_chunk_env(config.instantiate(cfg.task.env), settings.envs, action_horizon=policy.action_horizon,
                          obs_horizon=policy.obs_horizon, workers=settings.workers, reward=settings.reward)  # fmt: skip

@@ -38,7 +38,7 @@ RANKS = {
         "flow",
         "spec",
     ),  # fmt: skip
-    1: ("nets", "encoders", "heads", "samplers", "normalizer", "actions", "pointcloud", "farthest_point"),
+    1: ("nets", "encoders", "heads", "exploration", "normalizer", "actions", "pointcloud", "farthest_point"),
     2: ("policy", "inference", "checkpoint", "pointers", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
     3: ("deploy",),  # the robot's side: nothing of the training side
     4: ("trainers", "evaluation"),
@@ -49,7 +49,7 @@ RANK = {name: rank for rank, names in RANKS.items() for name in names}
 SIMULATORS = ("mani_skill", "sapien", "robosuite", "robomimic", "metaworld", "mujoco", "gymnasium")
 NEVER_LOADED = (*SIMULATORS, "torchvision", "wandb", "onnx", "onnxscript", "onnxruntime")
 TRAINING_STACK = ("zarr", "numcodecs", "numba", "h5py")  # what a robot's computer need not have
-CATALOGUES = ("heads", "nets", "encoders", "samplers")  # folder of final classes <-> folder of yaml files
+CATALOGUES = ("heads", "nets", "encoders", "exploration")  # folder of final classes <-> folder of yaml files
 
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib"}
 FORBIDDEN_ATTRIBUTES = {"sys.path", "torch.save"}  # the latter is pickle, as is torch.load without weights_only
@@ -174,7 +174,7 @@ def test_importing_flowpolicy_is_light():
 
 
 def test_a_policy_needs_no_training_stack():
-    packages = ("flow", "nets", "encoders", "heads", "samplers", "policy", "checkpoint")
+    packages = ("flow", "nets", "encoders", "heads", "exploration", "policy", "checkpoint")
     names = [module_name(path) for path in python_files("flowpolicy") if layer(module_name(path)) in packages]
     loaded = fresh_interpreter("import importlib\n" + f"for name in {names!r}: importlib.import_module(name)")
     assert not set(loaded) & {*TRAINING_STACK, *NEVER_LOADED}
@@ -314,7 +314,7 @@ def parts(content: Any) -> set[str]:
 
 @pytest.mark.parametrize("package", CATALOGUES)
 def test_the_folder_of_yaml_files_is_the_catalogue_of_final_classes(package):
-    parent = ROOT / "configs" if package == "samplers" else ROOT / "configs" / "policy"
+    parent = ROOT / "configs" if package == "exploration" else ROOT / "configs" / "policy"
     files = sorted((parent / package.removesuffix("s")).glob("*.yaml"))
     every = set(members(package))
     assert {target(file) for file in files} <= every

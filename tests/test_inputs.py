@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from flowpolicy.checkpoint import load_policy, save_policy
+from flowpolicy.exploration.flow_noise import FlowNoise
 from flowpolicy.inputs import Inputs, NonFiniteError
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic
-from flowpolicy.samplers.flow_noise import FlowNoise
 from flowpolicy.seeding import stream
 from tests.catalogue import catalogue_policy, observations
 from tests.helpers import EMBODIMENT

@@ -6,8 +6,8 @@
 
   checkpoint=DIR     run folder or checkpoint folder of `flowpolicy train` (required); its task is the default
   task=… task.id=…   another task with the same embodiment; single keys too: task.max_episode_steps=100
-  sampler=flow_noise|flow_noise_wide|flow_noise_4|renoise|flow_sde|flow_sde_1|langevin   how it explores; any number of
-                     it: sampler.std_max=0.3
+  exploration=flow_noise|flow_noise_wide|flow_noise_4|renoise|flow_sde|flow_sde_1|langevin   how it explores; any number
+                     of it: exploration.std_max=0.3
   reward.env=0  reward.success=1  reward.terminate_on_success=true   what is rewarded per step
   envs=32   workers=2        simulators, and the processes that they share
   batched=true   task=maniskill from states: all envs as one batch on a GPU, in the place of processes
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
     default = Path("runs", cfg.task.name, f"{cfg.task.id}_rl", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    env, sampler = config.instantiate(cfg.task.env), config.instantiate(cfg.sampler)
+    env, exploration = config.instantiate(cfg.task.env), config.instantiate(cfg.exploration)
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
     def start() -> Tracker:
@@ -80,9 +80,9 @@ def main(argv: list[str]) -> int:
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
     last = finetune(
-        checkpoint, env, sampler, out=out, settings=settings, make_batch=make_batch, start=start,
+        checkpoint, env, exploration, out=out, settings=settings, make_batch=make_batch, start=start,
         facts={"task": facts["task"], "finetune": {
-            "checkpoint": str(cfg.checkpoint), "sampler": facts["sampler"], "batched": cfg.batched}},
+            "checkpoint": str(cfg.checkpoint), "exploration": facts["exploration"], "batched": cfg.batched}},
         seed=cfg.seed, device=device, resume=cfg.resume, trusted_modules=facts["trusted"], edited=cfg.edited,
     )  # fmt: skip
     print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {last}\nrun         {out}")

@@ -22,7 +22,7 @@ def require_kind(key: str, old: Any, new: Any) -> None:
         return
     open_ = old is None or str(old).startswith(("${", "???"))
     examples = _EXAMPLES.get(key, ()) if open_ or old == [] else (old,)
-    needed = isinstance(old, str | list) and not open_ and not key.startswith(("policy.", "task.", "sampler."))
+    needed = isinstance(old, str | list) and not open_ and not key.startswith(("policy.", "task.", "exploration."))
     if examples and not any(_fits(example, new) and not (needed and new is None) for example in examples):
         wanted = " or ".join(map(_describe, examples)) or f"a group ({key.replace('.', '/')}=NAME or {key}.KEY=VALUE)"
         default = "" if open_ or isinstance(old, dict) else f" (default {old})"

@@ -10,8 +10,8 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
+from flowpolicy.cli.choices import group_choices
 from flowpolicy.cli.kinds import require_kind
-from flowpolicy.paths import config_dir
 from flowpolicy.ranges import require_ranges
 
 
@@ -21,10 +21,7 @@ def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
     Raises ValueError for a key or an option that does not exist, for a value of another kind than the yaml's, and for
     a number out of its range.
     """
-    groups = [argument for argument in argv if (config_dir() / argument.partition("=")[0]).is_dir()]
-    for choice in OverridesParser.create().parse_overrides(groups):
-        if not isinstance(choice.value(), str | None):
-            raise ValueError(f"{choice.key_or_group} must be the name of one yaml file, got {choice.value()!r}")
+    groups = group_choices(name, argv)
     try:
         offered = compose(name, overrides=groups)
     except MissingConfigException as error:

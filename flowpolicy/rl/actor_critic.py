@@ -7,17 +7,17 @@ from typing import Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.nets.value import ValueMLP
-from flowpolicy.policy import FlowPolicy
-from flowpolicy.rl.rounding import masked_sum
-from flowpolicy.samplers.base import (
+from flowpolicy.exploration.base import (
     Chain,
-    StochasticSampler,
+    Exploration,
     chain_log_prob,
     require_choice,
     require_support,
     sample_chain,
 )
+from flowpolicy.nets.value import ValueMLP
+from flowpolicy.policy import FlowPolicy
+from flowpolicy.rl.rounding import masked_sum
 from flowpolicy.seeding import normal
 from flowpolicy.types import Observation
 
@@ -54,7 +54,7 @@ class Score(NamedTuple):
 
 @final
 class ActorCritic(nn.Module):
-    """The policy, the sampler that explores around it, the critic, and a frozen copy of the policy as it came.
+    """The policy, the exploration around it, the critic, and a frozen copy of the policy as it came.
 
     The whole stays in evaluation mode: dropout or batch statistics would make every ratio noise.
     rows: which rows of a chunk count in a density. "executed": those that run; exact for the last flow step, where
@@ -68,7 +68,7 @@ class ActorCritic(nn.Module):
     def __init__(
         self,
         policy: FlowPolicy,
-        sampler: StochasticSampler | Callable[..., StochasticSampler],
+        exploration: Exploration | Callable[..., Exploration],
         *,
         critic_width: int = 256,
         critic_depth: int = 3,
@@ -82,10 +82,10 @@ class ActorCritic(nn.Module):
         shape = {"action_dim": policy.embodiment.action_dim, "horizon": policy.horizon}
         cond_dim = policy.encoder.feature_dim
         self.policy = policy.requires_grad_(True)
-        if not isinstance(sampler, StochasticSampler):
-            sampler = sampler(**shape, cond_dim=cond_dim)
-        require_support(sampler, policy.head)
-        self.sampler = sampler
+        if not isinstance(exploration, Exploration):
+            exploration = exploration(**shape, cond_dim=cond_dim)
+        require_support(exploration, policy.head)
+        self.exploration = exploration
         self.critic = ValueMLP(cond_dim, width=critic_width, depth=critic_depth)
         self.reference = copy.deepcopy(policy).requires_grad_(False)
         self.rows, self.log_prob_reduction = rows, log_prob_reduction
@@ -97,8 +97,8 @@ class ActorCritic(nn.Module):
         self.to(policy.action_low.device).eval()
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
-        """What the actor's optimiser moves: the policy's trainable parts and the sampler's."""
-        for module in (self.policy, self.sampler):
+        """What the actor's optimiser moves: the policy's trainable parts and the exploration's."""
+        for module in (self.policy, self.exploration):
             yield from (parameter for parameter in module.parameters() if parameter.requires_grad)
 
     @torch.no_grad()
@@ -113,7 +113,7 @@ class ActorCritic(nn.Module):
         cond = self.policy.encode(obs)
         shape = (len(cond), self.policy.horizon, self.policy.embodiment.action_dim)
         noise = normal(shape, generator)
-        chain = sample_chain(self.sampler, self.policy.head.velocity, noise, cond, generator)
+        chain = sample_chain(self.exploration, self.policy.head.velocity, noise, cond, generator)
         low, high = self.policy.chunk_low, self.policy.chunk_high
         action = chain.action.clamp(low, high)  # part of the environment: the density is of the unclamped chunk
         choice = low < high  # where only one command is possible, being beyond it says nothing
@@ -140,7 +140,7 @@ class ActorCritic(nn.Module):
 
     def score(self, cond: Tensor, chain: Chain) -> Score:
         """Score stored transitions, with gradients."""
-        scored = chain_log_prob(self.sampler, self.policy.head.velocity, chain, cond)
+        scored = chain_log_prob(self.exploration, self.policy.head.velocity, chain, cond)
         counted = self._counted(chain.step).expand(scored.log_prob.shape)
         log_prob = self._reduce(scored.log_prob, chain.step)
         entries = torch.ones_like(log_prob) if self.log_prob_reduction == "sum" else counted.sum((1, 2, 3))
@@ -159,7 +159,7 @@ class ActorCritic(nn.Module):
         executed = torch.zeros(self.policy.horizon, dtype=torch.bool, device=step.device)
         executed[self._executed()] = True
         if self.rows == "auto":
-            interior = (step < self.sampler.num_steps - 1)[:, :, None]
+            interior = (step < self.exploration.num_steps - 1)[:, :, None]
             return (interior | executed)[..., None]
         return (executed if self.rows == "executed" else executed | True).expand(*step.shape, -1)[..., None]
 

@@ -5,10 +5,10 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from flowpolicy.exploration.base import Chain
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.rollout_buffer import Rollout
 from flowpolicy.rollout.chunk_env import ChunkEnv
-from flowpolicy.samplers.base import Chain
 from flowpolicy.types import Observation
 
 MAX_EPISODE = 10_000

@@ -10,6 +10,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.exploration.base import require_choice
 from flowpolicy.rl.actor_critic import ActorCritic, Score
 from flowpolicy.rl.bc import Kind, bc_loss
 from flowpolicy.rl.gae import Discount, chunk_reward, discounts, gae
@@ -18,7 +19,6 @@ from flowpolicy.rl.last_step import LastStep
 from flowpolicy.rl.losses import policy_loss, value_loss
 from flowpolicy.rl.rollout_buffer import Minibatch, Rollout, minibatches
 from flowpolicy.rl.rounding import differ, spreads
-from flowpolicy.samplers.base import require_choice
 
 Advantage = Literal["gae", "group"]
 Actor = Literal["train", "anchor", "hold"]
@@ -283,7 +283,7 @@ class PPO:
         if bc_weight > 0.0:
             pull = bc_loss(
                 model.policy, model.reference, cond, model.reference_features(batch.obs), kind=settings.bc_kind,
-                num_steps=model.sampler.deploy_steps, generator=noise,
+                num_steps=model.exploration.deploy_steps, generator=noise,
             )  # fmt: skip
             found["bc_loss"].append(float(pull.detach()))
             loss = loss + bc_weight * pull

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flowpolicy.samplers.base import Chain
+from flowpolicy.exploration.base import Chain
 from flowpolicy.types import Observation
 
 

@@ -13,6 +13,7 @@ from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint, save_policy
 from flowpolicy.checks import require_number
 from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.seen_seeds import START_SEED, require_selection, seen_seeds, seen_text
+from flowpolicy.exploration.base import Exploration
 from flowpolicy.fingerprint import ENTRY
 from flowpolicy.locks import only_writer
 from flowpolicy.policy import FlowPolicy
@@ -21,7 +22,6 @@ from flowpolicy.rl.group import refuse_batch
 from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rollout.batched_env import BatchedChunkEnv, BatchedSimulator
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
-from flowpolicy.samplers.base import StochasticSampler
 from flowpolicy.seeding import derive, seed_ranges, seeds_of
 from flowpolicy.tracking import Tracker, write_json
 from flowpolicy.trainers.ppo import PPO_STATE, LoopSettings, PPOTrainer
@@ -111,7 +111,7 @@ class FinetuneSettings:
 def finetune(
     checkpoint: Checkpoint | Path | str,
     make_env: Callable[[], Any],
-    sampler: StochasticSampler | Callable[..., StochasticSampler],
+    exploration: Exploration | Callable[..., Exploration],
     *,
     out: Path,
     settings: FinetuneSettings,
@@ -133,8 +133,8 @@ def finetune(
     facts: JSON-ready, written into each checkpoint; a resumed run must have the same but for the length of the loop.
     start: called once when all input has been found good; returns where the numbers go.
     Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for another embodiment, a head
-    that the sampler cannot use, what `run_preflight` finds, a run that differs from the one to be resumed, and while
-    another process writes to `out`.
+    that the exploration cannot use, what `run_preflight` finds, a run that differs from the one to be resumed, and
+    while another process writes to `out`.
     """
     with only_writer(out):
         base, folder = out / "base", out / "checkpoints"
@@ -151,8 +151,8 @@ def finetune(
         env = _simulators(policy, make_env, make_batch, settings)
         try:
             require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
-            trainer = _trainer(policy, env, make_env, sampler, settings, seed=seed, progress=progress)
-            facts["num_steps"] = trainer.actor_critic.sampler.deploy_steps
+            trainer = _trainer(policy, env, make_env, exploration, settings, seed=seed, progress=progress)
+            facts["num_steps"] = trainer.actor_critic.exploration.deploy_steps
             keep = settings.loop.keep_best
             trainer.checkpoints = Checkpoints(folder, facts=facts, keep_best=keep)
             step = trainer.resume() if resume else 0
@@ -219,13 +219,13 @@ def _run(trainer: PPOTrainer, step: int) -> None:
 
 
 def _trainer(policy: FlowPolicy, env: ChunkEnv, make_env: Callable[[], Any],
-             sampler: StochasticSampler | Callable[..., StochasticSampler], settings: FinetuneSettings, *, seed: int,
+             exploration: Exploration | Callable[..., Exploration], settings: FinetuneSettings, *, seed: int,
              progress: bool) -> PPOTrainer:  # fmt: skip
     """Everything but where its numbers and checkpoints go."""
     with torch.random.fork_rng():  # layers initialise themselves from the global generator
         torch.manual_seed(derive(seed, "critic"))
-        actor_critic = ActorCritic(policy, sampler, **asdict(settings.actor))
-    num_steps = actor_critic.sampler.deploy_steps
+        actor_critic = ActorCritic(policy, exploration, **asdict(settings.actor))
+    num_steps = actor_critic.exploration.deploy_steps
     check = None
     if settings.loop.eval_every:
         check = SimulatorCheck(make_env, settings.eval_episodes, settings.eval_seed, num_steps, settings.workers)
@@ -247,7 +247,8 @@ def _conclude(out: Path, make_env: Callable[[], Any], trainer: PPOTrainer, setti
     last, best = (resolve_checkpoint(out / "checkpoints" / name) for name in ("last", "best"))
     other = best if best != last else None  # without evaluations there is no best
     receipt = write_receipt(
-        out, make_env, before=out / "base", after=last, best=other, num_steps=trainer.actor_critic.sampler.deploy_steps,
+        out, make_env, before=out / "base", after=last, best=other,
+        num_steps=trainer.actor_critic.exploration.deploy_steps,
         episodes=settings.receipt_episodes, start_seed=settings.receipt_seed, envs=settings.workers,
         device=device, trusted_modules=trusted_modules,
     )  # fmt: skip
@@ -275,6 +276,10 @@ def _require_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
         numbers = {key: value for key, value in facts["finetune"].items() if not key.startswith("receipt")}
         # a run begun before a number existed had its default
         numbers = {"batched": False, **numbers, "total_steps": None}  # a length, as the number of iterations is
+        if "sampler" in numbers:  # as older runs call it
+            numbers["exploration"] = json.loads(
+                json.dumps(numbers.pop("sampler")).replace(".samplers.", ".exploration.")
+            )
         numbers.setdefault("threads", wanted["finetune"]["threads"])
         numbers |= {"ppo": asdict(PPOSettings()) | numbers["ppo"], "reward": asdict(Reward()) | numbers["reward"]}
         task = {key: value for key, value in (facts.get("task") or {}).items() if key != "batched"}

@@ -27,7 +27,13 @@ from flowpolicy.tracking import CompositeTracker, Tracker
 from flowpolicy.trainers.state import Checkpoints, newest, optimizer_tensors, restore_optimizer
 from flowpolicy.types import Observation
 
-PPO_STATE = ("critic", "sampler", "actor_optimizer", "critic_optimizer", "scaler")
+PPO_STATE = (
+    "critic",
+    "sampler",  # the exploration's; its file is called so since the first runs
+    "actor_optimizer",
+    "critic_optimizer",
+    "scaler",
+)
 """What a checkpoint has in state/, beside step.json."""
 Evaluate = Callable[[FlowPolicy, int], dict[str, float]]
 """(policy without noise, iteration) -> metrics, "eval/success_once" among them."""
@@ -64,7 +70,7 @@ class LoopSettings:
 
 @final
 class PPOTrainer:
-    """One loop for every sampler, head and simulator.
+    """One loop for every exploration, head and simulator.
 
     All randomness of iteration n is a function of (seed, n), and checkpoints fall between episodes, so that nothing of
     a generator or a simulator needs to be stored.
@@ -114,7 +120,7 @@ class PPOTrainer:
             )
         model = self.actor_critic
         load_weights(model.policy, last / "policy" / "model.safetensors")
-        for name, module in (("critic", model.critic), ("sampler", model.sampler)):
+        for name, module in (("critic", model.critic), ("sampler", model.exploration)):
             load_weights(module, last / "state" / f"{name}.safetensors")
         for name, optimizer in (("actor", self.ppo.actor_optimizer), ("critic", self.ppo.critic_optimizer)):
             restore_optimizer(optimizer, last / "state" / f"{name}_optimizer.safetensors")
@@ -174,7 +180,7 @@ class PPOTrainer:
     def _iterate(self) -> dict[str, float]:
         """One collection and one update."""
         settings, progress = self.ppo.settings, self.iteration / self.loop.iterations
-        self.actor_critic.sampler.set_progress(progress)
+        self.actor_critic.exploration.set_progress(progress)
         bc_weight = self.ppo.set_progress(progress)
         self._noise.manual_seed(derive(self.seed, f"rl_noise/{self.iteration}"))
         self._order.manual_seed(derive(self.seed, f"rl_order/{self.iteration}"))
@@ -262,7 +268,7 @@ class PPOTrainer:
         model = self.actor_critic
         state = {
             "critic": model.critic.state_dict(),
-            "sampler": model.sampler.state_dict(),
+            "sampler": model.exploration.state_dict(),
             "actor_optimizer": optimizer_tensors(self.ppo.actor_optimizer),
             "critic_optimizer": optimizer_tensors(self.ppo.critic_optimizer),
             "scaler": {"state": self.scaler.state()},

@@ -81,7 +81,8 @@ def run_preflight(
         raise ValueError(
             f"preflight: {succeeded} of {finished} episodes succeed with exploration noise (std {std:.3f}), wanted "
             f"{min_success:.0%}: a sparse reward gives nothing to learn from. Train the policy on more demonstrations, "
-            "lower the noise (sampler.std_min, sampler.std_max), or set preflight.min_success=0 to try all the same"
+            "lower the noise (exploration.std_min, exploration.std_max), or set preflight.min_success=0 to try all "
+            "the same"
         )
     passes = ppo.epochs * loop.decisions / _DECISIONS
     hours = loop.iterations * (loop.decisions * collect_s + passes * gradient_s) / 3600.0
@@ -126,7 +127,8 @@ def _check_gradients(
         ratio = ((score.log_prob - batch.log_prob) * score.entries).exp()  # of the density, not of its mean
         if not_finite := int((~torch.isfinite(ratio)).sum()):  # max(error, nan) is error
             raise ValueError(
-                f"preflight: {not_finite} of {len(ratio)} first ratios are not finite; is the sampler's noise positive "
+                f"preflight: {not_finite} of {len(ratio)} first ratios are not finite; is the exploration's noise "
+                "positive "
                 "in every step, and are the policy's weights and observations finite?"
             )
         error, std = max(error, float((ratio.detach() - 1.0).abs().max())), float(score.std)
@@ -139,7 +141,7 @@ def _check_gradients(
             "density; does the encoder or net draw random numbers, or keep batch statistics?"
         )
     parts: dict[str, nn.Module] = {"the policy's head": actor_critic.policy.head, "the critic": actor_critic.critic,
-                                   "the sampler": actor_critic.sampler}  # fmt: skip
+                                   "the exploration": actor_critic.exploration}  # fmt: skip
     if not actor_critic.frozen:
         parts["the encoder"] = actor_critic.policy.encoder
     for name, module in parts.items():

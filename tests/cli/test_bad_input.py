@@ -149,7 +149,11 @@ def test_train_needs_a_dataset(here: Path, capsys: pytest.CaptureFixture):
         (["evaluate", "checkpoint=run", "envs=0"], "envs must be"),
         (["evaluate", "checkpoint=run", "policy.sampler=x"], "there is no key policy; there are "),
         (["evaluate", "checkpoint=run", "policy/head=dm1"], "there is no group policy/head here; there are task"),
-        (["finetune", "checkpoint=run", "smapler=x"], "there is no key smapler; did you mean sampler?"),
+        (["finetune", "checkpoint=run", "exporation=x"], "there is no key exporation; did you mean exploration?"),
+        (
+            ["finetune", "checkpoint=run", "sampler=flow_sde"],
+            "sampler=flow_sde: how fine-tuning explores is exploration=",
+        ),
         (["evaluate", "checkpoint=run", "num_stpes=2"], "did you mean num_steps?"),
         (["report", "none"], "none is not a folder"),
         (["report", "demos.zarr"], "nothing to report"),

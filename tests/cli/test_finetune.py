@@ -16,8 +16,8 @@ from flowpolicy.cli import config
 from flowpolicy.cli.finetune import _batch
 from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
+from flowpolicy.exploration.base import Exploration
 from flowpolicy.rl.ppo import PPOSettings
-from flowpolicy.samplers.base import StochasticSampler
 from flowpolicy.trainers.finetune import FinetuneSettings
 from flowpolicy.trainers.finetune import finetune as run_finetuning
 from flowpolicy.trainers.ppo import PPOTrainer
@@ -293,23 +293,23 @@ def test_groups_of_a_batch_are_refused_from_python_too(base, tmp_path):
     assert not (tmp_path / "rl").exists()
 
 
-def test_a_policy_of_regression_meets_only_the_samplers_that_it_can(base, tmp_path, capsys):
+def test_a_policy_of_regression_meets_only_the_explorations_that_it_can(base, tmp_path, capsys):
     store = base.parent / "reach.zarr"
     words = ["trainer.steps=1", "policy.horizon=4", "policy.net.width=16", f"out={tmp_path / 'regression'}"]
     assert main(["train", "task=reach", "policy/head=regression", f"dataset.path={store}", *words]) == 0
-    assert finetune(tmp_path / "regression", tmp_path / "no", "sampler=renoise") == 2
+    assert finetune(tmp_path / "regression", tmp_path / "no", "exploration=renoise") == 2
     assert "flow map" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["rl_toy", "rl_metaworld", "rl_maniskill", "pi_rl_maniskill"])
 def test_every_recipe_composes(name):
-    for sampler in (None, "renoise", "flow_sde", "langevin"):
-        words = ["checkpoint=x", f"experiment={name}", *([f"sampler={sampler}"] if sampler else [])]
+    for exploration in (None, "renoise", "flow_sde", "langevin"):
+        words = ["checkpoint=x", f"experiment={name}", *([f"exploration={exploration}"] if exploration else [])]
         cfg = config.load("finetune", words)
         settings = FinetuneSettings.from_dict(config.plain(cfg))
         assert settings.envs % settings.workers == 0
-        made = config.instantiate(cfg.sampler)
-        made = made if isinstance(made, StochasticSampler) else made(action_dim=2, horizon=4, cond_dim=3)
-        assert made.num_steps == {"pi_rl_maniskill": 4}.get(name, 1) if sampler is None else made.num_steps >= 2
+        made = config.instantiate(cfg.exploration)
+        made = made if isinstance(made, Exploration) else made(action_dim=2, horizon=4, cond_dim=3)
+        assert made.num_steps == {"pi_rl_maniskill": 4}.get(name, 1) if exploration is None else made.num_steps >= 2
     if name == "pi_rl_maniskill":
         assert (settings.envs, settings.ppo.actor_lr, settings.ppo.minibatches) == (320, 7.91e-6, 1)

@@ -171,7 +171,7 @@ KEYS = {
     "sweep": "checkpoints names tasks num_steps seeds episodes out workers part trusted device threads",
     "bench": "checkpoint hz num_steps threads cpus repeats warmup observations out trusted device",
     "protocol": "tasks seeds demonstrations demonstration_seed episodes start_seed workers envs arms only num_steps",
-    "finetune": "checkpoint out envs workers loop.iterations loop.decisions ppo.epochs sampler reward.success "
+    "finetune": "checkpoint out envs workers loop.iterations loop.decisions ppo.epochs exploration reward.success "
                 "rl.total_steps",
 }  # fmt: skip
 COMMON = {

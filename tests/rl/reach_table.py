@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flowpolicy.samplers.base import StochasticSampler
-from flowpolicy.samplers.flow_sde import FlowSDE
-from flowpolicy.samplers.langevin import Langevin
-from flowpolicy.samplers.renoise import Renoise
+from flowpolicy.exploration.base import Exploration
+from flowpolicy.exploration.flow_sde import FlowSDE
+from flowpolicy.exploration.langevin import Langevin
+from flowpolicy.exploration.renoise import Renoise
 from tests.rl.toy import WIDE, reach_env, success, train, train_in_groups
 
 PULL = {"bc_kind": "velocity", "bc_weight": 0.1, "bc_final": 0.1}
@@ -22,13 +22,13 @@ PULL = {"bc_kind": "velocity", "bc_weight": 0.1, "bc_final": 0.1}
 class Run(NamedTuple):
     """imitated: steps of imitation, as many as give a policy that half works.   settings: others of `train`."""
 
-    sampler: StochasticSampler | partial[StochasticSampler]
+    exploration: Exploration | partial[Exploration]
     imitated: int
     settings: dict[str, Any]
 
     def train(self, seed: int) -> tuple[float, float]:
         """Success before and after."""
-        return train(self.sampler, seed=seed, bc_steps=self.imitated, **self.settings)[:2]
+        return train(self.exploration, seed=seed, bc_steps=self.imitated, **self.settings)[:2]
 
 
 RUNS = {

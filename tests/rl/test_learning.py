@@ -7,9 +7,9 @@ import gymnasium
 import pytest
 import torch
 
+from flowpolicy.exploration.flow_noise import FlowNoise
+from flowpolicy.exploration.renoise import Renoise
 from flowpolicy.rl import ppo as ppo_module
-from flowpolicy.samplers.flow_noise import FlowNoise
-from flowpolicy.samplers.renoise import Renoise
 from flowpolicy_envs.reach import make_env
 from tests.rl.reach_table import RUNS
 from tests.rl.toy import WIDE, imitated, reach_env, train

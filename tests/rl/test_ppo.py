@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from flowpolicy.encoders.state import StateEncoder
+from flowpolicy.exploration.flow_noise import FlowNoise
+from flowpolicy.exploration.flow_sde import FlowSDE
+from flowpolicy.exploration.langevin import Langevin
+from flowpolicy.exploration.renoise import Renoise
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.policy import build_policy
@@ -18,16 +22,12 @@ from flowpolicy.rl.collect import collect
 from flowpolicy.rl.ppo import PPO, PPOSettings, has_signal, normalized, policy_loss, value_loss
 from flowpolicy.rl.rollout_buffer import minibatches
 from flowpolicy.rollout.chunk_env import ChunkResult
-from flowpolicy.samplers.flow_noise import FlowNoise
-from flowpolicy.samplers.flow_sde import FlowSDE
-from flowpolicy.samplers.langevin import Langevin
-from flowpolicy.samplers.renoise import Renoise
 from tests.helpers import EMBODIMENT, small_policy
 from tests.rl.toy import reach_env
 
-SAMPLERS = {f"flow_noise_{k}": partial(FlowNoise, num_steps=k) for k in (1, 2, 4)}
-SAMPLERS |= {f"flow_sde_{k}": FlowSDE(num_steps=k) for k in (1, 2, 4)}
-SAMPLERS |= {"renoise": Renoise(), "langevin": Langevin()}
+EXPLORATIONS = {f"flow_noise_{k}": partial(FlowNoise, num_steps=k) for k in (1, 2, 4)}
+EXPLORATIONS |= {f"flow_sde_{k}": FlowSDE(num_steps=k) for k in (1, 2, 4)}
+EXPLORATIONS |= {"renoise": Renoise(), "langevin": Langevin()}
 
 
 def generator(seed=0):
@@ -68,9 +68,9 @@ class Scripted:
         pass
 
 
-def model(sampler="flow_noise_1", **options):
+def model(exploration="flow_noise_1", **options):
     torch.manual_seed(0)
-    return ActorCritic(small_policy(), SAMPLERS[sampler], **options)
+    return ActorCritic(small_policy(), EXPLORATIONS[exploration], **options)
 
 
 def rolled_out(actor_critic, env=None, *, decisions=12):
@@ -94,9 +94,9 @@ def same(module, before):
 
 
 @pytest.mark.parametrize("rows", ["auto", "executed", "all"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_first_ratio_is_one_through_collection_and_minibatches(sampler, rows):
-    actor_critic = model(sampler, rows=rows)
+@pytest.mark.parametrize("exploration", EXPLORATIONS)
+def test_the_first_ratio_is_one_through_collection_and_minibatches(exploration, rows):
+    actor_critic = model(exploration, rows=rows)
     rollout = rolled_out(actor_critic)
     zero = torch.zeros_like(rollout.log_prob)
     seen = 0
@@ -115,9 +115,9 @@ def test_the_policy_is_put_into_evaluation_mode():
 
 def test_rows_that_do_not_run_count_only_where_they_reach_the_others():
     """horizon 8, 2 observed, 4 executed: rows 1 to 4 run."""
-    for sampler, rows, moved_matters in (("flow_noise_1", "auto", False), ("flow_noise_1", "all", True),
+    for exploration, rows, moved_matters in (("flow_noise_1", "auto", False), ("flow_noise_1", "all", True),
                                          ("renoise", "auto", True), ("renoise", "executed", False)):  # fmt: skip
-        actor_critic = model(sampler, rows=rows)
+        actor_critic = model(exploration, rows=rows)
         rollout = rolled_out(actor_critic, decisions=1)
         chain = type(rollout.chain)(*(value[0] for value in rollout.chain))
         cond = rollout.obs["features"][0]
@@ -213,7 +213,7 @@ def test_the_value_of_the_true_successor_is_used_never_that_of_the_next_episodes
 def test_in_warm_up_the_critic_alone_moves_and_afterwards_all_three():
     actor_critic = model()
     rollout = rolled_out(actor_critic)
-    parts = (actor_critic.policy, actor_critic.sampler, actor_critic.critic)
+    parts = (actor_critic.policy, actor_critic.exploration, actor_critic.critic)
     before = [weights(part) for part in parts]
     run_update(actor_critic, rollout, actor="hold")
     assert [same(part, old) for part, old in zip(parts, before)] == [True, True, False]
@@ -254,7 +254,7 @@ def test_without_exploration_the_noise_net_has_no_say():
     actor_critic = model("flow_noise_4")
     obs = {key: value[:3] for key, value in Scripted().reset().items()}
     before = actor_critic.policy.predict(obs, generator=generator())
-    for parameter in actor_critic.sampler.parameters():
+    for parameter in actor_critic.exploration.parameters():
         torch.nn.init.normal_(parameter)
     assert torch.equal(actor_critic.policy.predict(obs, generator=generator()), before)
 
@@ -308,7 +308,7 @@ def test_every_term_moves_what_it_claims_to():
     policy = build_policy(embodiment=EMBODIMENT, encoder=EncoderWithWeights, net=net, head=MeanFlowHead, horizon=8,
                           obs_horizon=2, action_horizon=4)  # fmt: skip
     for frozen in (False, True):
-        actor_critic = ActorCritic(copy.deepcopy(policy), SAMPLERS["flow_noise_2"], freeze_encoder=frozen)
+        actor_critic = ActorCritic(copy.deepcopy(policy), EXPLORATIONS["flow_noise_2"], freeze_encoder=frozen)
         rollout = rolled_out(actor_critic, decisions=2)
         assert ("features" in rollout.obs) == frozen
         stored = {key: value.flatten(0, 1) for key, value in rollout.obs.items()}
@@ -318,7 +318,7 @@ def test_every_term_moves_what_it_claims_to():
         assert all(parameter.grad is None for parameter in actor_critic.actor_parameters())
         actor_critic.score(cond, chain).log_prob.sum().backward()
         moved = {name for name, p in actor_critic.named_parameters() if p.grad is not None and p.grad.any()}
-        assert "policy.head.net.output.weight" in moved and "sampler.net.4.weight" in moved
+        assert "policy.head.net.output.weight" in moved and "exploration.net.4.weight" in moved
         assert ("policy.encoder.layer.weight" in moved) == (not frozen)
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.exploration.flow_noise import FlowNoise
+from flowpolicy.exploration.flow_sde import FlowSDE
+from flowpolicy.exploration.langevin import Langevin
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.ppo import PPOSettings
-from flowpolicy.samplers.flow_noise import FlowNoise
-from flowpolicy.samplers.flow_sde import FlowSDE
-from flowpolicy.samplers.langevin import Langevin
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy_envs.reach import ReachEnv
@@ -57,7 +57,7 @@ def test_a_part_that_no_gradient_reaches_is_named():
 def test_a_density_that_is_not_finite_is_refused():
     """Python's max(0.0, nan) is 0.0, and nan > x is False."""
     model = ActorCritic(imitated(steps=5), FlowSDE(num_steps=2))
-    model.sampler.noise_level = 0.0  # past the constructor, which refuses it
+    model.exploration.noise_level = 0.0  # past the constructor, which refuses it
     with pytest.raises(ValueError, match="first ratios are not finite"):
         flown(model)
 
@@ -69,11 +69,11 @@ def test_a_gradient_that_is_not_finite_is_refused_and_named():
         flown(model)
 
 
-@pytest.mark.parametrize("sampler", [FlowSDE, Langevin])
+@pytest.mark.parametrize("exploration", [FlowSDE, Langevin])
 @pytest.mark.parametrize("level", [0.0, -0.5, float("nan"), float("inf")])
-def test_a_sampler_without_noise_is_refused(sampler, level):
+def test_an_exploration_without_noise_is_refused(exploration, level):
     with pytest.raises(ValueError, match="noise_level must be positive and finite.*without noise there is no density"):
-        sampler(noise_level=level)
+        exploration(noise_level=level)
 
 
 @pytest.mark.parametrize("bounds", [(0.1, float("inf")), (float("nan"), 0.2), (0.1, float("nan"))])

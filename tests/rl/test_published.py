@@ -20,7 +20,7 @@ def test_the_recipe_after_pi_rl_has_the_numbers_of_its_code() -> None:
     settings = FinetuneSettings.from_dict(config.plain(cfg))
     assert {name: getattr(settings.ppo, name) for name in PUBLISHED} == PUBLISHED
     assert (settings.envs, settings.loop.iterations, 5 * settings.loop.decisions) == (320, 150, 80)
-    assert (cfg.sampler.num_steps, cfg.sampler.std_min, cfg.sampler.std_max) == (4, 0.08, 0.16)
+    assert (cfg.exploration.num_steps, cfg.exploration.std_min, cfg.exploration.std_max) == (4, 0.08, 0.16)
     assert settings.actor.rows == "executed"  # their code drops the other rows in every step
 
 

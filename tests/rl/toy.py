@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from flowpolicy.encoders.state import StateEncoder
+from flowpolicy.exploration.flow_noise import FlowNoise
 from flowpolicy.heads.flow_matching import FlowMatchingHead
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.nets.mlp import ResidualMLP
@@ -17,7 +18,6 @@ from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import collect
 from flowpolicy.rl.ppo import PPO, PPOSettings, has_signal
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
-from flowpolicy.samplers.flow_noise import FlowNoise
 from flowpolicy.seeding import derive
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from flowpolicy.types import Batch
@@ -105,7 +105,7 @@ def fine_tune(model: ActorCritic, env: ChunkEnv, settings: PPOSettings, *, itera
     ppo, noise, order = PPO(model, settings), torch.Generator(), torch.Generator()
     for iteration in range(iterations):
         progress = iteration / iterations
-        model.sampler.set_progress(progress)
+        model.exploration.set_progress(progress)
         bc_weight = ppo.set_progress(progress)
         noise.manual_seed(derive(seed, f"noise/{iteration}"))
         order.manual_seed(derive(seed, f"order/{iteration}"))
@@ -121,12 +121,12 @@ def fine_tune(model: ActorCritic, env: ChunkEnv, settings: PPOSettings, *, itera
             see(iteration, found | {"success": successes / max(int(rollout.done.sum()), 1)})
 
 
-def train(sampler, *, head="meanflow", bc_steps=300, iterations=60, seed=0, env=None, **changes):
-    """(success before, after), without noise at the sampler's deployed steps; the model; what each iteration found."""
+def train(exploration, *, head="meanflow", bc_steps=300, iterations=60, seed=0, env=None, **changes):
+    """(success before, after), without noise at the deployed number of steps; the model; what each iteration found."""
     policy = imitated(head, steps=bc_steps)
     torch.manual_seed(seed)
-    model = ActorCritic(policy, sampler)
-    steps = model.sampler.deploy_steps
+    model = ActorCritic(policy, exploration)
+    steps = model.exploration.deploy_steps
     before = success(policy, num_steps=steps)
     seen = []
     with closing(env or reach_env()) as envs:

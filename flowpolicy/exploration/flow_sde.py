@@ -5,17 +5,17 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from flowpolicy.exploration.base import Exploration, every_step, require_choice, require_noise
 from flowpolicy.flow.gaussian import Gaussian, sde_step, split
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import expand
 from flowpolicy.flow.times import time_grid
-from flowpolicy.samplers.base import StochasticSampler, every_step, require_choice, require_noise
 
 Mode = Literal["hybrid", "full", "window"]
 
 
 @final
-class FlowSDE(StochasticSampler):
+class FlowSDE(Exploration):
     """Euler-Maruyama on the reverse-time SDE, from the instantaneous velocity u(x_t, t, t).
 
     mode: which of the K steps are stochastic; the others are those of the deployed policy.
@@ -47,7 +47,7 @@ class FlowSDE(StochasticSampler):
         self._first = 0
 
     def times(self) -> Tensor:
-        """See `StochasticSampler`."""
+        """See `Exploration`."""
         return time_grid(self.num_steps)
 
     def pick_steps(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -59,7 +59,7 @@ class FlowSDE(StochasticSampler):
         return torch.randint(self.num_steps, (batch, 1), generator=generator, device=generator.device)
 
     def transition(self, velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Gaussian:
-        """See `StochasticSampler`."""
+        """See `Exploration`."""
         action, noise = split(x_t, velocity(x_t, t, t, cond), t)
         step = sde_step(t, r, noise_level=self.noise_level)
         return Gaussian(expand(step.w0, x_t) * action + expand(step.w1, x_t) * noise, expand(step.std, x_t))

@@ -5,15 +5,15 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowpolicy.exploration.base import Exploration, every_step, jump, require_noise
 from flowpolicy.flow.gaussian import Gaussian, score
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import expand
 from flowpolicy.flow.times import time_grid
-from flowpolicy.samplers.base import StochasticSampler, every_step, jump, require_noise
 
 
 @final
-class Langevin(StochasticSampler):
+class Langevin(Exploration):
     """y = x_t - (t - r) u(x_t, t, r), then N(y + h/2 score(y, r), h) with h = a^2 r / (1 - r) (t - r).
 
     The jump is exact for an average velocity, and the Langevin step keeps the marginal at r up to O(h^2): spread 0.206
@@ -36,7 +36,7 @@ class Langevin(StochasticSampler):
         self.noise_level = noise_level
 
     def times(self) -> Tensor:
-        """See `StochasticSampler`."""
+        """See `Exploration`."""
         return time_grid(self.num_steps)
 
     def pick_steps(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -44,7 +44,7 @@ class Langevin(StochasticSampler):
         return every_step(batch, self.num_steps - 1, generator)
 
     def transition(self, velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Gaussian:
-        """See `StochasticSampler`; r > 0."""
+        """See `Exploration`; r > 0."""
         arrived = jump(velocity, x_t, t, r, cond)
         variance = expand(self.noise_level**2 * r / (1.0 - r) * (t - r), x_t)
         direction = score(arrived, velocity(arrived, r, r, cond), r)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from flowpolicy.exploration.base import chain_log_prob, sample_chain
+from flowpolicy.exploration.flow_noise import FlowNoise
+from flowpolicy.exploration.flow_sde import FlowSDE
+from flowpolicy.exploration.langevin import Langevin
 from flowpolicy.flow.gaussian import Gaussian, sde_step
 from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
-from flowpolicy.samplers.base import chain_log_prob, sample_chain
-from flowpolicy.samplers.flow_noise import FlowNoise
-from flowpolicy.samplers.flow_sde import FlowSDE
-from flowpolicy.samplers.langevin import Langevin
-from tests.samplers.exact import gaussian_velocity
+from tests.exploration.exact import gaussian_velocity
 
 SHAPE = {"action_dim": 7, "horizon": 4, "cond_dim": 3}
 
@@ -47,19 +47,22 @@ def test_half_precision_densities_are_computed_in_float32():
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 def test_the_joint_density_is_the_sum_of_the_steps_and_the_starting_noise_cancels(num_steps):
-    sampler, net = FlowNoise(num_steps=num_steps, std_min=0.1, std_max=0.3, **SHAPE).double(), torch.nn.Linear(28, 28)
+    exploration, net = (
+        FlowNoise(num_steps=num_steps, std_min=0.1, std_max=0.3, **SHAPE).double(),
+        torch.nn.Linear(28, 28),
+    )
     net = net.double()
 
     def velocity(x, t, r, cond):
         return net(x.flatten(1)).unflatten(1, (4, 7))
 
     noise, cond = torch.randn(5, 4, 7, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    chain = sample_chain(sampler, velocity, noise, cond, rng())
+    chain = sample_chain(exploration, velocity, noise, cond, rng())
     assert chain.step.tolist() == [list(range(num_steps))] * 5
     by_hand, x, times = torch.zeros(5, dtype=torch.float64), noise, time_grid(num_steps).double()
     for i in range(num_steps):
         mean = x - (times[i] - times[i + 1]) * velocity(x, None, None, None)
-        std = sampler.std(x, times[i].expand(5), cond)
+        std = exploration.std(x, times[i].expand(5), cond)
         torch.testing.assert_close(chain.before[:, i], x, rtol=0, atol=0)
         x = chain.after[:, i]
         by_hand += Normal(mean, std).log_prob(x).sum((1, 2))
@@ -68,12 +71,12 @@ def test_the_joint_density_is_the_sum_of_the_steps_and_the_starting_noise_cancel
 
     with torch.no_grad():
         net.weight.add_(0.01)
-    after = chain_log_prob(sampler, velocity, chain, cond).log_prob.sum((1, 2, 3))
+    after = chain_log_prob(exploration, velocity, chain, cond).log_prob.sum((1, 2, 3))
     moved = torch.zeros(5, dtype=torch.float64)  # of the steps alone: the start's own density must be in neither
     for i in range(num_steps):
         x, t = chain.before[:, i], times[i].expand(5)
         mean = x - (times[i] - times[i + 1]) * velocity(x, None, None, None)
-        moved += Normal(mean, sampler.std(x, t, cond)).log_prob(chain.after[:, i]).sum((1, 2))
+        moved += Normal(mean, exploration.std(x, t, cond)).log_prob(chain.after[:, i]).sum((1, 2))
     torch.testing.assert_close(after, moved.detach(), rtol=0, atol=1e-6)
     assert (after - chain.log_prob.sum((1, 2, 3))).abs().min() > 1e-3
 
@@ -107,29 +110,29 @@ def test_the_mirrored_time_convention_gives_the_same_sde_step():
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
-def test_without_noise_flow_sde_and_langevin_are_the_deterministic_sampler(num_steps):
+def test_without_noise_flow_sde_and_langevin_are_the_deterministic_jump(num_steps):
     noise, cond, times = torch.randn(6, 4, 7, generator=rng()), torch.empty(6, 0), time_grid(num_steps)
 
     def euler(x, t, r, cond):  # flow matching: ignores r
         return gaussian_velocity(x, t, t)
 
-    sampler = FlowSDE(num_steps=num_steps, mode="full")
-    sampler.noise_level = 0.0  # past the constructor, which refuses it
-    chain = sample_chain(sampler, euler, noise, cond, rng())
+    exploration = FlowSDE(num_steps=num_steps, mode="full")
+    exploration.noise_level = 0.0  # past the constructor, which refuses it
+    chain = sample_chain(exploration, euler, noise, cond, rng())
     torch.testing.assert_close(chain.action, sample_ode(euler, noise, cond, times), rtol=0, atol=1e-6)
     if num_steps > 1:
-        sampler = Langevin(num_steps=num_steps)
-        sampler.noise_level = 0.0
-        chain = sample_chain(sampler, gaussian_velocity, noise, cond, rng())
+        exploration = Langevin(num_steps=num_steps)
+        exploration.noise_level = 0.0
+        chain = sample_chain(exploration, gaussian_velocity, noise, cond, rng())
         wanted = sample_ode(gaussian_velocity, noise, cond, times)
         torch.testing.assert_close(chain.action, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
 def test_the_mean_of_flow_noise_is_the_deterministic_step(num_steps):
-    sampler = FlowNoise(num_steps=num_steps, std_min=1e-20, std_max=1e-20, **SHAPE)
+    exploration = FlowNoise(num_steps=num_steps, std_min=1e-20, std_max=1e-20, **SHAPE)
     noise, cond = torch.randn(6, 4, 7, generator=rng()), torch.empty(6, 3)
-    chain = sample_chain(sampler, gaussian_velocity, noise, cond, rng())
+    chain = sample_chain(exploration, gaussian_velocity, noise, cond, rng())
     assert torch.equal(chain.action, sample_ode(gaussian_velocity, noise, cond, time_grid(num_steps)))
 
 
@@ -155,34 +158,36 @@ def test_the_gradient_of_log_prob_is_the_textbook_one():
 
 
 def test_the_learned_std_stays_inside_its_bounds_and_never_loses_its_gradient():
-    sampler = FlowNoise(std_min=0.05, std_max=0.3, **SHAPE)
+    exploration = FlowNoise(std_min=0.05, std_max=0.3, **SHAPE)
     x, t, cond = torch.randn(8, 4, 7), torch.rand(8), torch.randn(8, 3)
-    torch.testing.assert_close(sampler.std(x, t, cond), torch.full((8, 4, 7), math.sqrt(0.05 * 0.3)), rtol=0, atol=1e-6)
-    assert sampler.net is not None
-    for parameter in sampler.parameters():
+    torch.testing.assert_close(
+        exploration.std(x, t, cond), torch.full((8, 4, 7), math.sqrt(0.05 * 0.3)), rtol=0, atol=1e-6
+    )
+    assert exploration.net is not None
+    for parameter in exploration.parameters():
         torch.nn.init.normal_(parameter)
-    std = sampler.std(1e4 * x, t, 1e4 * cond)
+    std = exploration.std(1e4 * x, t, 1e4 * cond)
     assert std.min() >= 0.05 - 1e-6 and std.max() <= 0.3 + 1e-6
     raw = torch.linspace(-8, 8, 101, requires_grad=True)
-    sampler.bound(raw).log().sum().backward()
+    exploration.bound(raw).log().sum().backward()
     assert (raw.grad > 0).all()
 
 
 def test_a_std_from_the_state_alone_ignores_chunk_and_time():
-    sampler = FlowNoise(std_inputs="state", **SHAPE)
-    for parameter in sampler.parameters():
+    exploration = FlowNoise(std_inputs="state", **SHAPE)
+    for parameter in exploration.parameters():
         torch.nn.init.normal_(parameter)
     cond = torch.randn(8, 3)
-    one, two = (sampler.std(torch.randn(8, 4, 7), torch.rand(8), cond) for _ in range(2))
+    one, two = (exploration.std(torch.randn(8, 4, 7), torch.rand(8), cond) for _ in range(2))
     assert torch.equal(one, two) and one.std() > 0
 
 
 def test_the_upper_bound_of_the_std_falls_on_reinflows_schedule():
-    sampler = FlowNoise(std_min=0.1, std_max=0.2, decay=True, **SHAPE)
+    exploration = FlowNoise(std_min=0.1, std_max=0.2, decay=True, **SHAPE)
     top = {}
     for progress in (0.0, 0.35, 1.0):
-        sampler.set_progress(progress)
-        top[progress] = float(sampler.bound(torch.tensor(50.0)))
+        exploration.set_progress(progress)
+        top[progress] = float(exploration.bound(torch.tensor(50.0)))
     assert top == pytest.approx({0.0: 0.2, 0.35: 0.2, 1.0: 0.3 * 0.1 + 0.7 * 0.2})
 
 

@@ -1,4 +1,4 @@
-"""What every stochastic sampler offers, and the two functions that use it: sample a chain, score a chain."""
+"""What every exploration offers, and the two functions that use it: sample a chain, score a chain."""
 
 import math
 import warnings
@@ -39,7 +39,7 @@ class ChainScore(NamedTuple):
     std: Tensor
 
 
-class StochasticSampler(nn.Module, ABC):
+class Exploration(nn.Module, ABC):
     """Gaussian transitions over flow times.
 
     num_steps: K, steps of the chain.   deploy_steps: network evaluations of the noise-free policy that it trains.
@@ -74,18 +74,18 @@ def jump(velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) ->
 
 @torch.no_grad()
 def sample_chain(
-    sampler: StochasticSampler, velocity: Velocity, noise: Tensor, cond: Tensor, generator: torch.Generator
+    exploration: Exploration, velocity: Velocity, noise: Tensor, cond: Tensor, generator: torch.Generator
 ) -> Chain:
     """Walk from `noise` (B, H, A) to an action; cond: (B, D).
 
     The deterministic steps are those of the deployed policy (`sample_ode`), so that only the noise differs from it.
     """
-    times = sampler.times().to(noise)
-    step = sampler.pick_steps(noise.shape[0], generator)  # (B, S)
+    times = exploration.times().to(noise)
+    step = exploration.pick_steps(noise.shape[0], generator)  # (B, S)
     before = noise.new_zeros(*step.shape, *noise.shape[1:])
     after, log_prob = before.clone(), before.clone()
     x = noise
-    for i in range(sampler.num_steps):
+    for i in range(exploration.num_steps):
         t, r = (times[k].expand(x.shape[0]) for k in (i, i + 1))
         here = step == i  # (B, S), at most one per row
         stochastic, moved = here.any(dim=1), torch.empty_like(x)
@@ -94,40 +94,42 @@ def sample_chain(
             moved[rest] = jump(velocity, x[rest], t[rest], r[rest], cond[rest])
         if stochastic.any():
             start = x[stochastic]
-            gaussian = sampler.transition(velocity, start, t[stochastic], r[stochastic], cond[stochastic])
+            gaussian = exploration.transition(velocity, start, t[stochastic], r[stochastic], cond[stochastic])
             moved[stochastic] = drawn = gaussian.sample(generator).to(x)
             before[here], after[here], log_prob[here] = start, drawn, gaussian.log_prob(drawn).to(x)
         x = moved
     return Chain(before, after, step, log_prob, x)
 
 
-def chain_log_prob(sampler: StochasticSampler, velocity: Velocity, chain: Chain, cond: Tensor) -> ChainScore:
+def chain_log_prob(exploration: Exploration, velocity: Velocity, chain: Chain, cond: Tensor) -> ChainScore:
     """Score the stored transitions with the same `transition` that drew them: the first ratio is 1."""
-    times = sampler.times().to(chain.before)
+    times = exploration.times().to(chain.before)
     parts = []
     for s in range(chain.step.shape[1]):
         step = chain.step[:, s]
-        gaussian = sampler.transition(velocity, chain.before[:, s], times[step], times[step + 1], cond)
+        gaussian = exploration.transition(velocity, chain.before[:, s], times[step], times[step + 1], cond)
         after = chain.after[:, s]
         parts.append((gaussian.log_prob(after), gaussian.entropy(), gaussian.std.expand(after.shape)))
     return ChainScore(*(torch.stack(part, dim=1) for part in zip(*parts, strict=True)))
 
 
-def require_support(sampler: StochasticSampler, head: Head) -> None:
-    """Raise ValueError unless `head` gives what `sampler` needs; warn where the deployed jump may get worse."""
-    name, kind = type(sampler).__name__, type(head).__name__
+def require_support(exploration: Exploration, head: Head) -> None:
+    """Raise ValueError unless `head` gives what `exploration` needs; warn where the deployed jump may get worse."""
+    name, kind = type(exploration).__name__, type(head).__name__
     given = {"jumps": True, "velocity": head.has_velocity, "flow_map": head.has_flow_map}
-    if not given[sampler.needs]:
-        fit = "sampler=flow_noise, which works with every head"
-        raise ValueError(f"{name} needs the head's {sampler.needs.replace('_', ' ')}, which {kind} lacks; use {fit}")
-    if head.max_steps is not None and sampler.num_steps > head.max_steps:
+    if not given[exploration.needs]:
+        fit = "exploration=flow_noise, which works with every head"
         raise ValueError(
-            f"{name} takes {sampler.num_steps} steps, {kind} at most {head.max_steps}; lower sampler.num_steps"
+            f"{name} needs the head's {exploration.needs.replace('_', ' ')}, which {kind} lacks; use {fit}"
         )
-    if sampler.needs == "flow_map" and head.parameterization == "x":
+    if head.max_steps is not None and exploration.num_steps > head.max_steps:
+        raise ValueError(
+            f"{name} takes {exploration.num_steps} steps, {kind} at most {head.max_steps}; lower exploration.num_steps"
+        )
+    if exploration.needs == "flow_map" and head.parameterization == "x":
         warnings.warn(
             f"{name} with a net that predicts the action: the deployed policy can get worse. Train it with "
-            "policy.head.parameterization=u, or use sampler=flow_noise",
+            "policy.head.parameterization=u, or use exploration=flow_noise",
             stacklevel=2,
         )
 
@@ -138,7 +140,7 @@ def every_step(batch: int, steps: int, generator: torch.Generator) -> Tensor:
 
 
 def require_noise(level: float) -> None:
-    """Raise ValueError unless a sampler's `noise_level` is positive and finite."""
+    """Raise ValueError unless an exploration's `noise_level` is positive and finite."""
     if not 0.0 < level < math.inf:
         raise ValueError(
             f"noise_level must be positive and finite, got {level}: without noise there is no density and nothing to "

@@ -5,14 +5,14 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowpolicy.exploration.base import Exploration, every_step, jump
 from flowpolicy.flow.gaussian import Gaussian
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.path import expand
-from flowpolicy.samplers.base import StochasticSampler, every_step, jump
 
 
 @final
-class Renoise(StochasticSampler):
+class Renoise(Exploration):
     """x_r ~ N((1 - r) a, r^2) around the one-step action a = x_1 - u(x_1, 1, 0), then the action x_r - r u(x_r, r, 0).
 
     With an exact flow map a follows the policy's law, so x_r the marginal at r, and the action the policy's law again:
@@ -44,6 +44,6 @@ class Renoise(StochasticSampler):
         return every_step(batch, 1, generator)
 
     def transition(self, velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Gaussian:
-        """See `StochasticSampler`."""
+        """See `Exploration`."""
         action = jump(velocity, x_t, t, torch.zeros_like(t), cond)
         return Gaussian((1.0 - expand(r, x_t)) * action, expand(r, x_t))

@@ -1,18 +1,18 @@
-"""Which laws the samplers keep: Gaussian recursions without sampling error, and a mixture by its sliced distance."""
+"""Which laws the explorations keep: Gaussian recursions without sampling error, a mixture by its sliced distance."""
 
 import math
 
 import pytest
 import torch
 
+from flowpolicy.exploration.base import Exploration, jump, sample_chain
+from flowpolicy.exploration.flow_noise import FlowNoise
+from flowpolicy.exploration.flow_sde import FlowSDE
+from flowpolicy.exploration.langevin import Langevin
+from flowpolicy.exploration.renoise import Renoise
 from flowpolicy.flow.gaussian import score
 from flowpolicy.flow.times import time_grid
-from flowpolicy.samplers.base import StochasticSampler, jump, sample_chain
-from flowpolicy.samplers.flow_noise import FlowNoise
-from flowpolicy.samplers.flow_sde import FlowSDE
-from flowpolicy.samplers.langevin import Langevin
-from flowpolicy.samplers.renoise import Renoise
-from tests.samplers.exact import (
+from tests.exploration.exact import (
     affine,
     gaussian_velocity,
     mixture_log_density,
@@ -30,16 +30,16 @@ def euler(x, t, r, cond):
     return gaussian_velocity(x, t, t)
 
 
-def law(sampler: StochasticSampler | None, velocity, times) -> tuple[float, float]:
+def law(exploration: Exploration | None, velocity, times) -> tuple[float, float]:
     """Mean and std at the end, by the affine recursion; None samples without noise."""
     mean, variance = 0.0, 1.0
     generator = torch.Generator().manual_seed(0)
-    picked = sampler.pick_steps(1, generator)[0].tolist() if sampler is not None else []
+    picked = exploration.pick_steps(1, generator)[0].tolist() if exploration is not None else []
     times = times.double()
     for i in range(len(times) - 1):
         t, r = times[i : i + 1], times[i + 1 : i + 2]
         if i in picked:
-            slope, offset, std = affine(lambda x, t=t, r=r: sampler.transition(velocity, x, t, r, NO_COND))
+            slope, offset, std = affine(lambda x, t=t, r=r: exploration.transition(velocity, x, t, r, NO_COND))
         else:
             at = [float(jump(velocity, torch.full((1, 1, 1), x, dtype=torch.float64), t, r, NO_COND)) for x in (0, 1)]
             slope, offset, std = at[1] - at[0], at[0], 0.0
@@ -95,9 +95,9 @@ def test_flow_map_and_langevin_has_the_tabulated_spread(noise_level, wanted):
 @pytest.mark.parametrize(("num_steps", "sigma", "wanted"), [(1, 0.05, 0.206155), (2, 0.12, 0.237940),
                                                             (5, 0.12, 0.262589)])  # fmt: skip
 def test_flow_noise_widens_the_law_by_what_it_adds(num_steps, sigma, wanted):
-    sampler = FlowNoise(action_dim=1, horizon=1, cond_dim=0, num_steps=num_steps, std_min=sigma, std_max=sigma)
+    exploration = FlowNoise(action_dim=1, horizon=1, cond_dim=0, num_steps=num_steps, std_min=sigma, std_max=sigma)
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
-    assert law(sampler, gaussian_velocity, times) == pytest.approx((0.5, wanted), abs=1e-5)
+    assert law(exploration, gaussian_velocity, times) == pytest.approx((0.5, wanted), abs=1e-5)
 
 
 COUNT = 40_000
@@ -110,10 +110,10 @@ def floor():
     return truth, [sliced_w2(truth, mixture_samples(COUNT, seed)) for seed in (1, 2, 3, 4)]
 
 
-def draw(sampler, velocity, seed=7):
+def draw(exploration, velocity, seed=7):
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(COUNT, 1, 2, dtype=torch.float64, generator=generator)
-    return sample_chain(sampler, velocity, noise, torch.empty(COUNT, 0), generator).action[:, 0]
+    return sample_chain(exploration, velocity, noise, torch.empty(COUNT, 0), generator).action[:, 0]
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from flowpolicy.exploration.base import Exploration, every_step, jump, require_choice
 from flowpolicy.flow.gaussian import Gaussian
 from flowpolicy.flow.meanflow import Velocity
 from flowpolicy.flow.times import time_grid
-from flowpolicy.samplers.base import StochasticSampler, every_step, jump, require_choice
 
 StdInputs = Literal["all", "state"]
 _HOLD = 0.35  # share of training before the upper bound falls, and how far it falls: ReinFlow's schedule
@@ -17,7 +17,7 @@ _FALL = 0.7
 
 
 @final
-class FlowNoise(StochasticSampler):
+class FlowNoise(Exploration):
     """x_r = x_t - (t - r) u(x_t, t, r) + std * N(0, 1), all K steps; one ratio from the joint density of the chain.
 
     Exact: the policy gradient is that of the noisy policy, for every K, and at K = 1 it goes straight through the
@@ -64,7 +64,7 @@ class FlowNoise(StochasticSampler):
             self.net = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), last)
 
     def times(self) -> Tensor:
-        """See `StochasticSampler`."""
+        """See `Exploration`."""
         return time_grid(self.num_steps)
 
     def pick_steps(self, batch: int, generator: torch.Generator) -> Tensor:
@@ -72,7 +72,7 @@ class FlowNoise(StochasticSampler):
         return every_step(batch, self.num_steps, generator)
 
     def transition(self, velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Gaussian:
-        """See `StochasticSampler`."""
+        """See `Exploration`."""
         return Gaussian(jump(velocity, x_t, t, r, cond), self.std(x_t, t, cond))
 
     def std(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:

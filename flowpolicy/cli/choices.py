@@ -1,0 +1,26 @@
+"""Which yaml file of a group a word chooses; and words that have another name now."""
+
+import re
+from collections.abc import Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from flowpolicy.paths import config_dir
+
+# (yaml, first part of a key) -> what it is called now
+_RENAMED = {("finetune", "sampler"): "how fine-tuning explores is exploration=…, as in exploration=flow_noise"}
+
+
+def group_choices(name: str, argv: Sequence[str]) -> list[str]:
+    """The words of `argv` that choose an option of a group, for the yaml `name`.
+
+    Raises ValueError for one whose value is no name, and for a word that is called otherwise now.
+    """
+    for word in argv:
+        if said := _RENAMED.get((name, re.split(r"[=./]", word.lstrip("+~"), maxsplit=1)[0])):
+            raise ValueError(f"{word}: {said}")
+    groups = [argument for argument in argv if (config_dir() / argument.partition("=")[0]).is_dir()]
+    for choice in OverridesParser.create().parse_overrides(groups):
+        if not isinstance(choice.value(), str | None):
+            raise ValueError(f"{choice.key_or_group} must be the name of one yaml file, got {choice.value()!r}")
+    return groups

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final, get_args
@@ -33,14 +33,15 @@ _MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeErro
 
 @standard_torch()
 def create_policy(
-    config: PolicySpec | Mapping[str, Any], embodiment: Embodiment, *, trusted_modules: Sequence[str] = ()
+    config: PolicySpec | dict[str, Any], embodiment: Embodiment, *, trusted_modules: Sequence[str] = ()
 ) -> FlowPolicy:
     """An untrained policy from a spec, or from one written down.
 
     The weights are drawn from torch's global generator, which is put back: seed it for other ones.
 
     Args:
-        config: A `PolicySpec`, or what `PolicySpec.to_dict` gives: the `policy` node of the composed configs.
+        config: A `PolicySpec`, whose classes are trusted, or what `PolicySpec.to_dict` gives, whose names are checked:
+            the `policy` node of the composed configs.
         embodiment: The robot's contract, which the shapes come from.
         trusted_modules: Packages outside flowpolicy whose classes the config may name.
 
@@ -56,7 +57,8 @@ def create_policy(
         if "unexpected keyword argument" in text:
             text += "; leave out the number, or the group (as policy/times, policy/weighting), that this part has not"
         raise ValueError(f"the policy config does not fit its parts: {text}") from error
-    policy.spec = spec
+    # what it left out is written down with its default
+    policy.spec = replace(spec, numbers={**policy.spec.numbers, **spec.numbers})
     return policy
 
 
@@ -76,18 +78,20 @@ def save_policy(
         policy: Whoever built it; its `spec` must be data, see `PolicySpec.to_dict`.
         folder: To be made: config.json, embodiment.json, model.safetensors (normalisers included).
         facts: JSON-ready extras for config.json, as task, dataset, step.
-        overwrite: Replace the folder where it exists.
+        overwrite: Replace the folder where it exists and holds a policy alone.
 
     Returns:
         The folder.
 
     Raises:
         FileExistsError: Where the folder exists and is not to be replaced.
-        ValueError: For a spec that is no data, and for weights that `load_policy` would refuse.
+        ValueError: For a spec that cannot be written down, and for weights that `load_policy` would refuse.
     """
     folder = Path(folder)
     if folder.exists() and not overwrite:
         raise FileExistsError(f"save_policy: {folder} exists already; pass overwrite=True, or choose another folder")
+    if folder.exists() and (others := sorted({file.name for file in folder.iterdir()} - {*_FILES})):
+        raise FileExistsError(f"save_policy: {folder} holds {others[0]} too, which would go; choose another folder")
     with atomic_directory(folder, replace=overwrite) as new:
         write_policy(policy, new, facts=facts or {})
     return folder
@@ -103,7 +107,7 @@ def write_policy(policy: FlowPolicy, folder: Path, *, facts: Mapping[str, Any]) 
     spec = policy.spec.to_dict()
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "embodiment.json", folder / "model.safetensors"]
-    record = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, "policy": spec, **facts}))  # as it is read
+    record = json.loads(json.dumps({**facts, "schema_version": SCHEMA_VERSION, "policy": spec}))  # as it is read
     save_embodiment(policy.embodiment, files[0])
     write_tensors(policy.state_dict(), files[1])
     record[ENTRY] = fingerprint(record, folder / "config.json", files)
@@ -117,7 +121,18 @@ def load_policy(
     trusted_modules: Sequence[str] = (),
     edited: bool = False,
 ) -> FlowPolicy:
-    """`Checkpoint.open(path).policy(...)`: a policy in evaluation mode from a run folder, a checkpoint or a policy."""
+    """A policy from disk, in evaluation mode and without gradients: `Checkpoint.open(path).policy(...)`.
+
+    Args:
+        path: As for `Checkpoint.open`.
+        device: As for `Checkpoint.policy`.
+        trusted_modules: The same.
+        edited: The same.
+
+    Raises:
+        FileNotFoundError: Where there is no checkpoint.
+        ValueError: For one that `Checkpoint.open` or `Checkpoint.policy` refuses.
+    """
     return Checkpoint.open(path).policy(device=device, trusted_modules=trusted_modules, edited=edited)
 
 
@@ -194,6 +209,7 @@ class Checkpoint:
         try:
             config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}
             policy = create_policy(config, embodiment, trusted_modules=trusted_modules)
+            policy.spec = PolicySpec.from_dict(record["policy"], trusted_modules=trusted_modules)  # names the weights
             later = _LATER if _action_mode(record) == "minmax" else ()
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
@@ -263,14 +279,15 @@ def _read_record(file: Path) -> dict[str, Any]:
 
 def resolve_checkpoint(path: Path | str) -> Path:
     """The folder of a checkpoint: `path`, or of a run its best, else its last; its parent where it is policy/.
+    One of `save_policy` is its own.
 
     RUN/checkpoints/best and last are taken as such, whatever they are. Warns where one that is damaged is passed over.
     """
     path = Path(path)
     if path.name == "policy" and not (path / "policy").is_dir():
         path = path.parent
-    own = any((path / name / "config.json").is_file() for name in ("policy", "."))
-    folder = path.resolve() if own else None
+    places = ("policy",) if (path / "checkpoints").is_dir() else ("policy", ".")
+    folder = path.resolve() if any((path / name / "config.json").is_file() for name in places) else None
     if path.name in ("best", "last") and not (path / "checkpoints").is_dir():  # no run that is called so
         folder = choose(path.parent, "best" if path.name == "best" else "last")
     elif folder is None:
@@ -278,8 +295,8 @@ def resolve_checkpoint(path: Path | str) -> Path:
     if folder is not None and (_files(folder) / "config.json").is_file():
         return folder
     raise FileNotFoundError(
-        f"no checkpoint at {path}: wanted policy/config.json in it or in checkpoints/best or checkpoints/last; "
-        "pass a run folder of `flowpolicy train` or one of its checkpoints"
+        f"no checkpoint at {path}: wanted config.json in it or in policy/, or the same in checkpoints/best or "
+        "checkpoints/last; pass a run folder of `flowpolicy train`, one of its checkpoints, or a folder of save_policy"
     )
 
 

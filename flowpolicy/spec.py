@@ -33,6 +33,8 @@ class Described:
 class PolicySpec:
     """The arguments of `build_policy` but for the embodiment.
 
+    Whoever makes one says which classes it names; only `from_dict` checks them.
+
     Args:
         encoder: A class, a `functools.partial` of one, or the same as a `Node`.
         net: The same.
@@ -143,8 +145,10 @@ def _data(value: Any, name: str) -> Any:
 
 def _path(cls: type, name: str) -> str:
     path = f"{cls.__module__}.{cls.__qualname__}"
-    if "<locals>" in path or cls.__module__ == "__main__":
-        raise ValueError(f"{name} is of {path}, which nobody could import again: define the class in a module's file")
+    if "." in cls.__qualname__ or cls.__module__ == "__main__":
+        raise ValueError(
+            f"{name} is of {path}, which nobody could import again: define it at the top of a module's file"
+        )
     return path
 
 

@@ -1,6 +1,6 @@
 """A run of the library as it was on 28 November 2026, commit c661ff9, before PolicySpec: it loads, answers as it did
-and goes on. tests/golden/run: 40 steps of `flowpolicy train task=toy policy/head=mp1_small policy.net.width=16
-policy.net.depth=1`, of which expected.json holds the actions for one observation without noise."""
+and its training state is restored. tests/golden/run: 40 steps of `flowpolicy train task=toy policy/head=mp1_small
+policy.net.width=16 policy.net.depth=1`, of which expected.json holds the actions for one observation without noise."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_it_loads_and_answers_as_it_did(place: str, tmp_path: Path) -> None:
             torch.testing.assert_close(action, torch.tensor(EXPECTED[steps]), rtol=0, atol=1e-5)
 
 
-def test_it_says_what_it_said(tmp_path: Path) -> None:
+def test_it_says_what_it_said() -> None:
     checkpoint = Checkpoint.open(GOLDEN / "run")
     assert checkpoint.folder.name == "000040" and checkpoint.num_steps == 1
     assert (checkpoint.task["name"], checkpoint.task["id"]) == ("toy", "two-ways")

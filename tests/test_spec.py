@@ -72,6 +72,31 @@ def test_what_hydra_composed_and_what_the_classes_say_is_the_same_spec(head: str
     assert create_policy(config, EMBODIMENT).spec == spec
 
 
+def test_a_folder_with_more_than_a_policy_is_never_replaced(tmp_path: Path) -> None:
+    folder = save_policy(built(), tmp_path / "mine")
+    (folder / "evaluation").mkdir()
+    with pytest.raises(FileExistsError, match="holds evaluation too, which would go"):
+        save_policy(built(), folder, overwrite=True)
+    assert load_policy(folder).horizon == 8 and (folder / "evaluation").is_dir()
+
+
+def test_what_a_spec_leaves_out_is_written_down_with_its_default(tmp_path: Path) -> None:
+    config = {key: value for key, value in policy_config().items() if key != "action_horizon"}
+    policy = create_policy(config, EMBODIMENT)
+    assert policy.spec.to_dict()["action_horizon"] == policy.action_horizon  # 8, of build_policy
+
+
+def test_a_facts_entry_cannot_take_the_place_of_the_spec(tmp_path: Path) -> None:
+    folder = save_policy(built(), tmp_path / "mine", facts={"policy": {}, "schema_version": 7})
+    assert load_policy(folder).horizon == 8
+
+
+def test_a_config_json_in_a_run_folder_hides_no_checkpoint(tmp_path: Path) -> None:
+    save_policy(built(), tmp_path / "run/checkpoints/000010/policy")
+    (tmp_path / "run/config.json").write_text("{}")
+    assert Checkpoint.open(tmp_path / "run").folder.name == "000010"
+
+
 def test_a_class_that_nobody_can_import_again_is_named(tmp_path: Path) -> None:
     class Local(StateEncoder):
         pass

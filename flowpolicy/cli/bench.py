@@ -4,7 +4,7 @@
   flowpolicy bench checkpoint=runs/pick num_steps=[1,2,4,10] hz=50 cpus=[3]
   flowpolicy bench checkpoint=runs/assembly task=metaworld task.id=assembly-v3 task.obs=point_cloud
 
-  checkpoint=DIR     run folder (its best, else its last checkpoint) or checkpoint folder (required)
+  checkpoint=DIR     run folder (its best, else its last checkpoint), checkpoint or folder of save_policy (required)
   hz=…               control steps per second; default: the embodiment's
   num_steps=K        network evaluations per chunk; a list measures each; default: as in training, mostly 1
   task=… task.id=…   observations from this simulator, and the time per stage of making their clouds (unproject, crop,

@@ -65,13 +65,16 @@ def main(argv: list[str]) -> int:
 def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) -> list[Arm]:
     """One arm per DIR:K, one per DIR and entry of num_steps, one per evaluation folder."""
     arms, places = [], []
+    opened: dict[Path, Checkpoint] = {}
     for word in given:
         match = re.fullmatch(r"(.+):(\d+)", word)
         place = Path(match[1] if match else word).expanduser()
         if (place / "results.jsonl").is_file() and not match:
             found = [recorded_arm("", place)]
         else:
-            checkpoint = Checkpoint.open(place)
+            if place not in opened:
+                opened[place] = Checkpoint.open(place)
+            checkpoint = opened[place]
             task, settings = task_for("compare", checkpoint, words)
             steps = [int(match[2])] if match else _steps(facts["num_steps"], checkpoint)
             found = [Arm("", k, Path(), checkpoint, task, settings) for k in steps]

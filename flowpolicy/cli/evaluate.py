@@ -4,11 +4,11 @@
   flowpolicy evaluate checkpoint=runs/pick num_steps=[1,2,4,10] video=4
   flowpolicy evaluate checkpoint=runs/pick/checkpoints/004000 task=maniskill task.id=PickCube-v1 episodes=500 out=eval
 
-  checkpoint=DIR     run folder (its best, else its last checkpoint) or checkpoint folder (required)
+  checkpoint=DIR     run folder (its best, else its last checkpoint), checkpoint or folder of save_policy (required)
   task=… task.id=…   another task with the same embodiment; default: the one in the checkpoint
   episodes=100       on seeds start_seed, start_seed+1, …      start_seed=100000
   num_steps=K        network evaluations per chunk; a list evaluates each, in a folder steps_<K> of its own; default: as
-                     in training (eval.num_steps, or the sampler's of a fine-tuned policy), 1 unless said otherwise
+                     in training (eval.num_steps, or what a fine-tuned policy was made for), 1 unless said otherwise
   envs=2             parallel simulators; the result does not depend on it
   video=0            record the first so many episodes
   demonstrations=PATH   store for the chunk picture; default: the training data, if it is still there

@@ -4,7 +4,7 @@
   flowpolicy export checkpoint=runs/pick out=bundle dataset.path=pick.zarr episodes=0
   flowpolicy export checkpoint=runs/pick out=bundle4 num_steps=4 episodes=100
 
-  checkpoint=DIR     run folder (its best, else its last checkpoint) or checkpoint folder (required)
+  checkpoint=DIR     run folder (its best, else its last checkpoint), checkpoint or folder of save_policy (required)
   out=DIR            bundle to write; must not exist (required)      overwrite=true replaces it
   format=onnx        the only one      num_steps=K      network evaluations, unrolled in the graph;
                      default: as in training, mostly 1

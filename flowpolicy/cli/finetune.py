@@ -4,7 +4,7 @@
   flowpolicy finetune checkpoint=runs/push experiment=rl_metaworld out=runs/push_rl
   flowpolicy finetune checkpoint=runs/reach experiment=rl_toy loop.iterations=30 out=runs/reach_rl
 
-  checkpoint=DIR     run folder or checkpoint folder of `flowpolicy train` (required); its task is the default
+  checkpoint=DIR     run folder, checkpoint or folder of save_policy (required); its task is the default
   task=… task.id=…   another task with the same embodiment; single keys too: task.max_episode_steps=100
   exploration=flow_noise|flow_noise_wide|flow_noise_4|renoise|flow_sde|flow_sde_1|langevin   how it explores; any number
                      of it: exploration.std_max=0.3

@@ -19,20 +19,25 @@ def sweep_arms(argv: list[str], facts: dict[str, Any]) -> tuple[list[Arm], list[
     if not (isinstance(facts["checkpoints"], list) and facts["checkpoints"] and facts["num_steps"]):
         raise ValueError("checkpoints and num_steps must be lists, as in checkpoints=[runs/a,runs/b] num_steps=[1,4], "
                          f"got {facts['checkpoints']} and {facts['num_steps']}")  # fmt: skip
+    opened: dict[Path, Checkpoint] = {}
+    damaged: dict[Path, str] = {}
+    for place in map(Path, facts["checkpoints"]):
+        resolve_checkpoint(place)  # one that is not there stops all
+        try:
+            opened[place] = Checkpoint.open(place)
+        except (ValueError, OSError) as error:
+            damaged[place] = str(error)
     arms, places, failed = [], [], []
     for wanted in facts["tasks"] or [""]:
         family, slash, rest = wanted.partition("/")
         known = bool(slash) and (config_dir() / "task" / f"{family}.yaml").is_file()
         words = [*argv, *([f"task={family}", f"task.id={rest}"] if known else [f"task.id={wanted}"] if wanted else [])]
         for place in map(Path, facts["checkpoints"]):
-            resolve_checkpoint(place)  # one that is not there stops all
-            try:
-                checkpoint = Checkpoint.open(place)
-            except (ValueError, OSError) as error:
-                failed.append(Failure(str(place), rest if known else wanted or "its own task", str(error)))
+            if place in damaged:
+                failed.append(Failure(str(place), rest if known else wanted or "its own task", damaged[place]))
                 continue
-            task, settings = task_for("sweep", checkpoint, words)
-            arms += [Arm("", k, Path(), checkpoint, task, settings) for k in facts["num_steps"]]
+            task, settings = task_for("sweep", opened[place], words)
+            arms += [Arm("", k, Path(), opened[place], task, settings) for k in facts["num_steps"]]
             places += [place] * len(facts["num_steps"])
     labels = facts["names"] or ()
     if labels and len(labels) == len(facts["checkpoints"]):  # one per checkpoint, damaged ones included

@@ -15,7 +15,7 @@ EPISODE = {
     "task": str, "task_id": str, "checkpoint": str, "num_steps": int, "seed": int, "success_once": bool,
     "failure": (str, _NONE), "episode_len": int,
 }  # fmt: skip
-"""What every line of an evaluation's results.jsonl has, and more."""
+"""The keys of every line of an evaluation's results.jsonl; a line may have others."""
 _WANTED: dict[str, Any] = {
     "summary.json": {
         "num_steps": int, "n": int, "success_once": float, "ci_low": float, "ci_high": float, "success_at_end": float,

@@ -45,7 +45,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def weights_digest(files: Path) -> str:
-    """SHA-256 over configuration and weights of a checkpoint folder: says whether it is still the same policy."""
+    """SHA-256 over config.json and model.safetensors in `files`: says whether it is still the same policy."""
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
         file = files / name

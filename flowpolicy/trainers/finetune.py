@@ -278,7 +278,7 @@ def _require_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
         numbers = {"batched": False, **numbers, "total_steps": None}  # a length, as the number of iterations is
         if "sampler" in numbers:  # as older runs call it
             numbers["exploration"] = json.loads(
-                json.dumps(numbers.pop("sampler")).replace(".samplers.", ".exploration.")
+                json.dumps(numbers.pop("sampler")).replace("flowpolicy.samplers.", "flowpolicy.exploration.")
             )
         numbers.setdefault("threads", wanted["finetune"]["threads"])
         numbers |= {"ppo": asdict(PPOSettings()) | numbers["ppo"], "reward": asdict(Reward()) | numbers["reward"]}

@@ -128,8 +128,7 @@ def _check_gradients(
         if not_finite := int((~torch.isfinite(ratio)).sum()):  # max(error, nan) is error
             raise ValueError(
                 f"preflight: {not_finite} of {len(ratio)} first ratios are not finite; is the exploration's noise "
-                "positive "
-                "in every step, and are the policy's weights and observations finite?"
+                "positive in every step, and are the policy's weights and observations finite?"
             )
         error, std = max(error, float((ratio.detach() - 1.0).abs().max())), float(score.std)
         random = normal(ratio.shape, generator)

@@ -150,6 +150,8 @@ def test_train_needs_a_dataset(here: Path, capsys: pytest.CaptureFixture):
         (["evaluate", "checkpoint=run", "policy.sampler=x"], "there is no key policy; there are "),
         (["evaluate", "checkpoint=run", "policy/head=dm1"], "there is no group policy/head here; there are task"),
         (["finetune", "checkpoint=run", "exporation=x"], "there is no key exporation; did you mean exploration?"),
+        (["train", "policy/head=dm1,mp1"], "policy/head=dm1,mp1: one at a time; `flowpolicy train -m` takes several"),
+        (["train", "experiment=[a,b]"], "experiment must be the name of one yaml file, got"),
         (
             ["finetune", "checkpoint=run", "sampler=flow_sde"],
             "sampler=flow_sde: how fine-tuning explores is exploration=",

@@ -219,6 +219,17 @@ def test_total_steps_take_the_place_of_iterations(base, tmp_path):
     assert metrics(tmp_path / "a")[-1]["step"] == 5
 
 
+def test_a_run_from_before_explorations_were_called_so_goes_on(base, tmp_path):
+    words = ("preflight.episodes=0", "receipt.episodes=0", "loop.eval_every=0")
+    assert finetune(base, tmp_path / "a", *words, "rl.total_steps=64") == 0
+    file = last(tmp_path / "a") / "policy/config.json"
+    numbers = json.loads(file.read_text().replace("flowpolicy.exploration.", "flowpolicy.samplers."))["finetune"]
+    numbers["sampler"] = numbers.pop("exploration")
+    rerecord(file, finetune=numbers)
+    assert finetune(base, tmp_path / "a", *words, "rl.total_steps=128", "resume=true") == 0
+    assert [line["step"] for line in metrics(tmp_path / "a")] == [1, 2]
+
+
 def test_groups_have_a_debug_mode_too(base, tmp_path):
     words = [f"checkpoint={base}", f"out={tmp_path / 'x'}", "debug=true", "ppo.advantage=group", "loop.decisions=10"]
     assert main(["finetune", *words]) == 0

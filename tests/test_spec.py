@@ -81,9 +81,9 @@ def test_a_folder_with_more_than_a_policy_is_never_replaced(tmp_path: Path) -> N
 
 
 def test_what_a_spec_leaves_out_is_written_down_with_its_default(tmp_path: Path) -> None:
-    config = {key: value for key, value in policy_config().items() if key != "action_horizon"}
+    config = {key: value for key, value in policy_config().items() if key != "action_representation"}
     policy = create_policy(config, EMBODIMENT)
-    assert policy.spec.to_dict()["action_horizon"] == policy.action_horizon  # 8, of build_policy
+    assert policy.spec.to_dict()["action_representation"] == "absolute"  # of build_policy
 
 
 def test_a_facts_entry_cannot_take_the_place_of_the_spec(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ _EXAMPLES: dict[str, tuple[Any, ...]] = {
     "require": ("",), "rl.total_steps": (1,), "checkpoints": ([""],), "trusted": ([""],), "policy.obs_keys": ([""],),
     **{key: ("",) for key in ("out", "checkpoint", "demonstrations", "dataset.path", "task.id")},
 }  # fmt: skip
+# What a key takes beside the kind of the yaml's value.
+_ALSO: dict[str, tuple[Any, ...]] = {"dataset.in_memory": (True,)}
 
 
 def require_kind(key: str, old: Any, new: Any) -> None:
@@ -22,6 +24,7 @@ def require_kind(key: str, old: Any, new: Any) -> None:
         return
     open_ = old is None or str(old).startswith(("${", "???"))
     examples = _EXAMPLES.get(key, ()) if open_ or old == [] else (old,)
+    examples += _ALSO.get(key, ()) if examples else ()
     needed = isinstance(old, str | list) and not open_ and not key.startswith(("policy.", "task.", "exploration."))
     if examples and not any(_fits(example, new) and not (needed and new is None) for example in examples):
         wanted = " or ".join(map(_describe, examples)) or f"a group ({key.replace('.', '/')}=NAME or {key}.KEY=VALUE)"

@@ -13,7 +13,7 @@ import torch
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.evaluate import Task, check_steps, describe, rules_of
-from flowpolicy.evaluation.folders import EPISODE, read_json, read_lines, short_names
+from flowpolicy.evaluation.folders import read_json, read_lines, short_names
 from flowpolicy.evaluation.rows import FACTS, episode_row, left_to_solve, weights_digest
 from flowpolicy.evaluation.seen_seeds import remarks, seen_seeds
 from flowpolicy.evaluation.statistics import wilson_interval
@@ -24,6 +24,11 @@ from flowpolicy.tracking import numerics
 
 _SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "maniskill": ("mani_skill", "sapien")}  # family -> distributions
 _EYES = ("obs", "view")  # of an environment's settings: what the policy sees, which may differ from arm to arm
+
+
+# What a comparison needs of a line of results.jsonl: less than `evaluate` writes
+_EPISODE = {"task": str, "task_id": str, "num_steps": int, "seed": int, "success_once": bool,
+            "failure?": (str, type(None)), "episode_len?": int}  # fmt: skip
 
 
 @final
@@ -62,7 +67,7 @@ class Arm:
 
     def rows(self) -> dict[int, dict[str, Any]]:
         """Seed -> line, of every finished episode. Raises ValueError for a line of another policy."""
-        rows = {row["seed"]: row for row in read_lines(self.folder / "results.jsonl", EPISODE)}
+        rows = {row["seed"]: row for row in read_lines(self.folder / "results.jsonl", _EPISODE)}
         for row in rows.values() if self.task is not None else ():
             if self.facts() != {key: row.get(key) for key in FACTS}:
                 raise ValueError(f"{self.folder / 'results.jsonl'} has episodes of {row.get('checkpoint')} at "
@@ -152,7 +157,7 @@ def arm_names(places: Sequence[Path], num_steps: Sequence[int], *, labels: Seque
 
 def recorded_arm(name: str, folder: Path) -> Arm:
     """The arm of an evaluation folder. Raises ValueError when its results.jsonl is empty or of several policies."""
-    policies = {tuple(row.get(key) for key in FACTS) for row in read_lines(folder / "results.jsonl", EPISODE)}
+    policies = {tuple(row.get(key) for key in FACTS) for row in read_lines(folder / "results.jsonl", _EPISODE)}
     if len(policies) != 1:
         found = f"{len(policies)} of them" if policies else "no episode"
         raise ValueError(f"{folder / 'results.jsonl'}: wanted episodes of one policy on one task, got {found}; "

@@ -151,6 +151,7 @@ def test_train_needs_a_dataset(here: Path, capsys: pytest.CaptureFixture):
         (["evaluate", "checkpoint=run", "policy/head=dm1"], "there is no group policy/head here; there are task"),
         (["finetune", "checkpoint=run", "exporation=x"], "there is no key exporation; did you mean exploration?"),
         (["train", "policy/head=dm1,mp1"], "policy/head=dm1,mp1: one at a time; `flowpolicy train -m` takes several"),
+        (["train", "dataset.path=none", "dataset.in_memory=3"], "dataset.in_memory must be text or true or false"),
         (["train", "experiment=[a,b]"], "experiment must be the name of one yaml file, got"),
         (
             ["finetune", "checkpoint=run", "sampler=flow_sde"],

@@ -15,7 +15,7 @@ VERBS = {
     "bench": ["bench", "checkpoint=run", "task=toy", "repeats=1", "warmup=1", "observations=2", "out=bench"],
     "export": ["export", "checkpoint=run", "out=bundle", "episodes=1", "observations=2", "repeats=1", "warmup=1"],
     "compare": ["compare", "run:1", "run:2", "other", *ROLLOUT, "out=compared"],
-    "sweep": ["sweep", "checkpoints=[run,other]", "tasks=[two-ways,toy/two-ways]", "episodes=1", "out=swept"],
+    "sweep": ["sweep", "checkpoints=[run,other]", "episodes=1", "out=swept"],
     "finetune": ["finetune", "checkpoint=run", "debug=true", "preflight.episodes=0", "receipt.episodes=0", "out=rl"],
 }
 

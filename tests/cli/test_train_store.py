@@ -7,7 +7,9 @@ import pytest
 import zarr
 
 from flowpolicy.checkpoint import load_policy
+from flowpolicy.cli import config
 from flowpolicy.cli.main import main
+from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter, add_record
 from tests.helpers import EMBODIMENT
 
@@ -63,3 +65,10 @@ def test_train_says_how_many_steps_an_episode_needs(tmp_path: Path):
     with pytest.warns(UserWarning, match=r"needs at least 9 steps .* episodes 0, 2 have fewer \(the shortest 1\)"):
         assert main(["train", *words, f"out={tmp_path / 'run'}"]) == 0
     assert load_policy(tmp_path / "run").action_horizon == 8
+
+
+@pytest.mark.parametrize("where", ["true", "false"])
+def test_where_the_steps_lie_can_be_said(where: str) -> None:
+    """The yaml's default is a word, `auto`; true and false are no words."""
+    cfg = config.load("train", ["dataset.path=none", f"dataset.in_memory={where}"])
+    assert Residence(cfg.dataset.in_memory).in_memory is (where == "true")

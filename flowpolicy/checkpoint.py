@@ -207,9 +207,9 @@ class Checkpoint:
         require_unedited(record, file, _FILES, edited=edited)
         embodiment = self.embodiment
         try:
-            config = {**record["policy"], "encoder": _without_weights(record["policy"]["encoder"])}
-            policy = create_policy(config, embodiment, trusted_modules=trusted_modules)
-            policy.spec = PolicySpec.from_dict(record["policy"], trusted_modules=trusted_modules)  # names the weights
+            spec = PolicySpec.from_dict(record["policy"], trusted_modules=trusted_modules)
+            policy = create_policy(replace(spec, encoder=_without_weights(spec.encoder)), embodiment)
+            policy.spec = replace(policy.spec, encoder=spec.encoder)
             later = _LATER if _action_mode(record) == "minmax" else ()
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error

@@ -1,6 +1,7 @@
 """PolicySpec: whoever built a policy, it can be saved, loaded and used by every verb."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.policy import FlowPolicy, build_policy
 from flowpolicy.spec import PolicySpec
-from tests.catalogue import options, policy_config
+from tests.catalogue import SEEING, options, policy_config
 from tests.helpers import EMBODIMENT, observation
 
 
@@ -103,3 +104,12 @@ def test_a_class_that_nobody_can_import_again_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="encoder is of .*Local, which nobody could import again"):
         save_policy(built(encoder=Local), tmp_path / "mine")
+
+
+def test_a_loaded_policy_still_names_the_weights_that_its_encoder_began_with(tmp_path: Path) -> None:
+    """And needs that file no longer."""
+    policy = create_policy(policy_config(encoder="resnet18"), SEEING)
+    encoder = {**policy.spec.encoder, "image": {**policy.spec.encoder["image"], "weights": "gone.pth"}}
+    policy.spec = replace(policy.spec, encoder=encoder)
+    loaded = load_policy(save_policy(policy, tmp_path / "mine"))
+    assert loaded.spec.to_dict() == policy.spec.to_dict() and loaded.spec.encoder["image"]["weights"] == "gone.pth"

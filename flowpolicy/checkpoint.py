@@ -233,18 +233,24 @@ def _require_ranges(policy: FlowPolicy, where: str) -> None:
     for name, module in policy.named_modules():
         for i, scale in enumerate(module.scale.tolist() if isinstance(module, LinearNormalizer) else []):
             if not _SCALES[0] <= scale <= _SCALES[1]:
-                raise ValueError(f"{where}: {name}.scale[{i}]: wanted {_SCALES[0]:g} to {_SCALES[1]:g}, got {scale:g}; "
-                                 "take another checkpoint")  # fmt: skip
+                raise ValueError(
+                    f"{where}: {name}.scale[{i}]: wanted {_SCALES[0]:g} to {_SCALES[1]:g}, got {scale:g}; "
+                    "take another checkpoint"
+                )
     for i, (low, high) in enumerate(zip(policy.chunk_low.tolist(), policy.chunk_high.tolist(), strict=True)):
         if low > high:
-            raise ValueError(f"{where}: chunk_low[{i}]: wanted at most chunk_high[{i}] = {high:g}, got {low:g}; take "
-                             "another checkpoint")  # fmt: skip
+            raise ValueError(
+                f"{where}: chunk_low[{i}]: wanted at most chunk_high[{i}] = {high:g}, got {low:g}; take "
+                "another checkpoint"
+            )
     rows = (policy.action_low, policy.command_low, policy.command_high, policy.action_high)
     for i, bounds in enumerate(torch.stack([row.cpu() for row in rows]).T.tolist()):
         if bounds != sorted(bounds):
-            raise ValueError(f"{where}: command_low[{i}] and command_high[{i}]: wanted bounds within the embodiment's, "
-                             f"{bounds[0]:g} to {bounds[3]:g}, got {bounds[1]:g} and {bounds[2]:g}; take another "
-                             "checkpoint")  # fmt: skip
+            raise ValueError(
+                f"{where}: command_low[{i}] and command_high[{i}]: wanted bounds within the embodiment's, "
+                f"{bounds[0]:g} to {bounds[3]:g}, got {bounds[1]:g} and {bounds[2]:g}; take another "
+                "checkpoint"
+            )
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
@@ -253,8 +259,10 @@ def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
         if not tensor.is_floating_point() or math.isfinite(tensor.sum()):
             continue  # a sum is read faster than every entry, and is not finite where an entry is not
         if bad := int((~torch.isfinite(tensor)).sum()):
-            raise ValueError(f"{where}: {name}: wanted finite numbers, got {bad} of {tensor.numel()} that are NaN or "
-                             "infinite; take another checkpoint")  # fmt: skip
+            raise ValueError(
+                f"{where}: {name}: wanted finite numbers, got {bad} of {tensor.numel()} that are NaN or "
+                "infinite; take another checkpoint"
+            )
 
 
 def _read_record(file: Path) -> dict[str, Any]:

@@ -43,8 +43,12 @@ class CloudSpec:
             corner = _numbers(f"CloudSpec: {name}", getattr(self, name))
             _require(len(corner) == 3, f"CloudSpec: {name}", "3 numbers per corner", corner)
             object.__setattr__(self, name, corner)
-        _require(all(low < high for low, high in zip(self.crop_low, self.crop_high, strict=True)), "CloudSpec",
-                 "crop_low < crop_high on each axis", (self.crop_low, self.crop_high))  # fmt: skip
+        _require(
+            all(low < high for low, high in zip(self.crop_low, self.crop_high, strict=True)),
+            "CloudSpec",
+            "crop_low < crop_high on each axis",
+            (self.crop_low, self.crop_high),
+        )
         object.__setattr__(self, "points", _whole("CloudSpec: points", self.points, least=1))
         (voxel_m,) = _numbers("CloudSpec: voxel_m", [self.voxel_m])
         _require(voxel_m >= 0, "CloudSpec: voxel_m", "a number >= 0", self.voxel_m)
@@ -93,8 +97,12 @@ class KeySpec:
         entries = self.shape[-1] if self.shape else 1
         _require(len(names) in (0, entries), "KeySpec: names", f"one per entry of shape {self.shape} or none", names)
         _require(self.dtype in DTYPES, "KeySpec: dtype", " or ".join(DTYPES), self.dtype)
-        _require(self.dtype != "uint8" or len(self.shape) == 3, "KeySpec: dtype", "uint8 for images (H, W, C) only",
-                 f"{self.dtype} with shape {self.shape}")  # fmt: skip
+        _require(
+            self.dtype != "uint8" or len(self.shape) == 3,
+            "KeySpec: dtype",
+            "uint8 for images (H, W, C) only",
+            f"{self.dtype} with shape {self.shape}",
+        )
         if self.cloud is None:
             return
         _require(isinstance(self.cloud, CloudSpec), "KeySpec: cloud", "a CloudSpec", self.cloud)
@@ -144,18 +152,30 @@ class Embodiment:
         object.__setattr__(self, "obs", dict(self.obs))
         for key, spec in self.obs.items():
             _require_key(key)
-            _require(isinstance(spec, KeySpec) and spec.shape != (), f"embodiment: obs.{key}",
-                     "a KeySpec with a shape of at least one number", spec)  # fmt: skip
+            _require(
+                isinstance(spec, KeySpec) and spec.shape != (),
+                f"embodiment: obs.{key}",
+                "a KeySpec with a shape of at least one number",
+                spec,
+            )
         action_is_vector = isinstance(self.action, KeySpec) and len(self.action.shape) == 1
-        _require(action_is_vector and self.action.dtype == "float32", "embodiment: action",
-                 "a KeySpec of shape (A,) and dtype float32", self.action)  # fmt: skip
+        _require(
+            action_is_vector and self.action.dtype == "float32",
+            "embodiment: action",
+            "a KeySpec of shape (A,) and dtype float32",
+            self.action,
+        )
         (control_hz,) = _numbers("embodiment: control_hz", [self.control_hz])
         _require(control_hz > 0, "embodiment: control_hz", "a number above 0", self.control_hz)
         object.__setattr__(self, "control_hz", control_hz)
         for name in ("action_low", "action_high"):
             bounds = _numbers(f"embodiment: {name}", getattr(self, name))
-            _require(len(bounds) == self.action_dim, f"embodiment: {name}", f"{self.action_dim} numbers, one per entry "
-                     "of action.shape", bounds)  # fmt: skip
+            _require(
+                len(bounds) == self.action_dim,
+                f"embodiment: {name}",
+                f"{self.action_dim} numbers, one per entry of action.shape",
+                bounds,
+            )
             object.__setattr__(self, name, bounds)
         for i, (low, high) in enumerate(zip(self.action_low, self.action_high, strict=True)):
             _require(low <= high, f"embodiment: action_low[{i}]", f"at most action_high[{i}] = {high:g}", low)
@@ -166,18 +186,34 @@ class Embodiment:
     def _checked_reference(self) -> tuple[int, ...]:
         field_name, given = "embodiment: reference_index", self.reference_index
         index = tuple(_whole(field_name, i, least=-1) for i in _list(field_name, given, "whole numbers"))
-        _require(len(index) in (0, self.action_dim), field_name, f"{self.action_dim} numbers, one per entry of "
-                 "action.shape, or none", index)  # fmt: skip
+        _require(
+            len(index) in (0, self.action_dim),
+            field_name,
+            f"{self.action_dim} numbers, one per entry of action.shape, or none",
+            index,
+        )
         if not self.reference_key:
-            _require(max(index, default=-1) < 0, "embodiment: reference_key", "a key of obs for reference_index to "
-                     f"count in, {index}", self.reference_key)  # fmt: skip
+            _require(
+                max(index, default=-1) < 0,
+                "embodiment: reference_key",
+                f"a key of obs for reference_index to count in, {index}",
+                self.reference_key,
+            )
             return index
         spec = self.obs.get(self.reference_key)
-        _require(spec is not None and len(spec.shape) == 1, "embodiment: reference_key",
-                 f"one of the vectors in obs {list(self.obs)}", self.reference_key)  # fmt: skip
+        _require(
+            spec is not None and len(spec.shape) == 1,
+            "embodiment: reference_key",
+            f"one of the vectors in obs {list(self.obs)}",
+            self.reference_key,
+        )
         assert spec is not None
-        _require(max(index, default=-1) < spec.shape[0], field_name,
-                 f"numbers below {spec.shape[0]}, the length of {self.reference_key}, or -1", index)  # fmt: skip
+        _require(
+            max(index, default=-1) < spec.shape[0],
+            field_name,
+            f"numbers below {spec.shape[0]}, the length of {self.reference_key}, or -1",
+            index,
+        )
         return index
 
     @property

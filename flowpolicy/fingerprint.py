@@ -30,8 +30,10 @@ def require_unedited(record: Mapping[str, Any], file: Path, needed: Collection[s
         return
     saved = record[ENTRY]
     if not isinstance(saved, dict) or any(Path(name).name != name for name in saved) or not set(needed) <= set(saved):
-        raise ValueError(f"{file}: {ENTRY}: wanted file name -> SHA-256 of {', '.join(needed)}, got {str(saved)[:60]}; "
-                         "take another copy")  # fmt: skip
+        raise ValueError(
+            f"{file}: {ENTRY}: wanted file name -> SHA-256 of {', '.join(needed)}, got {str(saved)[:60]}; "
+            "take another copy"
+        )
     if missing := [name for name in saved if not (file.parent / name).is_file()]:
         raise FileNotFoundError(f"{file.parent}: {', '.join(missing)} is missing; take another copy of all its files")
     now = fingerprint(record, file, [file.parent / name for name in saved if name != file.name])

@@ -176,8 +176,9 @@ class Statistics:
             return self._mean, std, std
         low, high = self.low, self.high
         if self._mode == "quantile":
-            columns = [np.concatenate([part[:, dim] for part in self._parts]).astype(np.float64)
-                       for dim in range(len(low))]  # fmt: skip
+            columns = [
+                np.concatenate([part[:, dim] for part in self._parts]).astype(np.float64) for dim in range(len(low))
+            ]
             low, high = np.array([np.quantile(column, QUANTILES) for column in columns]).T
         return (low + high) / 2, (high - low) / 2, high - low
 

@@ -64,9 +64,13 @@ class FlowPolicy(nn.Module):
         self.obs_keys = tuple(obs_keys)
         self.horizon, self.obs_horizon, self.action_horizon = horizon, obs_horizon, action_horizon
         self.inputs = Inputs(
-            embodiment, self.obs_keys, obs_horizon=obs_horizon, horizon=horizon, array=Tensor,
+            embodiment,
+            self.obs_keys,
+            obs_horizon=obs_horizon,
+            horizon=horizon,
+            array=Tensor,
             dtypes={"float32": torch.float32, "uint8": torch.uint8},
-        )  # fmt: skip
+        )
         self.normalized_keys = tuple(key for key in self.obs_keys if not is_image(embodiment.obs[key]))
         self.obs_normalizer = nn.ModuleDict(
             {module_name(key): LinearNormalizer.identity(embodiment.obs[key].shape[-1]) for key in self.normalized_keys}
@@ -169,9 +173,14 @@ class FlowPolicy(nn.Module):
             start = self.action_normalizer(self.representation.encode(start, obs))
         with without_autocast(self.action_low.device):
             chunk = self.sample(
-                self.encode(obs), self._noise(noise, batch, generator), num_steps=num_steps, sampler=sampler,
-                start=start, start_time=start_time, generator=generator,
-            )  # fmt: skip
+                self.encode(obs),
+                self._noise(noise, batch, generator),
+                num_steps=num_steps,
+                sampler=sampler,
+                start=start,
+                start_time=start_time,
+                generator=generator,
+            )
             action = self._decode_whole(chunk, obs) if whole else self.decode(chunk, obs)
         self.judge(obs, action, finite)
         return action
@@ -225,9 +234,15 @@ class FlowPolicy(nn.Module):
             chunk = sample_ancestral(self.head.ancestral_step, noise, cond, times, generator=generator)
             return chunk.clamp(self.chunk_low, self.chunk_high)
         chunk = sample(
-            self.head.velocity, noise, cond, num_steps=num_steps, sampler=sampler, start=start, start_time=start_time,
+            self.head.velocity,
+            noise,
+            cond,
+            num_steps=num_steps,
+            sampler=sampler,
+            start=start,
+            start_time=start_time,
             generator=generator,
-        )  # fmt: skip
+        )
         return chunk.clamp(self.chunk_low, self.chunk_high)
 
     def _noise(self, noise: Tensor | Literal["zero"] | None, batch: int, generator: torch.Generator | None) -> Tensor:
@@ -292,9 +307,12 @@ def build_policy(
     built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
     built_net = net(action_dim=embodiment.action_dim, horizon=horizon, cond_dim=built_encoder.feature_dim)
     numbers = {
-        "horizon": horizon, "obs_horizon": obs_horizon, "action_horizon": action_horizon,
-        "action_representation": action_representation, "obs_keys": obs_keys,
-    }  # fmt: skip
+        "horizon": horizon,
+        "obs_horizon": obs_horizon,
+        "action_horizon": action_horizon,
+        "action_representation": action_representation,
+        "obs_keys": obs_keys,
+    }
     return FlowPolicy(
         encoder=built_encoder,
         head=head(built_net),

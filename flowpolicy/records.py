@@ -8,8 +8,15 @@ Kind = Any
 """What a value must be: a type; a tuple of types, any of them; [kind], a list of such; {key: kind}, an object with
 these keys, where "key?" may be missing and "*" stands for every other key. A whole number will do for float."""
 
-_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number",
-          bool: "true or false", type(None): "null"}  # fmt: skip
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def read_object(file: Path, wanted: Kind = dict) -> dict[str, Any]:

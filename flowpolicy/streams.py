@@ -44,9 +44,12 @@ def _lasting(number: int, before: TextIO | None) -> TextIO:
         number = os.open(os.devnull, os.O_WRONLY)
     like = before if isinstance(before, io.TextIOWrapper) else io.TextIOWrapper(io.BytesIO(), "utf-8")
     return io.TextIOWrapper(
-        io.BufferedWriter(_Lasting(number, "w", closefd=False)), encoding=like.encoding, errors=like.errors,
-        line_buffering=like.line_buffering, write_through=like.write_through,
-    )  # fmt: skip
+        io.BufferedWriter(_Lasting(number, "w", closefd=False)),
+        encoding=like.encoding,
+        errors=like.errors,
+        line_buffering=like.line_buffering,
+        write_through=like.write_through,
+    )
 
 
 def concluded(code: int) -> int:

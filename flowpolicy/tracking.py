@@ -25,9 +25,25 @@ from flowpolicy.files import drop_cut_line, make_folder, sync_file, sync_folder,
 from flowpolicy.records import read_objects
 
 VERSIONED = (
-    "flowpolicy", "torch", "numpy", "scipy", "hydra-core", "safetensors", "zarr", "numba", "gymnasium", "mani_skill",
-    "sapien", "mplib", "metaworld", "mujoco", "wandb", "imageio", "onnx", "onnxruntime",
-)  # fmt: skip
+    "flowpolicy",
+    "torch",
+    "numpy",
+    "scipy",
+    "hydra-core",
+    "safetensors",
+    "zarr",
+    "numba",
+    "gymnasium",
+    "mani_skill",
+    "sapien",
+    "mplib",
+    "metaworld",
+    "mujoco",
+    "wandb",
+    "imageio",
+    "onnx",
+    "onnxruntime",
+)
 """Distributions whose version changes results or decides what can run."""
 
 NUMERICAL = ("torch", "numpy", "mani_skill", "sapien", "metaworld", "mujoco")
@@ -121,8 +137,15 @@ class WandbTracker:
     Raises ImportError naming the extra when wandb is not installed.
     """
 
-    def __init__(self, directory: Path | str, *, project: str = "flowpolicy", name: str | None = None,
-                 config: Mapping[str, Any] | None = None, run_id: str | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        directory: Path | str,
+        *,
+        project: str = "flowpolicy",
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -131,9 +154,14 @@ class WandbTracker:
         self.mode = wandb_mode()
         self._failures = (wandb.Error, OSError, RuntimeError, ValueError)
         begin = partial(
-            wandb.init, project=project, name=name, config=dict(config or {}), dir=str(directory), id=run_id,
+            wandb.init,
+            project=project,
+            name=name,
+            config=dict(config or {}),
+            dir=str(directory),
+            id=run_id,
             resume="allow" if run_id else None,
-        )  # fmt: skip
+        )
         timed = partial(wandb.Settings, init_timeout=_WANDB_S, finish_timeout=4 * _WANDB_S)
         self._run: Any = None
         with _some_home(Path(directory)):
@@ -143,8 +171,10 @@ class WandbTracker:
                 self._run = begin(mode=self.mode, settings=timed())
             except self._failures as error:
                 self.mode = "offline"
-                _say(f"{_short(error)}; recording offline, send it later with: wandb sync "
-                     f"{Path(directory) / 'wandb'}/offline-run-*")  # fmt: skip
+                _say(
+                    f"{_short(error)}; recording offline, send it later with: wandb sync "
+                    f"{Path(directory) / 'wandb'}/offline-run-*"
+                )
                 self._run = self._try(begin, mode="offline", settings=timed(silent=True))
         self.run_id: str | None = self._run.id if self._run is not None else run_id
 
@@ -306,8 +336,16 @@ def write_json(path: Path, data: Mapping[str, Any]) -> Path:
     return path
 
 
-def write_run_record(out: Path | str, *, argv: Sequence[str], config_hash: str, seeds: Mapping[str, int],
-                     device: str, dataset_hash: str | None, wandb_run_id: str | None = None) -> Path:  # fmt: skip
+def write_run_record(
+    out: Path | str,
+    *,
+    argv: Sequence[str],
+    config_hash: str,
+    seeds: Mapping[str, int],
+    device: str,
+    dataset_hash: str | None,
+    wandb_run_id: str | None = None,
+) -> Path:
     """Write out/run.json: versions, git commit, command line, config hash, seeds, device, dataset hash, start time.
 
     seeds: stream or purpose -> seed.   dataset_hash: None where a run reads no dataset.   wandb_run_id: None without.
@@ -316,10 +354,16 @@ def write_run_record(out: Path | str, *, argv: Sequence[str], config_hash: str, 
     """
     path = Path(out) / "run.json"
     record = {
-        "argv": list(argv), "config_hash": config_hash, "seeds": dict(seeds), "device": device,
-        "dataset_hash": dataset_hash, "git_commit": git_commit(), "versions": versions(),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"), "wandb_run_id": wandb_run_id,
-    }  # fmt: skip
+        "argv": list(argv),
+        "config_hash": config_hash,
+        "seeds": dict(seeds),
+        "device": device,
+        "dataset_hash": dataset_hash,
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wandb_run_id": wandb_run_id,
+    }
     first = _read_record(path) or record
     starts = first.pop("starts", [dict(first)] if first is not record else [])
     return write_json(path, first | {"wandb_run_id": wandb_run_id, "starts": [*starts, dict(record)]})

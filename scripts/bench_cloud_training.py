@@ -39,10 +39,14 @@ from flowpolicy.types import Batch, LossOutput
 DEFAULTS = {"experiment": "mp1_metaworld_small", "batch": "128", "threads": "2", "repeats": "30"}
 CLOUD = CloudSpec(crop_low=(-0.5, 0.3, 0.002), crop_high=(0.5, 0.95, 0.35))
 METAWORLD = Embodiment(
-    "sawyer", {"agent_pos": KeySpec((4,), "m, gripper 0..1", "world"),
-               "point_cloud": KeySpec(CLOUD.shape, "m", cloud=CLOUD)},
-    KeySpec((4,)), "eef_delta", 80.0, (-1.0,) * 4, (1.0,) * 4,
-)  # fmt: skip
+    "sawyer",
+    {"agent_pos": KeySpec((4,), "m, gripper 0..1", "world"), "point_cloud": KeySpec(CLOUD.shape, "m", cloud=CLOUD)},
+    KeySpec((4,)),
+    "eef_delta",
+    80.0,
+    (-1.0,) * 4,
+    (1.0,) * 4,
+)
 STEPS = 1000  # of made-up demonstrations, as many as ten of Meta-World's
 
 
@@ -55,13 +59,21 @@ def trainer(facts: dict[str, Any], *, precision: str) -> ImitationTrainer:
     torch.manual_seed(0)
     policy = create_policy(facts["policy"], METAWORLD)
     ends = range(STEPS // 10, STEPS + 1, STEPS // 10)
-    dataset = SequenceDataset(obs, torch.from_numpy(actions).float(), ends, horizon=policy.horizon,
-                              obs_horizon=policy.obs_horizon)  # fmt: skip
+    dataset = SequenceDataset(
+        obs, torch.from_numpy(actions).float(), ends, horizon=policy.horizon, obs_horizon=policy.obs_horizon
+    )
     fit_normalizers(policy, dataset)
     settings = TrainerSettings.from_dict({**facts["trainer"], "precision": precision})
     checkpoints = Checkpoints(Path("never-written"), facts={})
-    return ImitationTrainer(policy, dataset, settings=settings, checkpoints=checkpoints, tracker=CompositeTracker([]),
-                            seed=0, progress=False)  # fmt: skip
+    return ImitationTrainer(
+        policy,
+        dataset,
+        settings=settings,
+        checkpoints=checkpoints,
+        tracker=CompositeTracker([]),
+        seed=0,
+        progress=False,
+    )
 
 
 def plain(one: ImitationTrainer, jvp: Callable[..., Any], *, encoder_inside: bool) -> ImitationTrainer:
@@ -132,15 +144,19 @@ def main(argv: list[str]) -> int:
         assert abs(loss / losses["flowpolicy"] - 1) < 1e-4, (name, losses)
     times = 1e3 * measure(methods, repeats=int(options["repeats"]))
     kind = "bfloat16" if methods["flowpolicy"].half_precision else "float32"
-    print(f"{options['experiment']}, batch {options['batch']}, {options['threads']} thread(s), ours in {kind}, "
-          f"{options['repeats']} steps each; losses agree to 1e-4")  # fmt: skip
+    print(
+        f"{options['experiment']}, batch {options['batch']}, {options['threads']} thread(s), ours in {kind}, "
+        f"{options['repeats']} steps each; losses agree to 1e-4"
+    )
     print(f"{'':22}{'processor ms (quartiles)':>30}{'wall ms':>10}{'samples/s':>11}{'slower than ours':>18}")
     for column, name in enumerate(methods):
         low, median, high = np.percentile(times[:, column, 0], [25, 50, 75])
         wall = float(np.median(times[:, column, 1]))
         ratio = float(np.median(times[:, column, 0] / times[:, 0, 0]))
-        print(f"{name:22}{f'{median:.1f} ({low:.1f} to {high:.1f})':>30}{wall:10.1f}"
-              f"{1e3 * int(options['batch']) / wall:11.0f}{ratio:17.2f}x")  # fmt: skip
+        print(
+            f"{name:22}{f'{median:.1f} ({low:.1f} to {high:.1f})':>30}{wall:10.1f}"
+            f"{1e3 * int(options['batch']) / wall:11.0f}{ratio:17.2f}x"
+        )
     return 0
 
 

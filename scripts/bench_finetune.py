@@ -56,11 +56,17 @@ def main(argv: list[str]) -> int:
     torch.manual_seed(0)
     actor_critic = ActorCritic(checkpoint.policy(), config.instantiate(cfg.exploration))
     policy, ppo = actor_critic.policy, PPO(actor_critic, settings.ppo)
-    env = make_chunk_env(config.instantiate(cfg.task.env), settings.envs, action_horizon=policy.action_horizon,
-                         obs_horizon=policy.obs_horizon, workers=settings.workers, reward=settings.reward)  # fmt: skip
+    env = make_chunk_env(
+        config.instantiate(cfg.task.env),
+        settings.envs,
+        action_horizon=policy.action_horizon,
+        obs_horizon=policy.obs_horizon,
+        workers=settings.workers,
+        reward=settings.reward,
+    )
     network = Stopwatch()
-    for owner, name in ((actor_critic, "score"), (actor_critic, "features"), (actor_critic.critic, "forward"),
-                        (ppo, "_step")):  # fmt: skip
+    timed = [(actor_critic, "score"), (actor_critic, "features"), (actor_critic.critic, "forward"), (ppo, "_step")]
+    for owner, name in timed:
         setattr(owner, name, network.wrap(getattr(owner, name)))
     noise, order = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     low, high = (torch.tensor(bound) for bound in (policy.embodiment.action_low, policy.embodiment.action_high))
@@ -77,18 +83,28 @@ def main(argv: list[str]) -> int:
             collected = collect(actor_critic, env, results[-1].obs, decisions=shape[0], generator=noise)
             policy_fps.append(int(collected.rollout.steps.sum()) / (time.perf_counter() - began))
             network.seconds, began = 0.0, time.perf_counter()
-            ppo.update(collected.rollout, ppo.chunk_rewards(collected.rollout), actor="train",
-                       bc_weight=settings.ppo.bc_weight, order=order, noise=noise)  # fmt: skip
+            ppo.update(
+                collected.rollout,
+                ppo.chunk_rewards(collected.rollout),
+                actor="train",
+                bc_weight=settings.ppo.bc_weight,
+                order=order,
+                noise=noise,
+            )
             update_s.append(time.perf_counter() - began)
             share.append(network.seconds / update_s[-1])
     finally:
         env.close()
     ratios = [a / b for a, b in zip(policy_fps, random_fps, strict=True)]
     print(f"{settings.envs} simulators in {settings.workers} process(es), {ROUNDS} rounds of {shape[0]} decisions")
-    print(f"control steps/s: random chunks {median(random_fps):.0f}, collection {median(policy_fps):.0f}, "
-          f"ratio {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
-    print(f"update: {median(update_s):.2f} s, {100 * median(share):.0f} % of it in the network "
-          f"({100 * min(share):.0f} to {100 * max(share):.0f})")  # fmt: skip
+    print(
+        f"control steps/s: random chunks {median(random_fps):.0f}, collection {median(policy_fps):.0f}, "
+        f"ratio {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    )
+    print(
+        f"update: {median(update_s):.2f} s, {100 * median(share):.0f} % of it in the network "
+        f"({100 * min(share):.0f} to {100 * max(share):.0f})"
+    )
     return 0
 
 

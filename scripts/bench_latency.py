@@ -29,10 +29,16 @@ DEFAULTS = {"net": "mlp", "experiment": "", "num_steps": "1", "threads": "1", "r
 def quickstart_policy(net: str = "mlp") -> FlowPolicy:
     """The default policy on PickCube's state observation: 9 joint positions, 24 other numbers, 8 actions."""
     embodiment = Embodiment(
-        robot="panda", obs={"agent_pos": KeySpec((9,)), "env_state": KeySpec((24,))}, action=KeySpec((8,)),
-        action_kind="joint_position", control_hz=20.0, action_low=(-3.0,) * 8, action_high=(3.0,) * 8,
-        reference_key="agent_pos", reference_index=(*range(7), -1),
-    )  # fmt: skip
+        robot="panda",
+        obs={"agent_pos": KeySpec((9,)), "env_state": KeySpec((24,))},
+        action=KeySpec((8,)),
+        action_kind="joint_position",
+        control_hz=20.0,
+        action_low=(-3.0,) * 8,
+        action_high=(3.0,) * 8,
+        reference_key="agent_pos",
+        reference_index=(*range(7), -1),
+    )
     settings = config.plain(config.load("train", ["dataset.path=none", "task=maniskill", f"policy/net={net}"]))
     return create_policy(settings["policy"], embodiment).eval().requires_grad_(False)
 

@@ -54,10 +54,13 @@ def main() -> None:
     }
     if options.compile:
         losses["compiled"] = compiled
-    times = 1e3 * measure(losses, net=options.net, batch=options.batch, repeats=options.repeats,
-                          p_equal=options.p_equal)  # fmt: skip
-    print(f"{options.net}, batch {options.batch}, p_equal {options.p_equal}, {options.threads} thread(s), bfloat16: "
-          f"{BFLOAT16}, {options.repeats} steps each; losses agree to 1e-4, in bfloat16 to 1e-2")  # fmt: skip
+    times = 1e3 * measure(
+        losses, net=options.net, batch=options.batch, repeats=options.repeats, p_equal=options.p_equal
+    )
+    print(
+        f"{options.net}, batch {options.batch}, p_equal {options.p_equal}, {options.threads} thread(s), bfloat16: "
+        f"{BFLOAT16}, {options.repeats} steps each; losses agree to 1e-4, in bfloat16 to 1e-2"
+    )
     for column, name in enumerate(losses):
         low, median, high = np.percentile(times[:, column], [25, 50, 75])
         ratio = np.median(times[:, column] / times[:, 0])

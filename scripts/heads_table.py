@@ -80,8 +80,10 @@ def print_table(found: Cells) -> None:
     numbers = sorted({number for steps in found.values() for number in steps})
     heading = " | ".join(f"{number} step{'s' * (number > 1)}: seeds | {' | '.join(tasks)} | mean" for number in numbers)
     print(f"| arm | {heading} |\n|---|{'---:|' * (len(numbers) * (len(tasks) + 2))}")
-    done = {arm: {number: finished(steps.get(number, []), tasks, episodes) for number in numbers}
-            for arm, steps in found.items()}  # fmt: skip
+    done = {
+        arm: {number: finished(steps.get(number, []), tasks, episodes) for number in numbers}
+        for arm, steps in found.items()
+    }
 
     def order(arm: str) -> float:
         rates = [cell.rate for cell in done[arm][numbers[0]]]

@@ -15,9 +15,15 @@ Function = Callable[..., tuple[Tensor, Features]]
 
 
 def plain_loss(
-    head: MeanFlowHead, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator, *,
-    jvp: Callable[..., Any], encode: Callable[[], Tensor] | None = None,
-) -> Tensor:  # fmt: skip
+    head: MeanFlowHead,
+    action: Tensor,
+    cond: Tensor,
+    mask: Tensor,
+    generator: torch.Generator,
+    *,
+    jvp: Callable[..., Any],
+    encode: Callable[[], Tensor] | None = None,
+) -> Tensor:
     """`MeanFlowHead.loss` (objective meanflow, without guidance and direction loss).
 
     jvp: `forward_mode` or `double_backward`.   encode: computes the condition inside of what is differentiated.

@@ -41,22 +41,36 @@ def main() -> int:
 
     _stage(f"{options.seeds} policies from them (DM1 head, state observations)")
     trains = {
-        f"train_{seed}": ["train", *TASK, f"dataset.path={demos}", f"seed={seed}", "resume=true",
-                          f"out={out / f'seed_{seed}'}", "policy/head=dm1", f"trainer.steps={options.steps}"]
+        f"train_{seed}": [
+            "train",
+            *TASK,
+            f"dataset.path={demos}",
+            f"seed={seed}",
+            "resume=true",
+            f"out={out / f'seed_{seed}'}",
+            "policy/head=dm1",
+            f"trainer.steps={options.steps}",
+        ]
         for seed in seeds
-    }  # fmt: skip
+    }
     # all at once: three on two cores take 1.5 times as long as one, where two and then one take twice as long
-    stages.run(trains, "training", at_once=options.seeds, total=options.steps * len(seeds),
-               done=lambda: _trained(out, seeds))  # fmt: skip
+    stages.run(
+        trains, "training", at_once=options.seeds, total=options.steps * len(seeds), done=lambda: _trained(out, seeds)
+    )
 
     _stage(f"{EPISODES} episodes on unseen seeds, for each policy and number of network evaluations")
     evaluations = {}
     for seed in seeds:
         # every policy is judged at one step, the first one also at more
         steps = NUM_STEPS if seed == 0 else NUM_STEPS[:1]
-        evaluations[f"evaluate_{seed}"] = ["evaluate", f"checkpoint={out / f'seed_{seed}'}", f"out={out}/eval_{seed}",
-                                           f"num_steps=[{','.join(map(str, steps))}]", f"episodes={EPISODES}",
-                                           "envs=1"]  # fmt: skip
+        evaluations[f"evaluate_{seed}"] = [
+            "evaluate",
+            f"checkpoint={out / f'seed_{seed}'}",
+            f"out={out}/eval_{seed}",
+            f"num_steps=[{','.join(map(str, steps))}]",
+            f"episodes={EPISODES}",
+            "envs=1",
+        ]
     stages.run(evaluations, "evaluation")
 
     _stage("report")
@@ -158,8 +172,10 @@ def _print_table(out: Path, seeds: range) -> None:
         for k in NUM_STEPS if seed == 0 else NUM_STEPS[:1]:
             summary = json.loads((out / f"eval_{seed}" / f"steps_{k}" / "summary.json").read_text())
             latency = summary["latency_ms"]
-            print(f"{seed} | {k} | {summary['success_once']:.2f} | {summary['ci_low']:.2f} to {summary['ci_high']:.2f} "
-                  f"| {latency['p50']:.2f} ms | {latency['p95']:.2f} ms")  # fmt: skip
+            print(
+                f"{seed} | {k} | {summary['success_once']:.2f} | {summary['ci_low']:.2f} to {summary['ci_high']:.2f} "
+                f"| {latency['p50']:.2f} ms | {latency['p95']:.2f} ms"
+            )
 
 
 if __name__ == "__main__":

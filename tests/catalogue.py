@@ -96,7 +96,6 @@ def toy_run(folder: Path) -> Path:
     facts = config.plain(config.load("train", settings))
     policy = create_policy(facts["policy"], make_env("two-ways", max_episode_steps=20).embodiment)
     dataset = {"path": str(folder.parent / "gone.zarr"), "hash": "x"}
-    save_policy(policy, folder / "checkpoints" / "000010" / "policy",
-                facts={"task": facts["task"], "dataset": dataset})  # fmt: skip
+    save_policy(policy, folder / "checkpoints" / "000010" / "policy", facts={"task": facts["task"], "dataset": dataset})
     (folder / "checkpoints" / "last").symlink_to("000010")
     return folder

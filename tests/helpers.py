@@ -91,8 +91,15 @@ def rerecord(file: Path, **changes: Any) -> None:
 def small_policy(*, seed: int = 0, **changes) -> FlowPolicy:
     """Random weights; `changes` go to build_policy."""
     torch.manual_seed(seed)
-    options = {"horizon": 8, "obs_horizon": 2, "action_horizon": 4, "action_representation": "relative",
-               "head": MeanFlowHead, "embodiment": EMBODIMENT, **changes}  # fmt: skip
+    options = {
+        "horizon": 8,
+        "obs_horizon": 2,
+        "action_horizon": 4,
+        "action_representation": "relative",
+        "head": MeanFlowHead,
+        "embodiment": EMBODIMENT,
+        **changes,
+    }
     return build_policy(encoder=StateEncoder, net=partial(ResidualMLP, width=32), **options)
 
 

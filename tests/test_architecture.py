@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_FILE_BYTES = 400, 60, 2_000_000
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_VERB_STATEMENTS, MAX_FILE_BYTES = 400, 60, 55, 2_000_000
 
 # Imports point down only: a module may import its own rank and lower ones. A new top-level name goes in here.
 RANKS = {
@@ -37,7 +37,7 @@ RANKS = {
         "inputs",
         "flow",
         "spec",
-    ),  # fmt: skip
+    ),
     1: ("nets", "encoders", "heads", "exploration", "normalizer", "actions", "pointcloud", "farthest_point"),
     2: ("policy", "inference", "checkpoint", "pointers", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
     3: ("deploy",),  # the robot's side: nothing of the training side
@@ -143,22 +143,36 @@ def test_no_file_is_longer_than_400_lines_and_no_function_than_60():
             long.append(f"{where(path)}: {lines} lines")
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1 - docstring_lines(node)
                 if lines > MAX_FUNCTION_LINES:
                     long.append(f"{where(path, node)}: {node.name} has {lines} lines")
     assert not long, long
 
 
+def docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many lines of a function are its docstring, which may be as long as its parameters need."""
+    first = node.body[0]
+    is_text = isinstance(first, ast.Expr) and isinstance(getattr(first.value, "value", None), str)
+    return (first.end_lineno or first.lineno) - first.lineno + 1 if is_text else 0
+
+
 def test_every_verb_is_one_library_call():
-    """cli/: at most 60 lines of code per verb, the help text in the module docstring not counted."""
+    """cli/: few statements per file, however many lines the formatter makes of them."""
     long = []
     for path in (ROOT / "flowpolicy" / "cli").glob("*.py"):
-        body = tree(path).body
-        has_docstring = bool(body) and isinstance(body[0], ast.Expr)
-        code = path.read_text().splitlines()[(body[0].end_lineno or 0) if has_docstring else 0 :]
-        if (lines := sum(bool(line.strip()) for line in code)) > MAX_FUNCTION_LINES:
-            long.append(f"{where(path)}: {lines} lines of code")
+        if (count := sum(isinstance(node, ast.stmt) for node in ast.walk(tree(path)))) > MAX_VERB_STATEMENTS:
+            long.append(f"{where(path)}: {count} statements")
     assert not long, long
+
+
+def test_the_formatter_decides():
+    """No line is kept from the formatter without a reason beside it."""
+    kept = []
+    for path in EVERYTHING:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(r"#\s*fmt:\s*(?:skip|off)\s*$", line):
+                kept.append(f"{where(path)}:{number}")
+    assert not kept, kept
 
 
 def test_importing_every_module_loads_no_simulator_and_no_wandb():
@@ -359,9 +373,16 @@ def test_every_experiment_composes_and_trains_a_toy_batch(name):
     shapes = {"agent_pos": (3,), **seen[facts["task"]["obs"]]}
     keys = {key: shapes[key] for key in facts["policy"]["obs_keys"] or shapes}
     embodiment = Embodiment(
-        "toy", {key: KeySpec(shape, dtype="uint8" if len(shape) == 3 else "float32") for key, shape in keys.items()},
-        KeySpec((2,)), "position", 10.0, (-1.0, -1.0), (1.0, 1.0), next(iter(keys)), (0, 1),
-    )  # fmt: skip
+        "toy",
+        {key: KeySpec(shape, dtype="uint8" if len(shape) == 3 else "float32") for key, shape in keys.items()},
+        KeySpec((2,)),
+        "position",
+        10.0,
+        (-1.0, -1.0),
+        (1.0, 1.0),
+        next(iter(keys)),
+        (0, 1),
+    )
     policy = create_policy(facts["policy"], embodiment)
     obs = {key: torch.rand(4, policy.obs_horizon, *shape) for key, shape in keys.items()}
     obs = {key: (255 * value).byte() if key.startswith("image") else value for key, value in obs.items()}

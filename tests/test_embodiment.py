@@ -245,8 +245,13 @@ def test_a_record_of_another_form_is_one_line(change, line):
 
 def test_numbers_of_numpy_become_python_s_own_so_that_the_record_is_json():
     low, rate, index = np.float32([-2, -2, -1]), np.float32(20), np.int64([1, 0, -1])
-    made = replace(EMBODIMENT, action_low=tuple(low), control_hz=rate, reference_index=tuple(index),
-                   obs={**EMBODIMENT.obs, "agent_pos": KeySpec(tuple(np.int64([3])), "rad")})  # fmt: skip
+    made = replace(
+        EMBODIMENT,
+        action_low=tuple(low),
+        control_hz=rate,
+        reference_index=tuple(index),
+        obs={**EMBODIMENT.obs, "agent_pos": KeySpec(tuple(np.int64([3])), "rad")},
+    )
     assert made == EMBODIMENT and Embodiment.from_dict(json.loads(json.dumps(made.to_dict()))) == EMBODIMENT
 
 

@@ -26,11 +26,16 @@ def write(out: Path, arms: list[str], cells: dict[tuple[str, str, int], str]) ->
     (out / "sweep").mkdir(parents=True)
     (out / "protocol.json").write_text(json.dumps({"recipes": dict.fromkeys(arms, "")}))
     rows = [
-        {"checkpoint": str(out / task / arm / f"seed_{seed}" / "checkpoints" / "3"), "num_steps": 1, "task_id": task,
-         "seed": 60000 + i, "success_once": letter == "y"}
+        {
+            "checkpoint": str(out / task / arm / f"seed_{seed}" / "checkpoints" / "3"),
+            "num_steps": 1,
+            "task_id": task,
+            "seed": 60000 + i,
+            "success_once": letter == "y",
+        }
         for (arm, task, seed), letters in cells.items()
         for i, letter in enumerate(letters)
-    ]  # fmt: skip
+    ]
     (out / "sweep" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return out
 
@@ -38,9 +43,16 @@ def write(out: Path, arms: list[str], cells: dict[tuple[str, str, int], str]) ->
 def test_deviation_is_of_training_seeds_and_an_unfinished_one_is_left_out(
     table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = {("good", "easy", 0): "yyyy", ("good", "hard", 0): "yynn", ("good", "easy", 1): "yyyy",
-             ("good", "hard", 1): "yyyy", ("good", "easy", 2): "yyyy", ("good", "hard", 2): "yy",
-             ("poor", "easy", 0): "nnnn", ("poor", "hard", 0): "nnnn"}  # fmt: skip
+    cells = {
+        ("good", "easy", 0): "yyyy",
+        ("good", "hard", 0): "yynn",
+        ("good", "easy", 1): "yyyy",
+        ("good", "hard", 1): "yyyy",
+        ("good", "easy", 2): "yyyy",
+        ("good", "hard", 2): "yy",
+        ("poor", "easy", 0): "nnnn",
+        ("poor", "hard", 0): "nnnn",
+    }
     table.print_table(table.read(write(tmp_path, ["poor", "good"], cells)))
     lines = capsys.readouterr().out.splitlines()
     # seeds 0 and 1: 0.75 and 1.0, 14 of 16 episodes
@@ -51,13 +63,20 @@ def test_deviation_is_of_training_seeds_and_an_unfinished_one_is_left_out(
 def test_how_far_the_best_is_ahead_is_told_over_pairs_of_trainings(
     table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = {("good", "easy", 0): "yyyy", ("good", "easy", 1): "yyyy", ("poor", "easy", 0): "yyyn",
-             ("poor", "easy", 1): "yynn", ("single", "easy", 0): "nnnn"}  # fmt: skip
+    cells = {
+        ("good", "easy", 0): "yyyy",
+        ("good", "easy", 1): "yyyy",
+        ("poor", "easy", 0): "yyyn",
+        ("poor", "easy", 1): "yynn",
+        ("single", "easy", 0): "nnnn",
+    }
     table.print_ahead(table.read(write(tmp_path, ["single", "poor", "good"], cells)))
     # gaps 0.25 and 0.5: mean 0.375, half an interval 12.706 * 0.1768 / sqrt(2)
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| good |  | – |", "| poor | +0.375 (-1.213 to 1.963) | – |", "| single | – | – |",
-    ]  # fmt: skip
+        "| good |  | – |",
+        "| poor | +0.375 (-1.213 to 1.963) | – |",
+        "| single | – | – |",
+    ]
 
 
 def test_the_best_setting_is_chosen_and_of_equal_ones_the_first_of_the_experiment(

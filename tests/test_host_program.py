@@ -223,8 +223,21 @@ def test_policies_made_in_many_threads_leave_the_default_dtype_alone() -> None:
     assert {value.dtype for policy in made for value in policy.parameters()} == {torch.float32}
 
 
-ANY = {"arange", "empty", "eye", "full", "Generator", "linspace", "ones", "rand", "randint", "randn", "randperm",
-       "tensor", "zeros"}  # fmt: skip
+ANY = {
+    "arange",
+    "empty",
+    "eye",
+    "full",
+    "Generator",
+    "linspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+}
 WHOLE = {"arange", "Generator", "randint", "randperm"}
 
 

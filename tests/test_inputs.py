@@ -70,7 +70,7 @@ MISFITS: dict[str, tuple[str, Callable[[torch.Tensor], Any], str]] = {
     "nothing": ("agent_pos", lambda v: None, "'agent_pos' must be float32 (1, 2, 4), got NoneType None"),
     "no rows": ("agent_pos", lambda v: v[:0], "'agent_pos' must be float32 (1, 2, 4), got float32 (0, 2, 4)"),
     "mixed rows": ("point_cloud", lambda v: torch.cat([v, v]), "'point_cloud' must be float32 (1, 2, 24, 3), got"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -205,8 +205,9 @@ def test_the_check_asks_a_sum_per_array_and_looks_at_entries_only_where_one_is_n
         def __abs__(self) -> Any:
             raise AssertionError("looked")
 
-    inputs = Inputs(EMBODIMENT, ["agent_pos"], obs_horizon=1, horizon=8, array=np.ndarray,
-                    dtypes={"float32": np.dtype("float32")})  # fmt: skip
+    inputs = Inputs(
+        EMBODIMENT, ["agent_pos"], obs_horizon=1, horizon=8, array=np.ndarray, dtypes={"float32": np.dtype("float32")}
+    )
     value = np.zeros((1, 1, 3), np.float32).view(Entries)
     inputs.judge({"agent_pos": value}, value, [0.0, 1.0])
     with pytest.raises(AssertionError, match="looked"):

@@ -83,29 +83,49 @@ def summaries(out: Path) -> list[Any]:
 
 COMMANDS = {
     "train": Command(
-        lambda given, out: ["train", f"dataset.path={given / 'toy.zarr'}", f"out={out}", *NET, "resume=true",
-                            "trainer.steps=120", "trainer.checkpoint_every=10", "trainer.log_every=5",
-                            "trainer.eval_every=40", "eval.episodes=2"],
-        run_usable, run_result,
+        lambda given, out: [
+            "train",
+            f"dataset.path={given / 'toy.zarr'}",
+            f"out={out}",
+            *NET,
+            "resume=true",
+            "trainer.steps=120",
+            "trainer.checkpoint_every=10",
+            "trainer.log_every=5",
+            "trainer.eval_every=40",
+            "eval.episodes=2",
+        ],
+        run_usable,
+        run_result,
     ),
     "finetune": Command(
-        lambda given, out: ["finetune", f"checkpoint={given / 'reach'}", f"out={out}", *TINY, "loop.iterations=8",
-                            "resume=true"],
-        run_usable, run_result,
+        lambda given, out: [
+            "finetune",
+            f"checkpoint={given / 'reach'}",
+            f"out={out}",
+            *TINY,
+            "loop.iterations=8",
+            "resume=true",
+        ],
+        run_usable,
+        run_result,
     ),
     "evaluate": Command(
         lambda given, out: ["evaluate", f"checkpoint={given / 'toy'}", f"out={out}", "episodes=80", "envs=1"],
-        rows, summaries,
+        rows,
+        summaries,
     ),
     "sweep": Command(
         lambda given, out: ["sweep", f"checkpoints=[{given / 'toy'}]", f"out={out}", "episodes=20", SEEDS, "workers=1"],
-        rows, summaries,
+        rows,
+        summaries,
     ),
     "collect": Command(
         lambda given, out: ["data", "collect", "task=toy", "episodes=300", f"out={out}", "workers=1"],
-        store_usable, lambda out: EpisodeStore.open(out).content_hash(),
+        store_usable,
+        lambda out: EpisodeStore.open(out).content_hash(),
     ),
-}  # fmt: skip
+}
 
 
 SERVER = """

@@ -127,8 +127,12 @@ def test_too_many_rows_for_a_quantile_are_thinned_out_evenly(monkeypatch):
     for part in torch.linspace(0, 1, 9999).reshape(-1, 1).split(77):
         statistics.add(part)
     assert sum(part.size for part in statistics._parts) <= 1000
-    torch.testing.assert_close(statistics.normalizer()(torch.tensor([0.01, 0.99]).reshape(2, 1)).flatten(),
-                               torch.tensor([-1.0, 1.0]), rtol=0, atol=3e-3)  # fmt: skip
+    torch.testing.assert_close(
+        statistics.normalizer()(torch.tensor([0.01, 0.99]).reshape(2, 1)).flatten(),
+        torch.tensor([-1.0, 1.0]),
+        rtol=0,
+        atol=3e-3,
+    )
 
 
 @pytest.mark.parametrize(

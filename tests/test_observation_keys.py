@@ -20,10 +20,16 @@ IMAGE, CLOUD = "observation.images.top", "items"
 def embodiment(keys: list[str]) -> Embodiment:
     obs = {key: KeySpec((2,)) for key in keys}
     return Embodiment(
-        robot="arm", obs=obs | {IMAGE: KeySpec((24, 24, 3), dtype="uint8"), CLOUD: KeySpec((16, 3), "m")},
-        action=KeySpec((2,)), action_kind="joint_position", control_hz=10.0, action_low=(-1.0, -1.0),
-        action_high=(1.0, 1.0), reference_key=keys[0], reference_index=(0, 1),
-    )  # fmt: skip
+        robot="arm",
+        obs=obs | {IMAGE: KeySpec((24, 24, 3), dtype="uint8"), CLOUD: KeySpec((16, 3), "m")},
+        action=KeySpec((2,)),
+        action_kind="joint_position",
+        control_hz=10.0,
+        action_low=(-1.0, -1.0),
+        action_high=(1.0, 1.0),
+        reference_key=keys[0],
+        reference_index=(0, 1),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +42,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             obs[IMAGE] = rng.integers(0, 256, (9, 24, 24, 3), np.uint8)
             action = rng.uniform(-1, 1, (9, 2)).astype(np.float32)
             writer.add(Episode(obs, action, np.zeros(9, np.float32), True, seed))
-    words = ["task.env=null", "policy/encoder=vit", "policy.net.width=32", "policy.net.depth=1", "trainer.steps=2",
-             "trainer.batch_size=8", "policy.action_representation=relative"]  # fmt: skip
+    words = [
+        "task.env=null",
+        "policy/encoder=vit",
+        "policy.net.width=32",
+        "policy.net.depth=1",
+        "trainer.steps=2",
+        "trainer.batch_size=8",
+        "policy.action_representation=relative",
+    ]
     assert main(["train", f"dataset.path={folder / 'own.zarr'}", f"out={folder / 'run'}", *words]) == 0
     return folder
 
@@ -63,8 +76,20 @@ def test_a_bundle_takes_the_same_names(run: Path):
     pytest.importorskip("onnxscript")
     from flowpolicy.deploy.runtime import OnnxPolicy
 
-    assert main(["export", f"checkpoint={run / 'run'}", f"out={run / 'bundle'}",
-                 f"dataset.path={run / 'own.zarr'}", "episodes=0", "repeats=2", "tolerance=1e-3"]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "export",
+                f"checkpoint={run / 'run'}",
+                f"out={run / 'bundle'}",
+                f"dataset.path={run / 'own.zarr'}",
+                "episodes=0",
+                "repeats=2",
+                "tolerance=1e-3",
+            ]
+        )
+        == 0
+    )
     bundle, store = OnnxPolicy(run / "bundle"), EpisodeStore.open(run / "own.zarr")
     assert set(bundle.obs_keys) == {*VECTORS, IMAGE, CLOUD}
     obs = {key: store.load(key, slice(0, 1))[None] for key in bundle.obs_keys}
@@ -72,8 +97,13 @@ def test_a_bundle_takes_the_same_names(run: Path):
 
 
 def test_a_policy_can_be_told_to_see_one_of_them(run: Path):
-    words = ["task.env=null", "policy.obs_keys=[observation.state]", "policy.net.width=32", "trainer.steps=2",
-             "trainer.batch_size=8"]  # fmt: skip
+    words = [
+        "task.env=null",
+        "policy.obs_keys=[observation.state]",
+        "policy.net.width=32",
+        "trainer.steps=2",
+        "trainer.batch_size=8",
+    ]
     assert main(["train", f"dataset.path={run / 'own.zarr'}", f"out={run / 'one'}", *words]) == 0
     assert load_policy(run / "one").obs_keys == ("observation.state",)
 

@@ -12,8 +12,14 @@ from flowpolicy.checkpoint import load_weights, resolve_checkpoint
 from tests.helpers import named, small_policy
 from tests.trainers.test_state import Run
 
-FILES = ("policy/config.json", "policy/embodiment.json", "policy/model.safetensors", "state/step.json",
-         "state/model.safetensors", "state/optimizer.safetensors")  # fmt: skip
+FILES = (
+    "policy/config.json",
+    "policy/embodiment.json",
+    "policy/model.safetensors",
+    "state/step.json",
+    "state/model.safetensors",
+    "state/optimizer.safetensors",
+)
 
 
 @pytest.fixture(autouse=True)

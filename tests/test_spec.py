@@ -25,10 +25,17 @@ def built(**changes) -> FlowPolicy:
     arguments = {
         "encoder": StateEncoder,
         "net": partial(ResidualMLP, width=16, depth=1),
-        "head": partial(MeanFlowHead, p_equal=0.5, dispersive=DispersiveRegularizer(taps=["mid"], weight=0.3),
-                        direction=DirectionAlignment(decay=True), guidance=partial(Guidance, omega=1.5)),
-        "horizon": 8, "obs_horizon": 2, "action_horizon": 4,
-    }  # fmt: skip
+        "head": partial(
+            MeanFlowHead,
+            p_equal=0.5,
+            dispersive=DispersiveRegularizer(taps=["mid"], weight=0.3),
+            direction=DirectionAlignment(decay=True),
+            guidance=partial(Guidance, omega=1.5),
+        ),
+        "horizon": 8,
+        "obs_horizon": 2,
+        "action_horizon": 4,
+    }
     torch.manual_seed(3)
     return build_policy(embodiment=EMBODIMENT, **arguments | changes)
 

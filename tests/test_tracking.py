@@ -264,7 +264,10 @@ def test_every_start_of_a_run_is_kept_and_the_first_stays_on_top(tmp_path: Path)
     assert third["argv"] == ["train"] and third["started_at"] == first["started_at"]
     assert third["wandb_run_id"] == "abc" == wandb_run(tmp_path)
     assert [one["argv"] for one in third["starts"]] == [
-        ["train"], ["train", "resume=true"], ["train", "resume=true", "trainer.steps=9"]]  # fmt: skip
+        ["train"],
+        ["train", "resume=true"],
+        ["train", "resume=true", "trainer.steps=9"],
+    ]
     assert all(one.keys() == old.keys() for one in third["starts"])
     (tmp_path / "run.json").write_text("")
     with pytest.raises(ValueError, match="run.json is damaged .*; remove it"):

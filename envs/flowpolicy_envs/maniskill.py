@@ -270,8 +270,10 @@ def _arm(base: Any) -> list[int]:
 
     controller = base.agent.controller
     if not (isinstance(controller, CombinedController) and "arm" in controller.controllers):
-        raise ValueError(f"{base.spec.id}: its robot, {base.agent.uid}, has no arm with a controller of its own; "
-                         "wanted one with joint targets for an arm, and a gripper or none")  # fmt: skip
+        raise ValueError(
+            f"{base.spec.id}: its robot, {base.agent.uid}, has no arm with a controller of its own; "
+            "wanted one with joint targets for an arm, and a gripper or none"
+        )
     return [int(i) for i in controller.controllers["arm"].active_joint_indices]
 
 
@@ -306,8 +308,10 @@ def makable(id: str, *, draws: bool) -> Iterator[None]:
             yield
         except (AssertionError, AttributeError, LookupError, TypeError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{id}: ManiSkill cannot make it on the CPU with absolute joint targets: {text:.200}; "
-                             "try another task.id, for example PickCube-v1") from error  # fmt: skip
+            raise ValueError(
+                f"{id}: ManiSkill cannot make it on the CPU with absolute joint targets: {text:.200}; "
+                "try another task.id, for example PickCube-v1"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -38,9 +38,15 @@ class ManiSkillBatch:
         from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
 
         with makable(id, draws=False):
-            made = gymnasium.make(id, num_envs=num_envs, sim_backend=backend, render_backend="none",
-                                  obs_mode="state_dict", control_mode="pd_joint_pos",
-                                  max_episode_steps=max_episode_steps)  # fmt: skip
+            made = gymnasium.make(
+                id,
+                num_envs=num_envs,
+                sim_backend=backend,
+                render_backend="none",
+                obs_mode="state_dict",
+                control_mode="pd_joint_pos",
+                max_episode_steps=max_episode_steps,
+            )
         self._envs = ManiSkillVectorEnv(made, auto_reset=False, ignore_terminations=True)
         base, self.num_envs = self._envs.base_env, num_envs
         raw, _ = self._envs.reset(seed=list(range(num_envs)))

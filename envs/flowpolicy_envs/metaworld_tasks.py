@@ -2,15 +2,32 @@
 
 METAWORLD = {
     "easy": (
-        "button-press-v3", "button-press-wall-v3", "dial-turn-v3", "door-close-v3", "door-open-v3", "door-unlock-v3",
-        "drawer-close-v3", "faucet-close-v3", "faucet-open-v3", "handle-press-v3", "handle-pull-v3", "lever-pull-v3",
-        "peg-unplug-side-v3", "plate-slide-v3", "plate-slide-back-v3", "plate-slide-back-side-v3",
-        "plate-slide-side-v3", "reach-v3", "reach-wall-v3", "window-close-v3", "window-open-v3",
+        "button-press-v3",
+        "button-press-wall-v3",
+        "dial-turn-v3",
+        "door-close-v3",
+        "door-open-v3",
+        "door-unlock-v3",
+        "drawer-close-v3",
+        "faucet-close-v3",
+        "faucet-open-v3",
+        "handle-press-v3",
+        "handle-pull-v3",
+        "lever-pull-v3",
+        "peg-unplug-side-v3",
+        "plate-slide-v3",
+        "plate-slide-back-v3",
+        "plate-slide-back-side-v3",
+        "plate-slide-side-v3",
+        "reach-v3",
+        "reach-wall-v3",
+        "window-close-v3",
+        "window-open-v3",
     ),
     "medium": ("coffee-pull-v3", "hammer-v3", "peg-insert-side-v3", "soccer-v3"),
     "hard": ("assembly-v3", "hand-insert-v3", "pick-place-v3", "push-v3"),
     "very_hard": ("disassemble-v3", "pick-place-wall-v3", "shelf-place-v3", "stick-pull-v3", "stick-push-v3"),
-}  # fmt: skip
+}
 """Difficulty (Seo et al. 2023, "Masked World Models for Visual Control") -> task ids; the published ones end in -v2."""
 
 ADROIT = ("AdroitHandHammer-v1", "AdroitHandDoor-v1", "AdroitHandPen-v1")

@@ -57,13 +57,29 @@ def main(argv: list[str]) -> int:
         preprocess_ms, source, task = seen.preprocess_ms, seen.source, {"name": cfg.task.name, "id": cfg.task.id}
     steps = checkpoint.num_steps if facts["num_steps"] is None else facts["num_steps"]
     counts = steps if isinstance(steps, list) else [steps]
-    reports = [bench(policy, obs, num_steps=count, hz=facts["hz"], preprocess_ms=preprocess_ms,
-                     warmup=facts["warmup"], repeats=facts["repeats"]) for count in counts]  # fmt: skip
+    reports = [
+        bench(
+            policy,
+            obs,
+            num_steps=count,
+            hz=facts["hz"],
+            preprocess_ms=preprocess_ms,
+            warmup=facts["warmup"],
+            repeats=facts["repeats"],
+        )
+        for count in counts
+    ]
     folder = checkpoint.folder
     inside = folder.parent.name == "checkpoints"
     default = folder.parents[1] / "bench" / folder.name if inside else folder / "bench"
-    about = {"checkpoint": str(folder), "task": task, "observations": source, **describe_processor(),
-             "versions": versions(), "reports": reports}  # fmt: skip
+    about = {
+        "checkpoint": str(folder),
+        "task": task,
+        "observations": source,
+        **describe_processor(),
+        "versions": versions(),
+        "reports": reports,
+    }
     print(format_bench(reports))
     print(write_json((Path(facts["out"]) if facts["out"] else default).absolute() / "bench.json", about))
     return 0

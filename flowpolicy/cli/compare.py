@@ -39,8 +39,18 @@ from flowpolicy.evaluation.arms import Arm, arm_names, recorded_arm
 from flowpolicy.evaluation.compare import Plan, compare
 from flowpolicy.evaluation.comparison import format_comparison
 
-_PLAN = ("episodes", "start_seed", "envs", "sequential", "max_episodes", "alpha", "require", "margin", "may_differ",
-         "allow_seen_seeds")  # fmt: skip
+_PLAN = (
+    "episodes",
+    "start_seed",
+    "envs",
+    "sequential",
+    "max_episodes",
+    "alpha",
+    "require",
+    "margin",
+    "may_differ",
+    "allow_seen_seeds",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -53,10 +63,13 @@ def main(argv: list[str]) -> int:
     plan = Plan(**{name: facts[name] for name in _PLAN})
     torch.set_num_threads(facts["threads"])
     comparison = compare(
-        _arms([word for word in argv if word not in words], words, facts, out), out=out, plan=plan,
-        device=config.pick_device(facts["device"]), trusted_modules=facts["trusted"],
+        _arms([word for word in argv if word not in words], words, facts, out),
+        out=out,
+        plan=plan,
+        device=config.pick_device(facts["device"]),
+        trusted_modules=facts["trusted"],
         edited=facts["edited"],
-    )  # fmt: skip
+    )
     print(format_comparison(comparison))
     print(f"{out / 'compare.json'}\n{out / 'compare.html'}")
     return 1 if comparison.gate and not comparison.gate.passed else 0
@@ -82,10 +95,16 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
     names = arm_names(places, [arm.num_steps for arm in arms], labels=facts["names"] or ())
     plain = arm_names(places, [1] * len(arms), labels=facts["names"] or ())
     return [
-        Arm(name, arm.num_steps, arm.folder if arm.task is None else out / "arms" / folder.replace("/", "_")
-            / f"steps_{arm.num_steps}", arm.checkpoint, arm.task, arm.conditions)
+        Arm(
+            name,
+            arm.num_steps,
+            arm.folder if arm.task is None else out / "arms" / folder.replace("/", "_") / f"steps_{arm.num_steps}",
+            arm.checkpoint,
+            arm.task,
+            arm.conditions,
+        )
         for name, folder, arm in zip(names, plain, arms, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _steps(asked: int | list[int] | None, checkpoint: Checkpoint) -> list[int]:

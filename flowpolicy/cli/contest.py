@@ -23,12 +23,28 @@ class _Fit:
     arms: Mapping[str, Sequence[str]]
 
     def __call__(self, entry: Entry, store: Path, run: Path) -> None:
-        train.main([*self.words, *self.arms[entry.arm], f"task.id={entry.task_id}", f"seed={entry.seed}",
-                    f"dataset.path={config.quoted(store)}", f"out={config.quoted(run)}", "resume=true"])  # fmt: skip
+        train.main(
+            [
+                *self.words,
+                *self.arms[entry.arm],
+                f"task.id={entry.task_id}",
+                f"seed={entry.seed}",
+                f"dataset.path={config.quoted(store)}",
+                f"out={config.quoted(run)}",
+                "resume=true",
+            ]
+        )
 
 
-def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequence[str], out: Path,
-                collect: Callable[[str, Path], None], same: Sequence[str]) -> int:  # fmt: skip
+def run_contest(
+    facts: Mapping[str, Any],
+    words: Sequence[str],
+    *,
+    tasks: Sequence[str],
+    out: Path,
+    collect: Callable[[str, Path], None],
+    same: Sequence[str],
+) -> int:
     """Finish what is missing, then sweep, which prints the table and where the page is; its exit code.
 
     words: of `flowpolicy train`.   collect: (task id, store to write).   same: what a rerun may not change.
@@ -46,12 +62,21 @@ def run_contest(facts: Mapping[str, Any], words: Sequence[str], *, tasks: Sequen
         train_all(entries, out, collect=collect, train=_Fit(words, arms), steps=steps, workers=facts["workers"])
     folders = [config.quoted(entry.run(out) / "checkpoints" / "last") for entry in entries]
     names = [f"{entry.arm} seed {entry.seed}" if len(seeds) > 1 else entry.arm for entry in entries]
-    return sweep.main([
-        f"checkpoints=[{','.join(folders)}]", f"names={json.dumps(names)}", f"num_steps={facts['num_steps'] or [1]}",
-        f"episodes={facts['episodes']}", f"seeds=[{facts['start_seed']}]", f"workers={facts['workers']}",
-        f"device={facts['device']}", f"threads={facts['threads']}", f"out={config.quoted(out / 'sweep')}",
-        f"allow_seen_seeds={facts['allow_seen_seeds']}", "may_differ=[action_horizon]",
-    ])  # fmt: skip
+    return sweep.main(
+        [
+            f"checkpoints=[{','.join(folders)}]",
+            f"names={json.dumps(names)}",
+            f"num_steps={facts['num_steps'] or [1]}",
+            f"episodes={facts['episodes']}",
+            f"seeds=[{facts['start_seed']}]",
+            f"workers={facts['workers']}",
+            f"device={facts['device']}",
+            f"threads={facts['threads']}",
+            f"out={config.quoted(out / 'sweep')}",
+            f"allow_seen_seeds={facts['allow_seen_seeds']}",
+            "may_differ=[action_horizon]",
+        ]
+    )
 
 
 def _arms(facts: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -44,8 +44,14 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Run one of them; the exit code."""
-    verbs = {"collect": _collect, "inspect": stored.inspect, "validate": stored.validate, "view": stored.view,
-             "finish": stored.finish, "trim": stored.trim}  # fmt: skip
+    verbs = {
+        "collect": _collect,
+        "inspect": stored.inspect,
+        "validate": stored.validate,
+        "view": stored.view,
+        "finish": stored.finish,
+        "trim": stored.trim,
+    }
     if not argv or argv[0] not in verbs:
         raise ValueError(f"wanted one of {', '.join(verbs)}, got {argv[0] if argv else 'nothing'!r}; see --help")
     return verbs[argv[0]](argv[1:])
@@ -70,8 +76,15 @@ def record(task: "DictConfig", path: Path, *, episodes: int, seed: int, workers:
     from flowpolicy.data.collect import collect_episodes
 
     attrs = {**store_facts(config.plain(task)), "seed": seed, "flowpolicy_version": __version__}
-    report = collect_episodes(config.instantiate(task.expert), path, episodes=episodes, seed=seed, workers=workers,
-                              attrs=attrs, overwrite=overwrite)  # fmt: skip
+    report = collect_episodes(
+        config.instantiate(task.expert),
+        path,
+        episodes=episodes,
+        seed=seed,
+        workers=workers,
+        attrs=attrs,
+        overwrite=overwrite,
+    )
     rate = f"expert success rate {report.success_rate:.3f}, {report.seconds:.1f} s"
     crashed = f", {len(report.crashed)} seeds left out after a crash: {report.crashed}" if report.crashed else ""
     print(f"{report.episodes} episodes from {report.attempts} attempts, {rate}{crashed}\n{report.path}")

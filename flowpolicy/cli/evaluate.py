@@ -46,14 +46,19 @@ def main(argv: list[str]) -> int:
     num_steps = checkpoint.num_steps if facts["num_steps"] is None else facts["num_steps"]
     torch.set_num_threads(cfg.threads)
     evaluations = evaluate(
-        checkpoint, make_task(cfg),
+        checkpoint,
+        make_task(cfg),
         outs=evaluation_folders(checkpoint.folder, num_steps, out=Path(cfg.out) if cfg.out else None, task_id=foreign),
-        episodes=cfg.episodes, start_seed=cfg.start_seed, envs=cfg.envs, video=cfg.video,
+        episodes=cfg.episodes,
+        start_seed=cfg.start_seed,
+        envs=cfg.envs,
+        video=cfg.video,
         device=config.pick_device(cfg.device),
         demonstrations=Path(cfg.demonstrations) if cfg.demonstrations else training_data(checkpoint.record),
-        trusted_modules=facts["trusted"], edited=facts["edited"],
+        trusted_modules=facts["trusted"],
+        edited=facts["edited"],
         allow_seen_seeds=cfg.allow_seen_seeds,
-    )  # fmt: skip
+    )
     print(format_table([one.summary for one in evaluations]))
     for one in evaluations:
         print(one.out)

@@ -68,10 +68,20 @@ def main(argv: list[str]) -> int:
             assert env is not None
             observed = observe_simulator(policy, env, count=count, start_seed=first, num_steps=facts["num_steps"])
         certificate = export_with_certificate(
-            policy, out, observed, num_steps=facts["num_steps"], facts=about, env=env, seeds=seeds,
-            seen=seen, tolerance=facts["tolerance"], threads=facts["threads"],
-            warmup=facts["warmup"], repeats=facts["repeats"], overwrite=facts["overwrite"],
-        )  # fmt: skip
+            policy,
+            out,
+            observed,
+            num_steps=facts["num_steps"],
+            facts=about,
+            env=env,
+            seeds=seeds,
+            seen=seen,
+            tolerance=facts["tolerance"],
+            threads=facts["threads"],
+            warmup=facts["warmup"],
+            repeats=facts["repeats"],
+            overwrite=facts["overwrite"],
+        )
     except ParityError as error:
         print(format_certificate(error.certificate))
         print(f"flowpolicy export: {error}", file=sys.stderr)

@@ -74,17 +74,38 @@ def main(argv: list[str]) -> int:
             run_id = wandb.run_id
         config.save(cfg, argv, out)
         write_run_record(
-            out, argv=["finetune", *argv], config_hash=digest(facts), seeds={"seed": cfg.seed}, device=str(device),
-            dataset_hash=None, wandb_run_id=run_id,
-        )  # fmt: skip
+            out,
+            argv=["finetune", *argv],
+            config_hash=digest(facts),
+            seeds={"seed": cfg.seed},
+            device=str(device),
+            dataset_hash=None,
+            wandb_run_id=run_id,
+        )
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
     last = finetune(
-        checkpoint, env, exploration, out=out, settings=settings, make_batch=make_batch, start=start,
-        facts={"task": facts["task"], "finetune": {
-            "checkpoint": str(cfg.checkpoint), "exploration": facts["exploration"], "batched": cfg.batched}},
-        seed=cfg.seed, device=device, resume=cfg.resume, trusted_modules=facts["trusted"], edited=cfg.edited,
-    )  # fmt: skip
+        checkpoint,
+        env,
+        exploration,
+        out=out,
+        settings=settings,
+        make_batch=make_batch,
+        start=start,
+        facts={
+            "task": facts["task"],
+            "finetune": {
+                "checkpoint": str(cfg.checkpoint),
+                "exploration": facts["exploration"],
+                "batched": cfg.batched,
+            },
+        },
+        seed=cfg.seed,
+        device=device,
+        resume=cfg.resume,
+        trusted_modules=facts["trusted"],
+        edited=cfg.edited,
+    )
     print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {last}\nrun         {out}")
     print(f"next        flowpolicy evaluate checkpoint={out}")
     return 0

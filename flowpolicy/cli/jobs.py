@@ -36,5 +36,7 @@ def require_own_folders(outs: Sequence[Path | None]) -> None:
     """Raise ValueError where two jobs would write to one folder.   outs: None is a new one."""
     named = [out.resolve() for out in outs if out is not None]
     if twice := sorted({str(out) for out in named if named.count(out) > 1}):
-        raise ValueError(f"-m: {len([out for out in named if str(out) == twice[0]])} jobs would write to {twice[0]}; "
-                         "name in out= what they differ in, for example 'out=runs/a_${seed}'")  # fmt: skip
+        raise ValueError(
+            f"-m: {len([out for out in named if str(out) == twice[0]])} jobs would write to {twice[0]}; "
+            "name in out= what they differ in, for example 'out=runs/a_${seed}'"
+        )

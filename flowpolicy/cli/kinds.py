@@ -6,10 +6,19 @@ from typing import Any
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 # Keys that are null or ??? in the yaml: one example of what they take; in a list, a list of such.
 _EXAMPLES: dict[str, tuple[Any, ...]] = {
-    "num_steps": (1, [1]), "hz": (1.0,), "cpus": ([0],), "names": ([""],), "tasks": ("", [""]), "only": ("", [""]),
-    "require": ("",), "rl.total_steps": (1,), "checkpoints": ([""],), "trusted": ([""],), "policy.obs_keys": ([""],),
+    "num_steps": (1, [1]),
+    "hz": (1.0,),
+    "cpus": ([0],),
+    "names": ([""],),
+    "tasks": ("", [""]),
+    "only": ("", [""]),
+    "require": ("",),
+    "rl.total_steps": (1,),
+    "checkpoints": ([""],),
+    "trusted": ([""],),
+    "policy.obs_keys": ([""],),
     **{key: ("",) for key in ("out", "checkpoint", "demonstrations", "dataset.path", "task.id")},
-}  # fmt: skip
+}
 # What a key takes beside the kind of the yaml's value.
 _ALSO: dict[str, tuple[Any, ...]] = {"dataset.in_memory": (True,)}
 

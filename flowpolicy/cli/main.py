@@ -28,9 +28,19 @@ from flowpolicy.stopping import SIGINT_CODE, SIGTERM_CODE, Terminated, leave_at_
 from flowpolicy.streams import concluded, outlive_readers, readable
 
 VERBS = (
-    "data", "train", "finetune", "evaluate", "compare", "sweep", "protocol", "bench", "export", "report", "info",
+    "data",
+    "train",
+    "finetune",
+    "evaluate",
+    "compare",
+    "sweep",
+    "protocol",
+    "bench",
+    "export",
+    "report",
+    "info",
     "doctor",
-)  # fmt: skip
+)
 
 
 def main(argv: list[str]) -> int:

@@ -33,10 +33,34 @@ from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_pr
 from flowpolicy.trainers.run import DEBUG_STEPS
 
 # what a rerun may change
-_CELLS = ("tasks", "seeds", "out", "envs", "workers", "device", "threads", "only", "num_steps",
-          "trainer.max_hours", "allow_seen_seeds")  # fmt: skip
-_OWN = ("tasks", "seeds", "out", "envs", "workers", "demonstrations", "demonstration_seed", "episodes", "start_seed",
-        "arms", "only", "num_steps", "allow_seen_seeds")  # fmt: skip
+_CELLS = (
+    "tasks",
+    "seeds",
+    "out",
+    "envs",
+    "workers",
+    "device",
+    "threads",
+    "only",
+    "num_steps",
+    "trainer.max_hours",
+    "allow_seen_seeds",
+)
+_OWN = (
+    "tasks",
+    "seeds",
+    "out",
+    "envs",
+    "workers",
+    "demonstrations",
+    "demonstration_seed",
+    "episodes",
+    "start_seed",
+    "arms",
+    "only",
+    "num_steps",
+    "allow_seen_seeds",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -53,14 +77,21 @@ def main(argv: list[str]) -> int:
 
     def collect(task: str, store: Path) -> None:
         cfg = config.load("train", [*words, f"task.id={task}", f"dataset.path={config.quoted(store)}"])
-        data.record(cfg.task, store, episodes=facts["demonstrations"], seed=facts["demonstration_seed"],
-                    workers=facts["workers"])  # fmt: skip
+        data.record(
+            cfg.task,
+            store,
+            episodes=facts["demonstrations"],
+            seed=facts["demonstration_seed"],
+            workers=facts["workers"],
+        )
 
     if facts["arms"]:
         return run_contest(facts, words, tasks=tasks, out=out, collect=collect, same=same)
     if facts["only"] is not None or facts["num_steps"] is not None:
-        raise ValueError("protocol: only= and num_steps= choose among arms, and there are none; the steps of an "
-                         "evaluation are eval.num_steps")  # fmt: skip
+        raise ValueError(
+            "protocol: only= and num_steps= choose among arms, and there are none; the steps of an "
+            "evaluation are eval.num_steps"
+        )
     if not facts["trainer"]["eval_every"]:
         raise ValueError(
             "protocol: the top-5 convention needs trainer.eval_every, for example a fifth of trainer.steps"
@@ -76,8 +107,9 @@ def main(argv: list[str]) -> int:
         train.main([*words, *own, "resume=true"])
 
     def measure(cell: Cell, run: Path, folder: Path) -> None:
-        named = {name: facts[name] for name in ("episodes", "start_seed", "envs", "device", "threads",
-                                                "allow_seen_seeds")}  # fmt: skip
+        named = {
+            name: facts[name] for name in ("episodes", "start_seed", "envs", "device", "threads", "allow_seen_seeds")
+        }
         named["num_steps"] = facts["eval"]["num_steps"]
         own = [f"checkpoint={config.quoted(run / 'checkpoints' / 'last')}", f"out={config.quoted(folder)}"]
         evaluate.main([*own, *(f"{name}={value}" for name, value in named.items())])

@@ -55,8 +55,10 @@ def _recorded(attrs: Mapping[str, Any]) -> dict[str, Any]:
 def _without_yaml(argv: Sequence[str], own: dict[str, Any], source: str) -> list[str]:
     """The overrides for a task of one's own, a real robot's: the numbers of the default, its own name, no simulator."""
     if "task.env=null" not in argv:
-        raise ValueError(f"{source} is of the task {own['name']}, of which there is no configs/task/{own['name']}.yaml;"
-                         " pass task.env=null to train without a simulator")  # fmt: skip
+        raise ValueError(
+            f"{source} is of the task {own['name']}, of which there is no configs/task/{own['name']}.yaml;"
+            " pass task.env=null to train without a simulator"
+        )
     return [f"task.name={own['name']}", f"task.id={json.dumps(own.get('id', own['name']))}", *argv]
 
 
@@ -64,8 +66,10 @@ def _require_same(own: Mapping[str, Any], task: Any, source: str) -> None:
     """own: what the store says.   task: the composed node."""
     if any(own[key] != task[key] for key in ("name", "id") if key in own):
         said = " ".join(str(own[key]) for key in ("name", "id") if key in own)
-        raise ValueError(f"{source} is of {said}, the words say {task.name} {task.id}; leave task= and task.id= out, "
-                         f"or train on demonstrations of {task.id}")  # fmt: skip
+        raise ValueError(
+            f"{source} is of {said}, the words say {task.name} {task.id}; leave task= and task.id= out, "
+            f"or train on demonstrations of {task.id}"
+        )
 
 
 def store_facts(task: dict[str, Any]) -> dict[str, Any]:

@@ -47,10 +47,17 @@ def main(argv: list[str]) -> int:
     out = Path(facts["out"]).absolute()
     arms, unreadable = sweep_arms(argv, facts)
     found = sweep(
-        arms, out=out, grid=grid, device=str(config.pick_device(facts["device"])),
-        threads=facts["threads"], trusted_modules=facts["trusted"], edited=facts["edited"], failed=unreadable,
-        may_differ=facts["may_differ"], allow_seen_seeds=facts["allow_seen_seeds"],
-    )  # fmt: skip
+        arms,
+        out=out,
+        grid=grid,
+        device=str(config.pick_device(facts["device"])),
+        threads=facts["threads"],
+        trusted_modules=facts["trusted"],
+        edited=facts["edited"],
+        failed=unreadable,
+        may_differ=facts["may_differ"],
+        allow_seen_seeds=facts["allow_seen_seeds"],
+    )
     if found.left_out:
         print(f"left out, since the head does not take that many steps: {', '.join(dict.fromkeys(found.left_out))}")
     if found.waits:

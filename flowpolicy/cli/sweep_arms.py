@@ -17,8 +17,10 @@ def sweep_arms(argv: list[str], facts: dict[str, Any]) -> tuple[list[Arm], list[
     And what cannot become an arm, since its config.json is damaged.
     """
     if not (isinstance(facts["checkpoints"], list) and facts["checkpoints"] and facts["num_steps"]):
-        raise ValueError("checkpoints and num_steps must be lists, as in checkpoints=[runs/a,runs/b] num_steps=[1,4], "
-                         f"got {facts['checkpoints']} and {facts['num_steps']}")  # fmt: skip
+        raise ValueError(
+            "checkpoints and num_steps must be lists, as in checkpoints=[runs/a,runs/b] num_steps=[1,4], "
+            f"got {facts['checkpoints']} and {facts['num_steps']}"
+        )
     opened: dict[Path, Checkpoint] = {}
     damaged: dict[Path, str] = {}
     for place in map(Path, facts["checkpoints"]):
@@ -42,6 +44,11 @@ def sweep_arms(argv: list[str], facts: dict[str, Any]) -> tuple[list[Arm], list[
     labels = facts["names"] or ()
     if labels and len(labels) == len(facts["checkpoints"]):  # one per checkpoint, damaged ones included
         labels = [name for name, place in zip(labels, facts["checkpoints"], strict=True) if Path(place) in places]
-    names = arm_names(places, [arm.num_steps for arm in arms], labels=labels,
-                      task_ids=[arm.task.id for arm in arms if arm.task]) if arms else []  # fmt: skip
+    names = (
+        arm_names(
+            places, [arm.num_steps for arm in arms], labels=labels, task_ids=[arm.task.id for arm in arms if arm.task]
+        )
+        if arms
+        else []
+    )
     return [replace(arm, name=name) for arm, name in zip(arms, names, strict=True)], failed

@@ -90,21 +90,37 @@ def _train(job: tuple[DictConfig, EpisodeStore, list[str]]) -> None:
             run_id = wandb.run_id
         config.save(cfg, overrides, out)
         write_run_record(
-            out, argv=["train", *overrides], config_hash=digest(facts), seeds={"seed": cfg.seed}, device=str(device),
-            dataset_hash=dataset["hash"], wandb_run_id=run_id,
-        )  # fmt: skip
+            out,
+            argv=["train", *overrides],
+            config_hash=digest(facts),
+            seeds={"seed": cfg.seed},
+            device=str(device),
+            dataset_hash=dataset["hash"],
+            wandb_run_id=run_id,
+        )
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
     kept = {"task": facts["task"], "dataset": dataset, "num_steps": facts["eval"]["num_steps"]}
     try:
         checkpoint = train_policy(
-            store, policy_config=facts["policy"], facts=kept, out=out,
-            settings=settings, start=start, seed=cfg.seed, device=device, check=check,
-            val_episodes=cfg.dataset.val_episodes, mask_padding=cfg.dataset.mask_padding,
-            max_outside=cfg.dataset.max_outside, residence=Residence(cfg.dataset.in_memory, cfg.dataset.cache),
-            obs_mode=facts["normalization"]["obs"], action_mode=facts["normalization"]["action"],
-            resume=cfg.resume, debug=cfg.debug,
-        )  # fmt: skip
+            store,
+            policy_config=facts["policy"],
+            facts=kept,
+            out=out,
+            settings=settings,
+            start=start,
+            seed=cfg.seed,
+            device=device,
+            check=check,
+            val_episodes=cfg.dataset.val_episodes,
+            mask_padding=cfg.dataset.mask_padding,
+            max_outside=cfg.dataset.max_outside,
+            residence=Residence(cfg.dataset.in_memory, cfg.dataset.cache),
+            obs_mode=facts["normalization"]["obs"],
+            action_mode=facts["normalization"]["action"],
+            resume=cfg.resume,
+            debug=cfg.debug,
+        )
     finally:
         if not cfg.out and not any(out.iterdir()):
             os.removedirs(default)  # relative: it stops at runs/, and at the first folder that holds anything

@@ -35,9 +35,14 @@ class StoreBuilder:
     """
 
     def __init__(
-        self, path: Path, embodiment: Embodiment, attrs: dict[str, Any], *, base: Path | None = None,
+        self,
+        path: Path,
+        embodiment: Embodiment,
+        attrs: dict[str, Any],
+        *,
+        base: Path | None = None,
         overwrite: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.path = path
         remove_leftovers(path)
         refuse_existing(path, overwrite=overwrite)

@@ -11,9 +11,29 @@ from typing import Any
 
 # bytes to bytes or numbers to numbers, and no more; by numcodecs' names
 HARMLESS = frozenset(
-    {"blosc", "zstd", "zlib", "gzip", "lz4", "lzma", "bz2", "base64", "shuffle", "delta", "fixedscaleoffset",
-     "quantize", "bitround", "packbits", "astype", "crc32", "crc32c", "adler32", "fletcher32", "jenkins_lookup3"}
-)  # fmt: skip
+    {
+        "blosc",
+        "zstd",
+        "zlib",
+        "gzip",
+        "lz4",
+        "lzma",
+        "bz2",
+        "base64",
+        "shuffle",
+        "delta",
+        "fixedscaleoffset",
+        "quantize",
+        "bitround",
+        "packbits",
+        "astype",
+        "crc32",
+        "crc32c",
+        "adler32",
+        "fletcher32",
+        "jenkins_lookup3",
+    }
+)
 _NUMBER = re.compile(r"[<>|=]?(?:b1|[iu][1248]|f[248]|c(?:8|16)|[SU]\d+)|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 _PLACES = ("", "*/", "*/*/")  # the root, its groups data and meta, and their arrays: nothing deeper is ever opened
 

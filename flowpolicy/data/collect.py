@@ -69,22 +69,29 @@ def collect_episodes(
     with reserved(path):
         refuse_existing(path, overwrite=overwrite)  # whoever held the folder may just have finished
         with closing(InProcess(make_expert) if workers == 1 else Workers(make_expert, workers)) as source:
-            facts = {"expert": _describe(make_expert), "seed": seed, "attrs": attrs,
-                     "embodiment": source.embodiment.to_dict()}  # fmt: skip
+            facts = {
+                "expert": _describe(make_expert),
+                "seed": seed,
+                "attrs": attrs,
+                "embodiment": source.embodiment.to_dict(),
+            }
             with (
                 Journal(path, facts) as journal,
                 StoreBuilder(path, source.embodiment, attrs, overwrite=overwrite) as writer,
                 tqdm(total=episodes, desc="collect", unit="ep", disable=not progress) as bar,
             ):
                 if len(journal):
-                    print(f"collect: {journal.successes} episodes of {len(journal)} attempts are there already",
-                          file=sys.stderr)  # fmt: skip
+                    print(
+                        f"collect: {journal.successes} episodes of {len(journal)} attempts are there already",
+                        file=sys.stderr,
+                    )
                 attempts, crashed = _keep_successes(source, journal, writer, bar, episodes=episodes, first=seed)
     return CollectReport(episodes, attempts, episodes / attempts, time.monotonic() - started, path, crashed)
 
 
-def _keep_successes(source: InProcess | Workers, journal: Journal, writer: StoreBuilder, bar: tqdm, *,
-                    episodes: int, first: int) -> tuple[int, tuple[int, ...]]:  # fmt: skip
+def _keep_successes(
+    source: InProcess | Workers, journal: Journal, writer: StoreBuilder, bar: tqdm, *, episodes: int, first: int
+) -> tuple[int, tuple[int, ...]]:
     """Add the first `episodes` successes in seed order; how many seeds that took, and which of them crashed."""
     kept, crashed = 0, []
     for attempts, (seed, episode) in enumerate(_in_order(source, journal, first), start=1):

@@ -37,8 +37,9 @@ class Journal:
     Raises ValueError naming what differs from the settings that the folder was begun with.
     """
 
-    def __init__(self, store: Path, settings: dict[str, Any], *, who: str = "collect",
-                 goes_on: str = "the same command") -> None:  # fmt: skip
+    def __init__(
+        self, store: Path, settings: dict[str, Any], *, who: str = "collect", goes_on: str = "the same command"
+    ) -> None:
         self.folder, self._store, self._who, self._goes_on = journal_folder(store), store, who, goes_on
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._require_same(self.settings)
@@ -62,8 +63,9 @@ class Journal:
             return
         print(
             f"{self._who}: {self.successes} finished episodes are kept in {self.folder}; {self._goes_on} goes on with "
-            f"them, `flowpolicy data finish {quote(str(self._store))}` makes a store of them", file=sys.stderr,
-        )  # fmt: skip
+            f"them, `flowpolicy data finish {quote(str(self._store))}` makes a store of them",
+            file=sys.stderr,
+        )
 
     def __contains__(self, seed: int) -> bool:
         """Whether the seed has been tried to its end."""

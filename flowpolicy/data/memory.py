@@ -12,8 +12,13 @@ def available_memory() -> int | None:
     The least of: what the kernel calls available, what the control group leaves (v2 or v1; its page cache counts as
     free), and what the process's limits on address space and data leave.
     """
-    found = [_meminfo(), _group_v2(), _group_v1(), _limit(resource.RLIMIT_AS, "VmSize:"),
-             _limit(resource.RLIMIT_DATA, "VmData:")]  # fmt: skip
+    found = [
+        _meminfo(),
+        _group_v2(),
+        _group_v1(),
+        _limit(resource.RLIMIT_AS, "VmSize:"),
+        _limit(resource.RLIMIT_DATA, "VmData:"),
+    ]
     return min((max(0, size) for size in found if size is not None), default=None)
 
 
@@ -28,8 +33,11 @@ def _group_v2() -> int | None:
     if not lines:
         return None
     own = root / lines[0].strip()[3:].lstrip("/")
-    left = [_left(folder, "memory.max", "memory.current", "inactive_file") for folder in (own, *own.parents)
-            if folder.is_relative_to(root)]  # fmt: skip
+    left = [
+        _left(folder, "memory.max", "memory.current", "inactive_file")
+        for folder in (own, *own.parents)
+        if folder.is_relative_to(root)
+    ]
     return min((size for size in left if size is not None), default=None)
 
 

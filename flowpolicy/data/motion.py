@@ -88,6 +88,13 @@ def trim_idle_starts(store: EpisodeStore, builder: StoreBuilder) -> np.ndarray:
     for i, rows in enumerate(episodes):
         steps = slice(rows.start + int(idle[i]), rows.stop)
         obs = {key: store.load(key, steps) for key in store.obs_keys}
-        builder.add(Episode(obs, store.load("action", steps), store.load("reward", steps),
-                            bool(store.episode_success[i]), int(store.episode_seeds[i])))  # fmt: skip
+        builder.add(
+            Episode(
+                obs,
+                store.load("action", steps),
+                store.load("reward", steps),
+                bool(store.episode_success[i]),
+                int(store.episode_seeds[i]),
+            )
+        )
     return idle

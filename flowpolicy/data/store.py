@@ -46,9 +46,14 @@ class EpisodeWriter:
     """
 
     def __init__(
-        self, path: Path, embodiment: Embodiment | None = None, attrs: dict[str, Any] | None = None, *,
-        overwrite: bool = False, append: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        embodiment: Embodiment | None = None,
+        attrs: dict[str, Any] | None = None,
+        *,
+        overwrite: bool = False,
+        append: bool = False,
+    ) -> None:
         if append and overwrite:
             raise ValueError("EpisodeWriter: append=True or overwrite=True, not both")
         self.path = Path(path).absolute()
@@ -64,8 +69,13 @@ class EpisodeWriter:
             if embodiment is None:
                 raise ValueError(f"EpisodeWriter: there is no store at {self.path} yet; pass the embodiment")
             store_attrs(embodiment, attrs or {})
-            self._facts = {"who": "EpisodeWriter", "embodiment": embodiment.to_dict(), "attrs": attrs or {},
-                           "before": 0, "overwrite": overwrite}  # fmt: skip
+            self._facts = {
+                "who": "EpisodeWriter",
+                "embodiment": embodiment.to_dict(),
+                "attrs": attrs or {},
+                "before": 0,
+                "overwrite": overwrite,
+            }
         self.embodiment = Embodiment.from_dict(self._facts["embodiment"])
         if embodiment is not None:
             require_match(self.embodiment, embodiment, what=f"{self.path} and EpisodeWriter")
@@ -163,8 +173,10 @@ def add_record(path: Path | str, embodiment: Embodiment, attrs: dict[str, Any] |
         store.require_key(key)
         shape, dtype = store.shapes[key][1:], store.dtypes[key]
         if shape != spec.shape or (dtype != spec.dtype and not (dtype.kind == "f" and spec.dtype == "float32")):
-            raise ValueError(f"add_record: {store.path}: {key}: the record says {spec.dtype} {spec.shape} per step, "
-                             f"the store has {dtype} {shape}")  # fmt: skip
+            raise ValueError(
+                f"add_record: {store.path}: {key}: the record says {spec.dtype} {spec.shape} per step, "
+                f"the store has {dtype} {shape}"
+            )
     whole = store_attrs(embodiment, {**store.attrs, **(attrs or {})})
     write_atomic(store.path / ".zattrs", json.dumps(whole, indent=4) + "\n")
 
@@ -173,8 +185,10 @@ def _own(store: EpisodeStore) -> EpisodeStore:
     """Raise ValueError unless it holds all that flowpolicy writes."""
     columns = (store.episode_seeds, store.episode_success)
     if store.embodiment is None or "reward" not in store.keys or any(column is None for column in columns):
-        raise ValueError(f"{store.path} was not written by flowpolicy (no embodiment record, reward, seeds or "
-                         "successes); write its episodes to a new store with EpisodeWriter")  # fmt: skip
+        raise ValueError(
+            f"{store.path} was not written by flowpolicy (no embodiment record, reward, seeds or "
+            "successes); write its episodes to a new store with EpisodeWriter"
+        )
     return store
 
 
@@ -188,16 +202,23 @@ def _begun(path: Path) -> dict[str, Any] | None:
         return None
     store = _own(EpisodeStore.open(path))
     assert store.embodiment is not None
-    return {"who": "EpisodeWriter", "embodiment": store.embodiment.to_dict(), "attrs": store.attrs,
-            "before": store.num_episodes, "overwrite": False}  # fmt: skip
+    return {
+        "who": "EpisodeWriter",
+        "embodiment": store.embodiment.to_dict(),
+        "attrs": store.attrs,
+        "before": store.num_episodes,
+        "overwrite": False,
+    }
 
 
 def _merge(journal: Journal, path: Path, *, overwrite: bool = False) -> int:
     """Write the store of the journal's episodes, behind those that were there before."""
     before, overwrite = journal.settings.get("before", 0), overwrite or journal.settings.get("overwrite", False)
     if before and (not path.exists() or EpisodeStore.open(path).num_episodes != before):
-        raise ValueError(f"{path} is not the store of {before} episodes any more to which {journal.successes} were to "
-                         f"be appended; put it back, or read them with unfinished_episodes({str(path)!r})")  # fmt: skip
+        raise ValueError(
+            f"{path} is not the store of {before} episodes any more to which {journal.successes} were to "
+            f"be appended; put it back, or read them with unfinished_episodes({str(path)!r})"
+        )
     if before and not journal.successes:
         return before
     embodiment, attrs = Embodiment.from_dict(journal.settings["embodiment"]), journal.settings["attrs"]
@@ -237,7 +258,9 @@ def _is_in(store: EpisodeStore, journal: Journal, before: int) -> bool:
         values = {**episode.obs, "action": episode.action, "reward": episode.reward}
         if store.episode_seeds[index] != episode.seed or set(values) != set(store.keys):
             return False
-        if not all(np.array_equal(store.load(key, rows), value, equal_nan=value.dtype.kind == "f")
-                   for key, value in values.items()):  # fmt: skip
+        if not all(
+            np.array_equal(store.load(key, rows), value, equal_nan=value.dtype.kind == "f")
+            for key, value in values.items()
+        ):
             return False
     return True

@@ -125,8 +125,10 @@ def _near_constant(key: str, store: EpisodeStore) -> list[Finding]:
     if len(still):
         findings.append(f"{key}: dimensions {named(still, names)} are near-constant (range < {MIN_RANGE:g})")
     if len(narrow):
-        findings.append(f"{key}: dimensions {named(narrow, names)} hardly move (range < {floor:g}); training scales "
-                        "them as if they ranged over that")  # fmt: skip
+        findings.append(
+            f"{key}: dimensions {named(narrow, names)} hardly move (range < {floor:g}); training scales "
+            "them as if they ranged over that"
+        )
     return [Finding("warning", message) for message in findings]
 
 
@@ -215,8 +217,10 @@ def _waits(store: EpisodeStore, moved: dict[str, np.ndarray], episodes: list[sli
     idle = idle_starts(np.any(list(moved.values()), axis=0), episodes)
     if not len(hit := np.flatnonzero(idle >= LONG_WAIT)):
         return []
-    message = (f"episodes {_list(hit)}: nothing moves in the first steps (up to {idle.max()}), and a policy learns to "
-               f"wait; `flowpolicy data trim {quote(str(store.path))} out=NEW` leaves them out")  # fmt: skip
+    message = (
+        f"episodes {_list(hit)}: nothing moves in the first steps (up to {idle.max()}), and a policy learns to "
+        f"wait; `flowpolicy data trim {quote(str(store.path))} out=NEW` leaves them out"
+    )
     return [Finding("warning", message)]
 
 
@@ -225,8 +229,10 @@ def _several(store: EpisodeStore, keys: list[str], episodes: list[slice]) -> lis
     jumped = jumps(store, keys, episodes) if keys else np.zeros(store.num_steps, dtype=bool)
     if not jumped.any():
         return []
-    message = (f"much of the state jumps at once in {jumped.sum()} steps, as at a reset, {_where(jumped, episodes)}; "
-               "where these are several rollouts, add each as an Episode of its own")  # fmt: skip
+    message = (
+        f"much of the state jumps at once in {jumped.sum()} steps, as at a reset, {_where(jumped, episodes)}; "
+        "where these are several rollouts, add each as an Episode of its own"
+    )
     return [Finding("error", message)]
 
 

@@ -52,8 +52,9 @@ class InProcess:
                 if journal.begun(seed) >= _BEGUN_TWICE:
                     tqdm.write(
                         f"collect: the attempt of seed {seed} began {journal.begun(seed)} times and never ended; if it "
-                        "crashes the simulator, workers=2 names such seeds and leaves them out", file=sys.stderr,
-                    )  # fmt: skip
+                        "crashes the simulator, workers=2 names such seeds and leaves them out",
+                        file=sys.stderr,
+                    )
                 journal.begin(seed)
                 yield seed, self._expert.episode(seed)
 

@@ -120,11 +120,16 @@ def format_bench(reports: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for report in reports:
         steps = report["num_steps"]
-        lines.append(f"{report['device']}, {report['threads']} thread{'s' * (report['threads'] != 1)}, {steps} "
-                     f"step{'s' * (steps != 1)}, batch 1, ms")  # fmt: skip
+        lines.append(
+            f"{report['device']}, {report['threads']} thread{'s' * (report['threads'] != 1)}, {steps} "
+            f"step{'s' * (steps != 1)}, batch 1, ms"
+        )
         lines.append(f"{'':<14}" + "".join(f"{name:>9}" for name in ("p50", "p95", "p99", "max")))
-        rows = report["stages_ms"] | {"predict": report["predict_ms"], "prepared": report["prepared_ms"],
-                                      "bare net": report["floor_ms"]}  # fmt: skip
+        rows = report["stages_ms"] | {
+            "predict": report["predict_ms"],
+            "prepared": report["prepared_ms"],
+            "bare net": report["floor_ms"],
+        }
         for name, row in rows.items():
             lines.append(f"{name:<14}" + "".join(f"{row[p]:9.3f}" for p in ("p50", "p95", "p99", "max")))
         miss = ", ".join(f"{name} {share:.2%}" for name, share in report["deadline_miss"].items())

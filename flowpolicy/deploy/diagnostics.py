@@ -154,27 +154,56 @@ def _again(*names: str) -> str:
 
 PROBES = (
     Probe("core", ("torch",), _CORE, how_to_install(), _again("torch", "scipy", "hydra-core", "safetensors", "tqdm")),
-    Probe("train", ("zarr", "numba", "gymnasium"), _TRAIN, how_to_install("train"),
-          _again("zarr", "numba", "gymnasium")),
-    Probe("maniskill", ("mani_skill", "gymnasium"),
-          "from flowpolicy_envs.maniskill import make_env" + _STEP.format(id="PickCube-v1"),
-          how_to_install("maniskill"), _again("mani_skill", "sapien")),
+    Probe(
+        "train", ("zarr", "numba", "gymnasium"), _TRAIN, how_to_install("train"), _again("zarr", "numba", "gymnasium")
+    ),
+    Probe(
+        "maniskill",
+        ("mani_skill", "gymnasium"),
+        "from flowpolicy_envs.maniskill import make_env" + _STEP.format(id="PickCube-v1"),
+        how_to_install("maniskill"),
+        _again("mani_skill", "sapien"),
+    ),
     Probe("maniskill planner", ("mplib",), "import mplib", how_to_install("maniskill"), _again("mplib")),
-    Probe("metaworld", ("metaworld", "gymnasium"),
-          "from flowpolicy_envs.metaworld import make_env" + _STEP.format(id="reach-v3"),
-          how_to_install("metaworld"), _again("metaworld", "mujoco")),
+    Probe(
+        "metaworld",
+        ("metaworld", "gymnasium"),
+        "from flowpolicy_envs.metaworld import make_env" + _STEP.format(id="reach-v3"),
+        how_to_install("metaworld"),
+        _again("metaworld", "mujoco"),
+    ),
     Probe("wandb", ("wandb",), "import wandb; assert callable(wandb.init)", how_to_install("wandb"), _again("wandb")),
     Probe("video", ("imageio", "imageio-ffmpeg"), _VIDEO, how_to_install("video"), _again("imageio", "imageio-ffmpeg")),
-    Probe("export", ("onnx", "onnxscript", "onnxruntime"), _EXPORT, how_to_install("export"),
-          _again("onnx", "onnxscript", "onnxruntime"), env={"ORT_DISABLE_TELEMETRY": "1"}),
+    Probe(
+        "export",
+        ("onnx", "onnxscript", "onnxruntime"),
+        _EXPORT,
+        how_to_install("export"),
+        _again("onnx", "onnxscript", "onnxruntime"),
+        env={"ORT_DISABLE_TELEMETRY": "1"},
+    ),
     Probe("torchvision", ("torchvision",), "import torchvision", "", _TORCHVISION_FIX),
-    Probe("EGL (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, how_to_install("metaworld"), _EGL_FIX,
-          env={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"}, driver=True),
-    Probe("OSMesa (MuJoCo)", ("mujoco",), _MUJOCO_FRAME, how_to_install("metaworld"), _OSMESA_FIX,
-          env={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"}, driver=True),
+    Probe(
+        "EGL (MuJoCo)",
+        ("mujoco",),
+        _MUJOCO_FRAME,
+        how_to_install("metaworld"),
+        _EGL_FIX,
+        env={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"},
+        driver=True,
+    ),
+    Probe(
+        "OSMesa (MuJoCo)",
+        ("mujoco",),
+        _MUJOCO_FRAME,
+        how_to_install("metaworld"),
+        _OSMESA_FIX,
+        env={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"},
+        driver=True,
+    ),
     Probe("rays (MuJoCo)", ("mujoco",), _RAYS, how_to_install("metaworld"), _again("mujoco")),
     Probe("Vulkan (SAPIEN)", ("sapien",), _SAPIEN_FRAME, how_to_install("maniskill"), _VULKAN_FIX, driver=True),
-)  # fmt: skip
+)
 
 
 def run_probe(probe: Probe) -> Finding:
@@ -183,11 +212,17 @@ def run_probe(probe: Probe) -> Finding:
         return Finding(probe.name, "missing", f"{', '.join(absent)} not installed", probe.install)
     installed = ", ".join(f"{name} {_version(name)}" for name in probe.needs)
     if "mplib" in probe.needs and (numpy := _version("numpy")) and int(numpy.split(".")[0]) >= 2:
-        return Finding(probe.name, "broken", f"mplib {_version('mplib')} segfaults with numpy {numpy}",
-                       'pip install "numpy<2"')  # fmt: skip
+        return Finding(
+            probe.name, "broken", f"mplib {_version('mplib')} segfaults with numpy {numpy}", 'pip install "numpy<2"'
+        )
     try:
-        done = subprocess.run([sys.executable, "-c", probe.code], capture_output=True, text=True, timeout=TIMEOUT_S,
-                              env={**os.environ, **probe.env})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", probe.code],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env={**os.environ, **probe.env},
+        )
     except subprocess.TimeoutExpired:
         return Finding(probe.name, "broken", f"{installed}: no answer within {TIMEOUT_S} s", probe.fix)
     if done.returncode == 0:

@@ -97,18 +97,32 @@ def seal(folder: Path) -> None:
 
 def _preprocessing(policy: FlowPolicy) -> dict[str, Any]:
     """What must have happened to an observation before it reaches the graph, key by key."""
-    facts: dict[str, Any] = {"history": {"observations": policy.obs_horizon, "order": "oldest first",
-                                         "at the start": "the first one repeated"}}  # fmt: skip
+    facts: dict[str, Any] = {
+        "history": {
+            "observations": policy.obs_horizon,
+            "order": "oldest first",
+            "at the start": "the first one repeated",
+        }
+    }
     for key, spec in policy.embodiment.to_dict()["obs"].items():
         if key not in policy.obs_keys:
             continue
         if is_image(policy.embodiment.obs[key]):
-            facts[key] = {"kind": "image", "height_width": spec["shape"][:2], "channels": "red, green, blue",
-                          "values": "0 to 255, scaled inside the graph"}  # fmt: skip
+            facts[key] = {
+                "kind": "image",
+                "height_width": spec["shape"][:2],
+                "channels": "red, green, blue",
+                "values": "0 to 255, scaled inside the graph",
+            }
         elif "cloud" in spec:
-            facts[key] = {"kind": "point cloud", "unit": spec["unit"], **spec["cloud"], "made by":
-                          "flowpolicy.pointcloud.make_cloud", "sampling": "farthest point from the first one kept",
-                          "too few": "repeated in turn"}  # fmt: skip
+            facts[key] = {
+                "kind": "point cloud",
+                "unit": spec["unit"],
+                **spec["cloud"],
+                "made by": "flowpolicy.pointcloud.make_cloud",
+                "sampling": "farthest point from the first one kept",
+                "too few": "repeated in turn",
+            }
         else:
             facts[key] = {"kind": "numbers", "unit": spec["unit"], "names": spec["names"]}
     return facts

@@ -49,9 +49,16 @@ _LEAST_TURNS = 20  # calls of warm-up and of measurement, however slow the polic
 _IN_A_ROW = 4
 
 
-def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1, warmup: int = 50,
-                    repeats: int = 500, budget_s: float = 20.0,
-                    prepared: PreparedPolicy | None = None) -> LatencyReport:  # fmt: skip
+def measure_latency(
+    policy: FlowPolicy,
+    obs: Observation,
+    *,
+    num_steps: int = 1,
+    warmup: int = 50,
+    repeats: int = 500,
+    budget_s: float = 20.0,
+    prepared: PreparedPolicy | None = None,
+) -> LatencyReport:
     """Time `policy.predict` on one observation, its stages, and the bare net.
 
     obs: key -> (1, To, ...), robot units, on the policy's device.   warmup: calls thrown away first.
@@ -82,12 +89,17 @@ def measure_latency(policy: FlowPolicy, obs: Observation, *, num_steps: int = 1,
         spent = time_in_turns(calls, device, warmup=warmup, repeats=repeats, budget_s=budget_s)
     summary = {name: percentiles(values) for name, values in spent.items()}
     return LatencyReport(
-        device=_device_name(device), threads=torch.get_num_threads(), num_steps=num_steps,
-        predict=summary["predict"], floor=summary["floor"],
+        device=_device_name(device),
+        threads=torch.get_num_threads(),
+        num_steps=num_steps,
+        predict=summary["predict"],
+        floor=summary["floor"],
         overhead=max(0.0, 1.0 - summary["floor"]["p50"] / summary["predict"]["p50"]),
-        stages={name: summary[name] for name in ("encode", "head", "decode")}, samples_ms=spent["predict"],
-        prepared=summary.get("prepared"), prepared_samples_ms=spent.get("prepared"),
-    )  # fmt: skip
+        stages={name: summary[name] for name in ("encode", "head", "decode")},
+        samples_ms=spent["predict"],
+        prepared=summary.get("prepared"),
+        prepared_samples_ms=spent.get("prepared"),
+    )
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -103,15 +115,25 @@ def _check(obs: Observation, *, num_steps: int, warmup: int, repeats: int) -> No
         raise ValueError("measure_latency: wanted at least one observation key, got none")
     for key, value in obs.items():
         if value.shape[0] != 1:
-            raise ValueError(f"measure_latency: obs[{key!r}] must be (1, To, ...), got {tuple(value.shape)}; "
-                             "a robot sees one observation at a time")  # fmt: skip
+            raise ValueError(
+                f"measure_latency: obs[{key!r}] must be (1, To, ...), got {tuple(value.shape)}; "
+                "a robot sees one observation at a time"
+            )
     if num_steps < 1 or repeats < 1 or warmup < 0:
-        raise ValueError(f"measure_latency: wanted num_steps, repeats >= 1 and warmup >= 0, got num_steps={num_steps}, "
-                         f"repeats={repeats}, warmup={warmup}")  # fmt: skip
+        raise ValueError(
+            f"measure_latency: wanted num_steps, repeats >= 1 and warmup >= 0, got num_steps={num_steps}, "
+            f"repeats={repeats}, warmup={warmup}"
+        )
 
 
-def time_in_turns(calls: Mapping[str, Callable[[], object]], device: torch.device, *, warmup: int, repeats: int,
-                  budget_s: float = 20.0) -> dict[str, list[float]]:  # fmt: skip
+def time_in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    warmup: int,
+    repeats: int,
+    budget_s: float = 20.0,
+) -> dict[str, list[float]]:
     """Milliseconds of every call, name -> list of at most `repeats`; on a GPU each ends with a synchronisation.
 
     A turn is four calls in a row after one that is not counted: the weights that it finds in the processor's caches
@@ -122,8 +144,9 @@ def time_in_turns(calls: Mapping[str, Callable[[], object]], device: torch.devic
     return _take_turns(calls, device, repeats=repeats, budget_s=budget_s / 2)
 
 
-def _take_turns(calls: Mapping[str, Callable[[], object]], device: torch.device, *, repeats: int,
-                budget_s: float) -> dict[str, list[float]]:  # fmt: skip
+def _take_turns(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, *, repeats: int, budget_s: float
+) -> dict[str, list[float]]:
     spent: dict[str, list[float]] = {name: [] for name in calls}
     began = time.perf_counter()
     for first in range(0, repeats, _IN_A_ROW):

@@ -63,9 +63,14 @@ class OnnxPolicy:
         self.noise_shape: tuple[int, ...] = tuple(self.facts["noise"])
         self.obs_horizon: int = self.facts["obs"][self.obs_keys[0]]["shape"][1]
         self._inputs = Inputs(
-            self.embodiment, self.obs_keys, obs_horizon=self.obs_horizon, horizon=self.noise_shape[1],
-            array=np.ndarray, dtypes={"float32": np.dtype("float32"), "uint8": np.dtype("uint8")}, batch=1,
-        )  # fmt: skip
+            self.embodiment,
+            self.obs_keys,
+            obs_horizon=self.obs_horizon,
+            horizon=self.noise_shape[1],
+            array=np.ndarray,
+            dtypes={"float32": np.dtype("float32"), "uint8": np.dtype("uint8")},
+            batch=1,
+        )
         self.reset(0)
         self._start()
 
@@ -169,8 +174,10 @@ def _read_facts(folder: Path, *, edited: bool) -> dict[str, Any]:
     if ENTRY not in facts and hashlib.sha256(graph.read_bytes()).hexdigest() != facts.get("sha256"):
         raise ValueError(f"{graph} is not the graph that policy.json was written for; copy the whole bundle again")
     if ENTRY not in facts and not edited and (folder / WEIGHTS_FILE).exists():
-        raise ValueError(f"{folder / WEIGHTS_FILE}: wanted its checksum in policy.json, got none; export again, or "
-                         "pass edited=True if you know that it is whole")  # fmt: skip
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE}: wanted its checksum in policy.json, got none; export again, or "
+            "pass edited=True if you know that it is whole"
+        )
     return facts
 
 
@@ -181,16 +188,21 @@ def _require_fit(facts: Mapping[str, Any], embodiment: Embodiment, file: Path) -
         counts = [obs[next(iter(obs))]["shape"][1], facts["noise"][1], facts["action"][1], facts["num_steps"]]
         specs = {key: embodiment.obs[key] for key in obs}
     except (LookupError, TypeError, StopIteration) as error:
-        raise ValueError(f"{file}: wanted num_steps, and obs, noise and action with shapes, got no {error}; copy the "
-                         "bundle again") from error  # fmt: skip
+        raise ValueError(
+            f"{file}: wanted num_steps, and obs, noise and action with shapes, got no {error}; copy the bundle again"
+        ) from error
     shapes = {key: {"shape": [1, counts[0], *spec.shape], "dtype": spec.dtype} for key, spec in specs.items()}
     wanted = {"obs": shapes, "noise": [1, counts[1], dim], "action": [1, counts[2], dim]}
     if wrong := [name for name in wanted if facts[name] != wanted[name]]:
-        raise ValueError(f"{file}: {wrong[0]}: wanted {wanted[wrong[0]]}, which follows from embodiment.json, got "
-                         f"{facts[wrong[0]]}; copy the bundle again")  # fmt: skip
+        raise ValueError(
+            f"{file}: {wrong[0]}: wanted {wanted[wrong[0]]}, which follows from embodiment.json, got "
+            f"{facts[wrong[0]]}; copy the bundle again"
+        )
     if not all(type(count) is int and count >= 1 for count in counts) or counts[2] > counts[1]:
-        raise ValueError(f"{file}: wanted whole numbers >= 1 of observations, predicted steps, executed steps and "
-                         f"network evaluations, got {counts}; copy the bundle again")  # fmt: skip
+        raise ValueError(
+            f"{file}: wanted whole numbers >= 1 of observations, predicted steps, executed steps and "
+            f"network evaluations, got {counts}; copy the bundle again"
+        )
 
 
 def import_onnxruntime() -> Any:
@@ -213,11 +225,19 @@ def _readable(graph: Path) -> Iterator[None]:
     errors = import_onnxruntime().capi.onnxruntime_pybind11_state
     try:
         yield
-    except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile,
-            errors.NotImplemented, errors.RuntimeException) as error:  # fmt: skip
+    except (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NoSuchFile,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    ) as error:
         text = " ".join(str(error).split())
-        raise ValueError(f"{graph}: onnxruntime cannot run it; copy the whole bundle again, or export again: "
-                         f"{text}") from error  # fmt: skip
+        raise ValueError(
+            f"{graph}: onnxruntime cannot run it; copy the whole bundle again, or export again: {text}"
+        ) from error
 
 
 def _open(graph: Path, threads: int) -> Any:

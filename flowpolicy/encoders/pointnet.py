@@ -95,8 +95,10 @@ class PointNet(KeyEncoder):
         """
         clouds, count, columns = points.shape
         with torch.no_grad():
-            best = [self._each(block.reshape(-1, columns)).view(len(block), count, -1).max(dim=1).indices
-                    for block in points.split(_BLOCK)]  # fmt: skip
+            best = [
+                self._each(block.reshape(-1, columns)).view(len(block), count, -1).max(dim=1).indices
+                for block in points.split(_BLOCK)
+            ]
         torch.clear_autocast_cache()  # torch < 2.10 would go on with the weights that were cast without a graph
         first = count * torch.arange(clouds, device=points.device)[:, None]
         row = torch.cat(best) + first  # (M, W), rows of all points

@@ -97,8 +97,10 @@ def load_torchvision(module: nn.Module, file: Path) -> None:
         else:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise ValueError(f"{file} holds no weights that can be read: {' '.join(str(error).split())[:200]}; "
-                         "fetch it again, or save it as .safetensors") from error  # fmt: skip
+        raise ValueError(
+            f"{file} holds no weights that can be read: {' '.join(str(error).split())[:200]}; "
+            "fetch it again, or save it as .safetensors"
+        ) from error
     if not isinstance(found, dict):
         raise ValueError(f"{file}: wanted a state dict, name -> tensor, got {type(found).__name__}")
     found = {name: value for name, value in found.items() if not name.startswith("fc.") and not name.endswith(_UNUSED)}

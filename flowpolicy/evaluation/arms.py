@@ -27,8 +27,15 @@ _EYES = ("obs", "view")  # of an environment's settings: what the policy sees, w
 
 
 # What a comparison needs of a line of results.jsonl: less than `evaluate` writes
-_EPISODE = {"task": str, "task_id": str, "num_steps": int, "seed": int, "success_once": bool,
-            "failure?": (str, type(None)), "episode_len?": int}  # fmt: skip
+_EPISODE = {
+    "task": str,
+    "task_id": str,
+    "num_steps": int,
+    "seed": int,
+    "success_once": bool,
+    "failure?": (str, type(None)),
+    "episode_len?": int,
+}
 
 
 @final
@@ -70,8 +77,10 @@ class Arm:
         rows = {row["seed"]: row for row in read_lines(self.folder / "results.jsonl", _EPISODE)}
         for row in rows.values() if self.task is not None else ():
             if self.facts() != {key: row.get(key) for key in FACTS}:
-                raise ValueError(f"{self.folder / 'results.jsonl'} has episodes of {row.get('checkpoint')} at "
-                                 f"num_steps={row['num_steps']} on {row['task_id']}; choose another out=")  # fmt: skip
+                raise ValueError(
+                    f"{self.folder / 'results.jsonl'} has episodes of {row.get('checkpoint')} at "
+                    f"num_steps={row['num_steps']} on {row['task_id']}; choose another out="
+                )
         return rows
 
 
@@ -135,8 +144,9 @@ class ArmResult:
         return {row["seed"]: bool(row["success_once"]) for row in self.counted}
 
 
-def arm_names(places: Sequence[Path], num_steps: Sequence[int], *, labels: Sequence[str] = (),
-              task_ids: Sequence[str] = ()) -> list[str]:  # fmt: skip
+def arm_names(
+    places: Sequence[Path], num_steps: Sequence[int], *, labels: Sequence[str] = (), task_ids: Sequence[str] = ()
+) -> list[str]:
     """A name per arm: as little of its path as tells it apart, and its number of steps unless all have the same.
 
     places: the folder that was named for each arm.   labels: instead of paths, one per place in order of appearance.
@@ -160,8 +170,10 @@ def recorded_arm(name: str, folder: Path) -> Arm:
     policies = {tuple(row.get(key) for key in FACTS) for row in read_lines(folder / "results.jsonl", _EPISODE)}
     if len(policies) != 1:
         found = f"{len(policies)} of them" if policies else "no episode"
-        raise ValueError(f"{folder / 'results.jsonl'}: wanted episodes of one policy on one task, got {found}; "
-                         "pass a folder of `flowpolicy evaluate`")  # fmt: skip
+        raise ValueError(
+            f"{folder / 'results.jsonl'}: wanted episodes of one policy on one task, got {found}; "
+            "pass a folder of `flowpolicy evaluate`"
+        )
     return Arm(name, int(policies.pop()[FACTS.index("num_steps")] or 0), folder)
 
 
@@ -174,8 +186,10 @@ def require_comparable(arms: Sequence[Arm], *, may_differ: Sequence[str] = ()) -
     if len(arms) < 2:
         raise ValueError(f"wanted at least two arms, got {len(arms)}; pass DIR DIR, or DIR num_steps=[1,4]")
     if twice := [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]:
-        raise ValueError(f"{twice[0]} is there twice; name every policy and num_steps once, or tell folders of one "
-                         "name apart by names=[…]")  # fmt: skip
+        raise ValueError(
+            f"{twice[0]} is there twice; name every policy and num_steps once, or tell folders of one "
+            "name apart by names=[…]"
+        )
     seen = {arm.name: _task_of(arm) for arm in arms}
     first = arms[0].name
     for name, task in seen.items():
@@ -186,8 +200,11 @@ def require_comparable(arms: Sequence[Arm], *, may_differ: Sequence[str] = ()) -
         for key, value in _rules(arm).items():
             name, other = told.setdefault(key, (arm.name, value))
             if value != other and key not in may_differ:
-                fix = f"pass task.{key}=… for all" if arm.task is not None and key in arm.conditions else (
-                    f"evaluate both alike, or pass may_differ=[{key}]")  # fmt: skip
+                fix = (
+                    f"pass task.{key}=… for all"
+                    if arm.task is not None and key in arm.conditions
+                    else (f"evaluate both alike, or pass may_differ=[{key}]")
+                )
                 raise ValueError(f"{name} is evaluated with {key}={other}, {arm.name} with {key}={value}; {fix}")
 
 
@@ -227,8 +244,9 @@ class Rollouts:
     envs: parallel simulators per kind of environment; the results do not depend on it.
     """
 
-    def __init__(self, *, envs: int, device: torch.device | str, trusted_modules: Sequence[str] = (),
-                 edited: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self, *, envs: int, device: torch.device | str, trusted_modules: Sequence[str] = (), edited: bool = False
+    ) -> None:
         self._num_envs = envs
         self._load = partial(Checkpoint.policy, device=device, trusted_modules=trusted_modules, edited=edited)
         self._policies: dict[str, FlowPolicy] = {}

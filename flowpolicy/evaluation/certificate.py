@@ -149,17 +149,23 @@ def format_certificate(certificate: Mapping[str, Any]) -> str:
     """Its three parts, for a terminal."""
     parity, loop, latency = (certificate[name] for name in ("parity", "closed_loop", "latency_ms"))
     verdict = "passed" if parity["passed"] else "FAILED"
-    lines = [f"parity {verdict}: at most {parity['max_abs_error']:.2e} (tolerance {parity['tolerance']:.0e}) on "
-             f"{parity['source']}"]  # fmt: skip
+    lines = [
+        f"parity {verdict}: at most {parity['max_abs_error']:.2e} (tolerance {parity['tolerance']:.0e}) on "
+        f"{parity['source']}"
+    ]
     for name in ("torch", "onnx") if loop else ():
         arm = loop[name]
-        lines.append(f"{name:<9} success {arm['success_once']:.3f} ({arm['ci_low']:.3f} to {arm['ci_high']:.3f}) on "
-                     f"{loop['n']} seeds")  # fmt: skip
+        lines.append(
+            f"{name:<9} success {arm['success_once']:.3f} ({arm['ci_low']:.3f} to {arm['ci_high']:.3f}) on "
+            f"{loop['n']} seeds"
+        )
     if loop and loop.get("seen_seeds"):
         lines.append(seen_warning("closed loop", loop["seen_seeds"]))
     if loop:
-        lines.append(f"outcomes that differ: {loop['only_torch'] + loop['only_onnx']} of {loop['n']}, "
-                     f"p = {loop['mcnemar_p']:.2g}")  # fmt: skip
+        lines.append(
+            f"outcomes that differ: {loop['only_torch'] + loop['only_onnx']} of {loop['n']}, "
+            f"p = {loop['mcnemar_p']:.2g}"
+        )
     return "\n".join([*lines, *([format_latency(latency)] if latency else [])])
 
 

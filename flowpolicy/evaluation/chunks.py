@@ -77,14 +77,22 @@ def record_episode(policy: FlowPolicy, env: VectorEnv, *, seed: int, num_steps: 
     return EpisodeRecord(seed, recorder.seen, recorder.chunks, result.episode_len)
 
 
-def write_chunks(path: Path, policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int,
-                 demonstration: Demonstration | None) -> None:  # fmt: skip
+def write_chunks(
+    path: Path, policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int, demonstration: Demonstration | None
+) -> None:
     """Write {"num_steps", "control_hz", "names", "panels"}; without a demonstration only the first panel."""
     panels = [executed_panel(policy, record, num_steps=num_steps)]
     if demonstration is not None:
         panels.append(demonstration_panel(policy, demonstration, num_steps=num_steps, seed=record.seed))
-    write_json(path, {"num_steps": num_steps, "control_hz": policy.embodiment.control_hz,
-                      "names": action_names(policy), "panels": panels})  # fmt: skip
+    write_json(
+        path,
+        {
+            "num_steps": num_steps,
+            "control_hz": policy.embodiment.control_hz,
+            "names": action_names(policy),
+            "panels": panels,
+        },
+    )
 
 
 def executed_panel(policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int) -> dict[str, Any]:
@@ -95,8 +103,12 @@ def executed_panel(policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int)
         _draw(policy, record.seen[i], step=i * length, num_steps=num_steps, seed=record.seed)
         for i in _spread(len(record.seen))
     ]
-    return {"title": f"evaluation episode, seed {record.seed}", "line": "executed",
-            "actions": _rounded(executed.cpu().numpy()), "chunks": chunks}  # fmt: skip
+    return {
+        "title": f"evaluation episode, seed {record.seed}",
+        "line": "executed",
+        "actions": _rounded(executed.cpu().numpy()),
+        "chunks": chunks,
+    }
 
 
 def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
@@ -121,8 +133,10 @@ def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
     obs = {key: value if policy.embodiment.obs[key].dtype == "uint8" else value.float() for key, value in seen.items()}
     action = torch.from_numpy(store.load("action", first))
     if bad := [key for key, value in {**obs, "action": action}.items() if not value.isfinite().all()]:
-        raise ValueError(f"{store.path}: NaN or infinity in {', '.join(bad)} of the first episode; pass another store "
-                         "as demonstrations=")  # fmt: skip
+        raise ValueError(
+            f"{store.path}: NaN or infinity in {', '.join(bad)} of the first episode; pass another store "
+            "as demonstrations="
+        )
     return Demonstration(f"demonstration 0 of {store.path.name}", obs, action)
 
 
@@ -141,8 +155,9 @@ def training_data(recorded: Mapping[str, Any]) -> Path | None:
         return None
 
 
-def demonstration_panel(policy: FlowPolicy, demonstration: Demonstration, *, num_steps: int, seed: int
-                        ) -> dict[str, Any]:  # fmt: skip
+def demonstration_panel(
+    policy: FlowPolicy, demonstration: Demonstration, *, num_steps: int, seed: int
+) -> dict[str, Any]:
     """Predictions along a demonstration beside the demonstrated actions."""
     chunks = []
     for step in _spread(len(demonstration.action)):
@@ -150,8 +165,12 @@ def demonstration_panel(policy: FlowPolicy, demonstration: Demonstration, *, num
         history = steps.clamp(min=0)  # (To,), the first one repeated
         seen = {key: value[history].unsqueeze(0) for key, value in demonstration.obs.items()}
         chunks.append(_draw(policy, seen, step=step, num_steps=num_steps, seed=seed))
-    return {"title": demonstration.title, "line": "demonstrated",
-            "actions": _rounded(demonstration.action.numpy()), "chunks": chunks}  # fmt: skip
+    return {
+        "title": demonstration.title,
+        "line": "demonstrated",
+        "actions": _rounded(demonstration.action.numpy()),
+        "chunks": chunks,
+    }
 
 
 def action_names(policy: FlowPolicy) -> list[str]:

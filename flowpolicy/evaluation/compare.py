@@ -58,8 +58,10 @@ class Plan:
         if self.require is not None:
             check_requirement(self.require, margin=self.margin)
         if self.sequential and self.require == "no_worse":
-            raise ValueError("require=no_worse goes by intervals, for a number of episodes fixed in advance; "
-                             "use sequential=false, or require=better or not_beaten")  # fmt: skip
+            raise ValueError(
+                "require=no_worse goes by intervals, for a number of episodes fixed in advance; "
+                "use sequential=false, or require=better or not_beaten"
+            )
 
     def looks(self) -> Iterator[int]:
         """Numbers of episodes at which to save, and when sequential to look, in order; the last one is the most."""
@@ -92,8 +94,9 @@ def compare(
     seeds = range(plan.start_seed, plan.start_seed + [*plan.looks()][-1])
     for arm in arms:
         if arm.task is not None and arm.checkpoint is not None:
-            require_unseen(arm.checkpoint.record, (arm.task.name, arm.task.id), seeds, name=arm.name,
-                           allow=plan.allow_seen_seeds)  # fmt: skip
+            require_unseen(
+                arm.checkpoint.record, (arm.task.name, arm.task.id), seeds, name=arm.name, allow=plan.allow_seen_seeds
+            )
     if plan.sequential and (recorded := [arm.name for arm in arms if arm.task is None]):
         raise ValueError(f"sequential=true rolls out as it goes, {recorded[0]} is recorded; pass a checkpoint")
     with (
@@ -108,8 +111,9 @@ def compare(
         rows = _roll(arms, rollouts, plan, progress=progress)
         results = [ArmResult(arm.name, rows[arm.name], rollouts.describe(arm, rows[arm.name])) for arm in arms]
         looks = _looks(out / "compare.json", results, plan)
-        comparison = conclude(results, alpha=plan.alpha, sequential=plan.sequential, require=plan.require,
-                              margin=plan.margin, looks=looks)  # fmt: skip
+        comparison = conclude(
+            results, alpha=plan.alpha, sequential=plan.sequential, require=plan.require, margin=plan.margin, looks=looks
+        )
         write_json(out / "compare.json", comparison.to_dict())
         write_atomic(out / "compare.html", comparison_page(comparison))
     return comparison
@@ -133,8 +137,9 @@ def _roll(arms: Sequence[Arm], rollouts: Rollouts, plan: Plan, *, progress: bool
     looks = list(plan.looks())
     last = range(plan.start_seed, plan.start_seed + looks[-1])
     there = sum(seed in last for arm in active for seed in found[arm.name])
-    with tqdm(total=len(last) * len(active), initial=there, desc="episodes", unit="ep",
-              disable=not progress or not active) as bar:  # fmt: skip
+    with tqdm(
+        total=len(last) * len(active), initial=there, desc="episodes", unit="ep", disable=not progress or not active
+    ) as bar:
         for upto in looks if active else []:
             seeds = range(plan.start_seed, plan.start_seed + upto)
             for arm in active:

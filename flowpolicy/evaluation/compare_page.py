@@ -16,19 +16,21 @@ from flowpolicy.evaluation.sequential import stakes
 from flowpolicy.evaluation.svg import INK, NUM_COLOURS, Line, Mark, Row, interval_chart, line_chart, scatter_chart
 from flowpolicy.tracking import versions
 
-LOOK = ("To look at one: `flowpolicy evaluate checkpoint=DIR start_seed=SEED episodes=1 video=1 out=look/SEED`, "
-        "which writes to that folder alone.")  # fmt: skip
+LOOK = (
+    "To look at one: `flowpolicy evaluate checkpoint=DIR start_seed=SEED episodes=1 video=1 out=look/SEED`, "
+    "which writes to that folder alone."
+)
 MAX_SEEDS = 300  # rows of the table of seeds; more are in results.jsonl
 MAX_CARDS = 4
 SAME_SPEED = 1.1  # medians of one policy differ by up to a tenth from call to call on a shared machine
 OPEN_PAIRS = 6  # undecided ones; more are folded
 _HOW = {
     MCNEMAR: "All arms ran the same seeds. The exact McNemar test counts only the seeds that one arm alone solved: "
-             "where both are equally good, each of these is a fair coin.",
+    "where both are equally good, each of these is a fair coin.",
     BARNARD: "Arms that ran seeds of their own are compared by Barnard's exact test.",
     SEQUENTIAL: "All arms ran the same seeds, and were looked at again and again. The test bets on the seeds that one "
-                "arm alone solved: its p-value holds at any moment, however often one looks.",
-}  # fmt: skip
+    "arm alone solved: its p-value holds at any moment, however often one looks.",
+}
 
 
 def comparison_page(comparison: Comparison, *, title: str = "") -> str:
@@ -37,13 +39,15 @@ def comparison_page(comparison: Comparison, *, title: str = "") -> str:
     cards = [_card(arm) for arm in arms[:MAX_CARDS]]
     episodes = sum(arm.n for arm in arms)
     return page(
-        title or f"{comparison.task} {comparison.task_id}: " + ", ".join(arm.name for arm in arms[:MAX_CARDS])
+        title
+        or f"{comparison.task} {comparison.task_id}: "
+        + ", ".join(arm.name for arm in arms[:MAX_CARDS])
         + (f" and {len(arms) - MAX_CARDS} more" if len(arms) > MAX_CARDS else ""),
-        subtitle=f"{len(arms)} arms · {comparison.tested:,} pair{'s' * (comparison.tested > 1)} · "
-        f"{episodes} episodes",
-        head=facts(cards), sections=[*comparison_sections(comparison), origin_section([comparison])],
+        subtitle=f"{len(arms)} arms · {comparison.tested:,} pair{'s' * (comparison.tested > 1)} · {episodes} episodes",
+        head=facts(cards),
+        sections=[*comparison_sections(comparison), origin_section([comparison])],
         footer=page_footer(),
-    )  # fmt: skip
+    )
 
 
 def comparison_sections(comparison: Comparison, *, task: str = "") -> list[Section]:
@@ -64,27 +68,35 @@ def frontier(arms: Sequence[ArmResult]) -> list[ArmResult]:
     """
     timed = [(arm.successes / arm.n, arm.latency_ms["p50"], arm) for arm in arms if arm.latency_ms]
     return [
-        arm for rate, p50, arm in timed
+        arm
+        for rate, p50, arm in timed
         if not any((r > rate and p <= SAME_SPEED * p50) or (r >= rate and SAME_SPEED * p < p50) for r, p, _ in timed)
-    ]  # fmt: skip
+    ]
 
 
 def frontier_section(arms: Sequence[ArmResult]) -> Section:
     """Success over the latency of one prediction, with stairs along what no other arm beats in both."""
     marks = {
         arm.name: Mark(arm.name, arm.latency_ms["p50"], arm.successes / arm.n, *arm.interval, colour=i)
-        for i, arm in enumerate(arms) if arm.latency_ms
-    }  # fmt: skip
+        for i, arm in enumerate(arms)
+        if arm.latency_ms
+    }
     if not marks:
         return Section("Success against latency", none("No latency was recorded with these episodes."))
     best = [marks[arm.name] for arm in frontier(arms)]
-    body = scatter_chart(list(marks.values()), best, title="success against latency",
-                         x_label="p50 of one prediction, batch 1, ms (logarithmic)")  # fmt: skip
+    body = scatter_chart(
+        list(marks.values()),
+        best,
+        title="success against latency",
+        x_label="p50 of one prediction, batch 1, ms (logarithmic)",
+    )
     body += f"<p>On the frontier: {escape(', '.join(mark.label for mark in best))}.</p>"
     missing = [arm.name for arm in arms if arm.name not in marks]
     body += none(f"Without latency: {', '.join(missing)}.") if missing else ""
-    lead = (f"Dashed: the frontier. Left of and above it there is no arm: whatever is more than {SAME_SPEED - 1:.0%} "
-            "faster succeeds less often.")  # fmt: skip
+    lead = (
+        f"Dashed: the frontier. Left of and above it there is no arm: whatever is more than {SAME_SPEED - 1:.0%} "
+        "faster succeeds less often."
+    )
     return Section("Success against latency", body, lead)
 
 
@@ -93,12 +105,23 @@ def origin_section(comparisons: Sequence[Comparison]) -> Section:
     tests = list(dict.fromkeys(pair.test for one in comparisons for pair in one.pairs))
     alpha = comparisons[0].alpha
     said = [_HOW[test] for test in tests]
-    said += [f"p-values are corrected by Holm over all pairs of a task, so that the chance of calling any equal pair "
-             f"different is at most {alpha:.0%}."] if tests else []  # fmt: skip
-    said += ["Episodes still needed: those with which a gap like the one seen is found in 80 % of comparisons. "
-             "Intervals are Wilson's and Newcombe's (differences), for a number of episodes fixed before."]  # fmt: skip
-    rows = [[arm.name, str(arm.num_steps), str(arm.rows[0]["task_id"]), str(arm.rows[0]["checkpoint"])]
-            for one in comparisons for arm in one.arms]  # fmt: skip
+    said += (
+        [
+            f"p-values are corrected by Holm over all pairs of a task, so that the chance of calling any equal pair "
+            f"different is at most {alpha:.0%}."
+        ]
+        if tests
+        else []
+    )
+    said += [
+        "Episodes still needed: those with which a gap like the one seen is found in 80 % of comparisons. "
+        "Intervals are Wilson's and Newcombe's (differences), for a number of episodes fixed before."
+    ]
+    rows = [
+        [arm.name, str(arm.num_steps), str(arm.rows[0]["task_id"]), str(arm.rows[0]["checkpoint"])]
+        for one in comparisons
+        for arm in one.arms
+    ]
     body = "".join(f"<p>{escape(sentence)}</p>" for sentence in said)
     body += table(["arm", "steps", "task", "checkpoint"], rows, text_columns=4) + pairs(versions())
     return Section("How this was compared", body)
@@ -131,17 +154,25 @@ def _verdict_section(comparison: Comparison) -> Section:
 
 
 def _success_section(comparison: Comparison) -> Section:
-    chart = [Row(arm.name, arm.successes / arm.n, *arm.interval, i, f"n = {arm.n}")
-             for i, arm in enumerate(comparison.arms)]  # fmt: skip
+    chart = [
+        Row(arm.name, arm.successes / arm.n, *arm.interval, i, f"n = {arm.n}") for i, arm in enumerate(comparison.arms)
+    ]
     rows = []
     for arm in comparison.arms:
         (low, high), latency = arm.interval, arm.latency_ms
         params = arm.summary.get("policy_params")
-        rows.append([
-            arm.name, arm.failures, str(arm.num_steps), str(arm.n), f"{arm.successes / arm.n:.3f}",
-            f"{low:.3f} – {high:.3f}", *(f"{latency[p]:.2f}" if latency else "–" for p in ("p50", "p95", "p99")),
-            f"{params / 1e6:.2f} M" if params else "–",
-        ])  # fmt: skip
+        rows.append(
+            [
+                arm.name,
+                arm.failures,
+                str(arm.num_steps),
+                str(arm.n),
+                f"{arm.successes / arm.n:.3f}",
+                f"{low:.3f} – {high:.3f}",
+                *(f"{latency[p]:.2f}" if latency else "–" for p in ("p50", "p95", "p99")),
+                f"{params / 1e6:.2f} M" if params else "–",
+            ]
+        )
     header = ["arm", "failures", "steps", "n", "success", "95 % interval", "p50 ms", "p95 ms", "p99 ms", "parameters"]
     lead = "Share of episodes that succeeded, with the 95 % Wilson interval of each arm by itself."
     said = [f"<p class='verdict lost'>{escape(remark)}</p>" for arm in comparison.arms for remark in arm.remarks]
@@ -153,16 +184,37 @@ def _pair_section(tested: Sequence[Pair]) -> Section:
     for pair in tested:
         counts = [str(count) for count in pair.counts] if pair.counts else ["–"] * 4
         further = "–" if pair.winner else f"{pair.further:,}" if pair.further else f"over {MOST:,}"
-        rows.append([
-            pair.name_a, pair.name_b, {pair.name_a: "A", pair.name_b: "B"}.get(pair.winner, "–"),
-            f"{pair.difference:+.3f}",
-            f"{pair.low:+.3f} to {pair.high:+.3f}", *counts, p_text(pair.p).removeprefix("p = ").removeprefix("p "),
-            p_text(pair.p_holm).removeprefix("p = ").removeprefix("p "), further,
-        ])  # fmt: skip
-    header = ["A", "B", "better", "A − B", "95 % interval", "both", "only A", "only B", "neither", "p", "corrected",
-              "further"]  # fmt: skip
-    lead = ("Seeds that both arms solved, one of them alone, or neither. Corrected: p for all pairs together. Further: "
-            "episodes of each that would be needed to separate such a gap.")  # fmt: skip
+        rows.append(
+            [
+                pair.name_a,
+                pair.name_b,
+                {pair.name_a: "A", pair.name_b: "B"}.get(pair.winner, "–"),
+                f"{pair.difference:+.3f}",
+                f"{pair.low:+.3f} to {pair.high:+.3f}",
+                *counts,
+                p_text(pair.p).removeprefix("p = ").removeprefix("p "),
+                p_text(pair.p_holm).removeprefix("p = ").removeprefix("p "),
+                further,
+            ]
+        )
+    header = [
+        "A",
+        "B",
+        "better",
+        "A − B",
+        "95 % interval",
+        "both",
+        "only A",
+        "only B",
+        "neither",
+        "p",
+        "corrected",
+        "further",
+    ]
+    lead = (
+        "Seeds that both arms solved, one of them alone, or neither. Corrected: p for all pairs together. Further: "
+        "episodes of each that would be needed to separate such a gap."
+    )
     return Section("Pairs", table(header, rows, text_columns=3), lead)
 
 
@@ -176,8 +228,14 @@ def _evidence_section(comparison: Comparison) -> Section:
         path = np.exp(np.minimum(stakes([a[s] for s in common], [b[s] for s in common]), 600.0))
         lines.append(Line(f"{pair.name_a} against {pair.name_b}", range(1, len(path) + 1), path.tolist(), i))
     longest, enough = max(len(line.x) for line in lines), len(comparison.pairs) / comparison.alpha
-    chart = line_chart([*lines, Line("decided", [1, longest], [enough] * 2, INK)], x_label="common seeds", log_y=True,
-                       title="stake (logarithmic)", width=1000, height=280)  # fmt: skip
+    chart = line_chart(
+        [*lines, Line("decided", [1, longest], [enough] * 2, INK)],
+        x_label="common seeds",
+        log_y=True,
+        title="stake (logarithmic)",
+        width=1000,
+        height=280,
+    )
     lead = f"A bet that starts with 1 and gains nothing on average where two arms are equal; {enough:g} decides."
     return Section("Evidence over the episodes", chart + legend([line.name for line in lines]), lead)
 
@@ -191,8 +249,10 @@ def _seed_section(arms: Sequence[ArmResult]) -> Section:
     title = "Seeds on which they disagree"
     if not shown:
         return Section(title, none("None: wherever two arms ran the same seed, both succeeded or both failed."))
-    body = "".join(f"<tr><td>{seed}</td>{''.join(_cell(found.get(seed)) for found in rows.values())}</tr>"
-                   for seed in shown[:MAX_SEEDS])  # fmt: skip
+    body = "".join(
+        f"<tr><td>{seed}</td>{''.join(_cell(found.get(seed)) for found in rows.values())}</tr>"
+        for seed in shown[:MAX_SEEDS]
+    )
     head = "".join(f"<th>{escape(name)}</th>" for name in ["seed", *(arm.name for arm in arms)])
     body = f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
     if len(shown) > MAX_SEEDS:

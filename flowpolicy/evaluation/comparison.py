@@ -49,29 +49,60 @@ class Comparison:
         arms = []
         for arm in self.arms:
             low, high = arm.interval
-            arms.append({
-                "name": arm.name, "checkpoint": arm.rows[0]["checkpoint"], "num_steps": arm.num_steps, "n": arm.n,
-                "success_once": arm.successes / arm.n, "ci_low": low, "ci_high": high, "latency_ms": arm.latency_ms,
-                "policy_params": arm.summary.get("policy_params"), "solved_at_reset": len(arm.rows) - arm.n,
-                "seen_seeds": arm.summary.get("seen_seeds") or {},
-            })  # fmt: skip
+            arms.append(
+                {
+                    "name": arm.name,
+                    "checkpoint": arm.rows[0]["checkpoint"],
+                    "num_steps": arm.num_steps,
+                    "n": arm.n,
+                    "success_once": arm.successes / arm.n,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "latency_ms": arm.latency_ms,
+                    "policy_params": arm.summary.get("policy_params"),
+                    "solved_at_reset": len(arm.rows) - arm.n,
+                    "seen_seeds": arm.summary.get("seen_seeds") or {},
+                }
+            )
         pairs = [
-            {"a": pair.name_a, "b": pair.name_b, "successes": [pair.a[0], pair.b[0]], "n": [pair.a[1], pair.b[1]],
-             "counts": pair.counts and pair.counts._asdict(), "difference": pair.difference, "ci_low": pair.low,
-             "ci_high": pair.high, "test": pair.test, "p": pair.p, "p_holm": pair.p_holm, "winner": pair.winner or None,
-             "further_episodes": pair.further, "sentence": pair.sentence}
+            {
+                "a": pair.name_a,
+                "b": pair.name_b,
+                "successes": [pair.a[0], pair.b[0]],
+                "n": [pair.a[1], pair.b[1]],
+                "counts": pair.counts and pair.counts._asdict(),
+                "difference": pair.difference,
+                "ci_low": pair.low,
+                "ci_high": pair.high,
+                "test": pair.test,
+                "p": pair.p,
+                "p_holm": pair.p_holm,
+                "winner": pair.winner or None,
+                "further_episodes": pair.further,
+                "sentence": pair.sentence,
+            }
             for pair in self.pairs
-        ]  # fmt: skip
+        ]
         facts = {"task": self.task, "task_id": self.task_id, "alpha": self.alpha, "sequential": self.sequential}
         return facts | {
-            "looks": self.looks, "arms": arms, "pairs": pairs, "pairs_tested": self.tested,
-            "gate": self.gate and self.gate._asdict(), "versions": versions(),
-        }  # fmt: skip
+            "looks": self.looks,
+            "arms": arms,
+            "pairs": pairs,
+            "pairs_tested": self.tested,
+            "gate": self.gate and self.gate._asdict(),
+            "versions": versions(),
+        }
 
 
-def conclude(results: Sequence[ArmResult], *, alpha: float = 0.05, sequential: bool = False,
-             require: Requirement | None = None, margin: float = 0.05, looks: Sequence[int] = ()
-             ) -> Comparison:  # fmt: skip
+def conclude(
+    results: Sequence[ArmResult],
+    *,
+    alpha: float = 0.05,
+    sequential: bool = False,
+    require: Requirement | None = None,
+    margin: float = 0.05,
+    looks: Sequence[int] = (),
+) -> Comparison:
     """Test the pairs of the episodes there are, and hold the first arm to `require`.
 
     looks: numbers of episodes tested so far in this folder, these included.
@@ -102,8 +133,10 @@ def omitted(comparison: Comparison) -> str:
     """What is not shown, where there are too many pairs; else empty."""
     if len(comparison.pairs) == comparison.tested:
         return ""
-    return (f"All {comparison.tested:,} pairs were tested, and every p is corrected for all of them; shown are those "
-            "with the first arm, the most successful one, and the most successful multi-step one.")  # fmt: skip
+    return (
+        f"All {comparison.tested:,} pairs were tested, and every p is corrected for all of them; shown are those "
+        "with the first arm, the most successful one, and the most successful multi-step one."
+    )
 
 
 def peeking(comparison: Comparison) -> str:
@@ -111,8 +144,10 @@ def peeking(comparison: Comparison) -> str:
     if len(comparison.looks) < 2:
         return ""
     numbers = ", ".join(map(str, comparison.looks[:-1]))
-    return (f"This folder was tested before, at {numbers} episodes, by a test for one look: differences are called "
-            f"in more than {comparison.alpha:.0%} of equal pairs. sequential=true may look at any time.")  # fmt: skip
+    return (
+        f"This folder was tested before, at {numbers} episodes, by a test for one look: differences are called "
+        f"in more than {comparison.alpha:.0%} of equal pairs. sequential=true may look at any time."
+    )
 
 
 def format_comparison(comparison: Comparison) -> str:
@@ -122,8 +157,10 @@ def format_comparison(comparison: Comparison) -> str:
     for arm in comparison.arms:
         (low, high), latency = arm.interval, arm.latency_ms
         p50 = f"{latency['p50']:.3f}" if latency else "–"
-        lines.append(f"{arm.name:<{width}}{arm.num_steps:7d}{arm.n:6d}{arm.successes / arm.n:9.3f}  "
-                     f"{low:.3f} - {high:.3f}{p50:>9}")  # fmt: skip
+        lines.append(
+            f"{arm.name:<{width}}{arm.num_steps:7d}{arm.n:6d}{arm.successes / arm.n:9.3f}  "
+            f"{low:.3f} - {high:.3f}{p50:>9}"
+        )
     lines += [remark for arm in comparison.arms for remark in arm.remarks]
     lines += [pair.sentence for pair in comparison.pairs]
     lines += [said] if (said := omitted(comparison)) else []

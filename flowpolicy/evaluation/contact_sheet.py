@@ -40,8 +40,9 @@ def write_contact_sheet(store: EpisodeStore, out: Path, *, episodes: int = MAX_E
     action = store.load("action")
     remark = "" if clouds or images else none("No point clouds and no images: states only.")
     bodies = [_episode(store, index, action, clouds=clouds, images=images) for index in range(shown)]
-    names = [f"{name} {low:.3g} … {high:.3g}"
-             for name, low, high in zip(_action_names(store), *_range(action), strict=True)]  # fmt: skip
+    names = [
+        f"{name} {low:.3g} … {high:.3g}" for name, low, high in zip(_action_names(store), *_range(action), strict=True)
+    ]
     lengths = np.diff(store.episode_ends, prepend=0)
     cards = [
         ("episodes", str(store.num_episodes), f"{shown} shown"),
@@ -49,11 +50,16 @@ def write_contact_sheet(store: EpisodeStore, out: Path, *, episodes: int = MAX_E
         ("success", _share(store.episode_success), "as recorded"),
     ]
     sections = [
-        Section("What it holds", pairs(_contents(store)) + _cloud_lines(store, clouds)
-                + pairs({k: str(v) for k, v in store.attrs.items()})),
-        Section("Episodes", _outcomes(store) + remark + legend(names) + "".join(bodies),
-                _limits(store, shown, clouds, images)),
-    ]  # fmt: skip
+        Section(
+            "What it holds",
+            pairs(_contents(store)) + _cloud_lines(store, clouds) + pairs({k: str(v) for k, v in store.attrs.items()}),
+        ),
+        Section(
+            "Episodes",
+            _outcomes(store) + remark + legend(names) + "".join(bodies),
+            _limits(store, shown, clouds, images),
+        ),
+    ]
     html = page(
         store.path.name, subtitle=str(store.path), head=facts(cards), sections=sections, footer="flowpolicy data view"
     )
@@ -83,8 +89,9 @@ def _episode(store: EpisodeStore, index: int, action: NDArray, *, clouds: Sequen
     body = f"<h3>{escape(_headline(store, index, stop - start))}{_outcome(store, index)}</h3>"
     low, high = _range(action)
     share = (action[start:stop] - low) / np.where(high > low, high - low, 1.0)
-    lines = [Line(name, range(stop - start), share[:, dim].tolist(), dim)
-             for dim, name in enumerate(_action_names(store))]  # fmt: skip
+    lines = [
+        Line(name, range(stop - start), share[:, dim].tolist(), dim) for dim, name in enumerate(_action_names(store))
+    ]
     body += line_chart(lines, width=1000, height=130, y_range=(-0.04, 1.04))
     for key in images:
         frames = store.rows(key, steps)
@@ -136,8 +143,10 @@ def _action_names(store: EpisodeStore) -> list[str]:
 
 def _frame(frame: NDArray[np.uint8], step: int) -> str:
     data = base64.b64encode(encode_png(np.ascontiguousarray(frame))).decode()
-    return (f"<figure><img alt='step {step}' src='data:image/png;base64,{data}'><figcaption>step {step}</figcaption>"
-            "</figure>")  # fmt: skip
+    return (
+        f"<figure><img alt='step {step}' src='data:image/png;base64,{data}'><figcaption>step {step}</figcaption>"
+        "</figure>"
+    )
 
 
 def _cloud_cells(clouds: NDArray, steps: Sequence[int]) -> str:
@@ -157,8 +166,10 @@ def _cloud_cells(clouds: NDArray, steps: Sequence[int]) -> str:
         if clouds.shape[2] == 6:
             rgb = np.round(255 * np.clip(np.nan_to_num(clouds[index, :, 3:]), 0, 1)).astype(np.uint8)
             colour = f" data-rgb='{base64.b64encode(rgb.tobytes()).decode()}'"
-        cells.append(f"<figure><canvas width='600' height='480' style='width:100%' data-box='{text}' "
-                     f"data-xyz='{data}'{colour}></canvas><figcaption>step {step}</figcaption></figure>")  # fmt: skip
+        cells.append(
+            f"<figure><canvas width='600' height='480' style='width:100%' data-box='{text}' "
+            f"data-xyz='{data}'{colour}></canvas><figcaption>step {step}</figcaption></figure>"
+        )
     return "".join(cells)
 
 

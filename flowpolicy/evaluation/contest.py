@@ -75,8 +75,9 @@ def train_all(
         if not (store := entry.store(out)).exists():
             collect(entry.task_id, store)
     missing = [entry for entry in entries if trained_steps(entry.run(out)) < steps[entry.arm]]
-    with tqdm(total=len(entries), initial=len(entries) - len(missing), desc="trainings", unit="run",
-              disable=not missing) as bar:  # fmt: skip
+    with tqdm(
+        total=len(entries), initial=len(entries) - len(missing), desc="trainings", unit="run", disable=not missing
+    ) as bar:
         failed = []
         for outcome in run_all(Training(out, train), missing, workers=workers) if missing else ():
             entry, own = outcome.job, outcome.result
@@ -89,5 +90,7 @@ def train_all(
                 wrong = f"{entry.run(out)} stopped at step {reached} of {steps[entry.arm]} (trainer.max_hours)"
             failed += [wrong] if wrong else []
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(missing)} trainings failed; leave them out with only=…, or mend and "
-                           "run it again: " + "; ".join(failed))  # fmt: skip
+        raise RuntimeError(
+            f"{len(failed)} of {len(missing)} trainings failed; leave them out with only=…, or mend and "
+            "run it again: " + "; ".join(failed)
+        )

@@ -51,8 +51,15 @@ def _chart(runs: Sequence[RunFolder], name: str, *, width: int, height: int) -> 
     log = name.split("/")[-1].startswith(_LOG) or name.endswith(_LOG)
     log = log and bool(values) and min(values) > 0 and math.log10(max(values) / min(values)) > 0.5
     share = (0.0, 1.0) if "success" in name else None
-    return line_chart(lines, title=name + (" (log)" if log else ""), x_label="step", log_y=log, width=width,
-                      height=height, y_range=share)  # fmt: skip
+    return line_chart(
+        lines,
+        title=name + (" (log)" if log else ""),
+        x_label="step",
+        log_y=log,
+        width=width,
+        height=height,
+        y_range=share,
+    )
 
 
 def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:

@@ -91,8 +91,15 @@ def evaluate(
     check_steps(policy, outs)
     facts = {"task": task.name, "task_id": task.id, "checkpoint": str(checkpoint.folder)}
     rules = rules_of(policy, checkpoint, task.settings) | {"seen_seeds": seen}
-    asked = {"start_seed": start_seed, "episodes": episodes, **facts, **rules, "device": str(device),
-             "threads": torch.get_num_threads(), "versions": numerics()}  # fmt: skip
+    asked = {
+        "start_seed": start_seed,
+        "episodes": episodes,
+        **facts,
+        **rules,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "versions": numerics(),
+    }
     journals = {k: Journal(out, {"num_steps": k} | asked) for k, out in outs.items()}
     if all(journal.complete and not journal.unfilmed(seeds[:video]) for journal in journals.values()):
         return [Evaluation(journal.summary(), journal.out) for journal in journals.values()]
@@ -106,8 +113,15 @@ def evaluate(
                 own = facts | {"num_steps": num_steps}
                 rows, speed = _roll(policy, env, seeds, own, journal=journal, video=video, progress=progress)
                 if not journal.complete:
-                    describe(policy, env, rows, out=journal.unfinished, env_steps_per_s=speed, rules=rules,
-                             demonstration=demonstration)  # fmt: skip
+                    describe(
+                        policy,
+                        env,
+                        rows,
+                        out=journal.unfinished,
+                        env_steps_per_s=speed,
+                        rules=rules,
+                        demonstration=demonstration,
+                    )
                     journal.finish(rows)
     finally:
         env.close()
@@ -122,8 +136,13 @@ def rehearse(policy: FlowPolicy, num_steps: Collection[int], demonstration: Demo
         chunk = policy.predict(obs, num_steps=steps, generator=stream(0, "chunk_picture"))
         with tempfile.TemporaryDirectory() as folder:
             write_json(Path(folder, "latency.json"), latency.to_dict())
-            write_chunks(Path(folder, "chunks.json"), policy, EpisodeRecord(0, [obs], [chunk], 1), num_steps=steps,
-                         demonstration=demonstration)  # fmt: skip
+            write_chunks(
+                Path(folder, "chunks.json"),
+                policy,
+                EpisodeRecord(0, [obs], [chunk], 1),
+                num_steps=steps,
+                demonstration=demonstration,
+            )
 
 
 def _check_counts(**counts: int) -> None:
@@ -139,14 +158,26 @@ def rules_of(policy: FlowPolicy, checkpoint: Checkpoint, settings: Mapping[str, 
     settings: of the task's environment.   action_horizon: steps executed of each chunk.   sampler, noise: how a chunk
     is drawn.   weights: digest of the checkpoint.
     """
-    return {"settings": dict(settings), "action_horizon": policy.action_horizon,
-            "control_hz": policy.embodiment.control_hz, "sampler": "jump", "noise": "drawn, a stream per seed",
-            "weights": weights_digest(checkpoint.files)[:16]}  # fmt: skip
+    return {
+        "settings": dict(settings),
+        "action_horizon": policy.action_horizon,
+        "control_hz": policy.embodiment.control_hz,
+        "sampler": "jump",
+        "noise": "drawn, a stream per seed",
+        "weights": weights_digest(checkpoint.files)[:16],
+    }
 
 
-def describe(policy: FlowPolicy, env: VectorEnv, rows: Sequence[Mapping[str, Any]], *, out: Path,
-             rules: Mapping[str, Any], env_steps_per_s: float | None = None,
-             demonstration: Demonstration | None = None) -> dict[str, Any]:  # fmt: skip
+def describe(
+    policy: FlowPolicy,
+    env: VectorEnv,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    out: Path,
+    rules: Mapping[str, Any],
+    env_steps_per_s: float | None = None,
+    demonstration: Demonstration | None = None,
+) -> dict[str, Any]:
     """Write latency.json (batch 1, after warm-up), chunks.json and last summary.json of the episodes `rows`.
 
     rows: lines of results.jsonl, of one policy at one number of steps.   env: takes the first of these episodes again.
@@ -269,8 +300,15 @@ def _roll(
             bar.set_postfix_str(success_so_far(found, seeds))
 
         try:
-            run_episodes(policy, env, todo, num_steps=facts["num_steps"], video_dir=journal.videos,
-                         video_episodes=films, on_done=note)  # fmt: skip
+            run_episodes(
+                policy,
+                env,
+                todo,
+                num_steps=facts["num_steps"],
+                video_dir=journal.videos,
+                video_episodes=films,
+                on_done=note,
+            )
         finally:
             journal.drop_if_empty()
     speed = steps / (time.monotonic() - start) if todo else None

@@ -12,29 +12,59 @@ from flowpolicy.records import require
 _NONE = type(None)
 _TIMES = {"p50": float, "p95": float, "p99": float}
 EPISODE = {
-    "task": str, "task_id": str, "checkpoint": str, "num_steps": int, "seed": int, "success_once": bool,
-    "failure": (str, _NONE), "episode_len": int,
-}  # fmt: skip
+    "task": str,
+    "task_id": str,
+    "checkpoint": str,
+    "num_steps": int,
+    "seed": int,
+    "success_once": bool,
+    "failure": (str, _NONE),
+    "episode_len": int,
+}
 """The keys of every line of an evaluation's results.jsonl; a line may have others."""
 _WANTED: dict[str, Any] = {
     "summary.json": {
-        "num_steps": int, "n": int, "success_once": float, "ci_low": float, "ci_high": float, "success_at_end": float,
-        "return_mean": float, "latency_ms": _TIMES, "env_steps_per_s": float, "versions?": {"*": str},
-        "start_seed?": int, "policy_params?": int, "success_outcomes?": {"*": int}, "seen_seeds?": {"*": int},
+        "num_steps": int,
+        "n": int,
+        "success_once": float,
+        "ci_low": float,
+        "ci_high": float,
+        "success_at_end": float,
+        "return_mean": float,
+        "latency_ms": _TIMES,
+        "env_steps_per_s": float,
+        "versions?": {"*": str},
+        "start_seed?": int,
+        "policy_params?": int,
+        "success_outcomes?": {"*": int},
+        "seen_seeds?": {"*": int},
         "solved_at_reset?": int,
     },
     "latency.json": {
-        "threads": int, "device": str, "predict": {**_TIMES, "max": float}, "floor": {"p50": float}, "overhead": float,
-        "stages": {name: {"p50": float} for name in ("encode", "head", "decode")}, "samples_ms": [float],
+        "threads": int,
+        "device": str,
+        "predict": {**_TIMES, "max": float},
+        "floor": {"p50": float},
+        "overhead": float,
+        "stages": {name: {"p50": float} for name in ("encode", "head", "decode")},
+        "samples_ms": [float],
     },
-    "chunks.json": {"names": [str], "panels": [{
-        "title": str, "line": str, "actions": [[float]], "chunks": [{"step": int, "actions": [[[float]]]}],
-    }]},
+    "chunks.json": {
+        "names": [str],
+        "panels": [
+            {
+                "title": str,
+                "line": str,
+                "actions": [[float]],
+                "chunks": [{"step": int, "actions": [[[float]]]}],
+            }
+        ],
+    },
     "results.jsonl": EPISODE,
     "metrics.jsonl": {"step?": int, "*": (float, _NONE)},
     "latency.jsonl": {"checkpoint": str, "num_steps": int},
     "run.json": {"versions?": {"*": str}, "seeds?": dict, "argv?": [str]},
-}  # fmt: skip
+}
 """What the page reads from each file."""
 
 
@@ -77,8 +107,10 @@ def find_folders(paths: Sequence[Path]) -> tuple[list[EvaluationFolder], list[Ru
     runs = _with_file(paths, "metrics.jsonl")
     if not evaluations and not runs:
         looked = ", ".join(str(path) for path in paths)
-        raise ValueError(f"nothing to report in {looked}: wanted a folder with summary.json (of `flowpolicy evaluate`)"
-                         " or metrics.jsonl (of `flowpolicy train`) at or below it")  # fmt: skip
+        raise ValueError(
+            f"nothing to report in {looked}: wanted a folder with summary.json (of `flowpolicy evaluate`)"
+            " or metrics.jsonl (of `flowpolicy train`) at or below it"
+        )
     labels = short_names(sorted({*evaluations, *runs}))
     found = [_read_evaluation(path, labels[path]) for path in evaluations]
     found.sort(key=lambda one: (str(one.summary.get("task_id")), one.label, one.summary.get("num_steps", 0)))
@@ -114,18 +146,25 @@ def short_names(paths: Sequence[Path]) -> dict[Path, str]:
 def _read_evaluation(path: Path, label: str) -> EvaluationFolder:
     videos = path / "videos"
     return EvaluationFolder(
-        label=label, path=path, summary=read_json(path / "summary.json") or {},
-        episodes=read_lines(path / "results.jsonl"), latency=read_json(path / "latency.json"),
+        label=label,
+        path=path,
+        summary=read_json(path / "summary.json") or {},
+        episodes=read_lines(path / "results.jsonl"),
+        latency=read_json(path / "latency.json"),
         chunks=read_json(path / "chunks.json"),
         videos=sorted(v for v in videos.iterdir() if v.suffix in (".mp4", ".png")) if videos.is_dir() else [],
-    )  # fmt: skip
+    )
 
 
 def _read_run(path: Path, label: str) -> RunFolder:
     config = path / ".hydra" / "config.yaml"
-    return RunFolder(label=label, path=path, record=read_json(path / "run.json"),
-                     metrics=read_lines(path / "metrics.jsonl"),
-                     config=config.read_text() if config.exists() else "")  # fmt: skip
+    return RunFolder(
+        label=label,
+        path=path,
+        record=read_json(path / "run.json"),
+        metrics=read_lines(path / "metrics.jsonl"),
+        config=config.read_text() if config.exists() else "",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -151,8 +190,9 @@ def read_lines(path: Path, wanted: Any = None) -> list[dict[str, Any]]:
     try:
         lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} has a line that is not JSON ({error}); restore the file or leave the folder out"
-                         ) from error  # fmt: skip
+        raise ValueError(
+            f"{path} has a line that is not JSON ({error}); restore the file or leave the folder out"
+        ) from error
     for number, line in enumerate(lines, start=1):
         _require(line, wanted or _WANTED.get(path.name, dict), f"{path}, line {number}")
     return lines

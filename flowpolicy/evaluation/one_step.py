@@ -55,9 +55,16 @@ def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
                 many.latency_ms["p50"] / arm.latency_ms["p50"] if many.latency_ms and arm.latency_ms else None
             )
         known = [speed for speed in speeds if speed is not None]
-        found.append(OneStep(name, sum(differences) / len(differences), beaten,
-                             min(behind, key=behind.__getitem__, default=""), min(evaluations),
-                             min(known) if len(known) == len(speeds) else None))  # fmt: skip
+        found.append(
+            OneStep(
+                name,
+                sum(differences) / len(differences),
+                beaten,
+                min(behind, key=behind.__getitem__, default=""),
+                min(evaluations),
+                min(known) if len(known) == len(speeds) else None,
+            )
+        )
     return sorted(found, key=lambda one: (len(one.beaten), -one.difference))
 
 
@@ -68,6 +75,8 @@ def format_one_step(found: Sequence[OneStep]) -> str:
         said = f"beaten on {', '.join(one.beaten)}" if one.beaten else "not beaten on any task"
         said += f", nearest to it on {one.nearest}" if one.nearest and not one.beaten else ""
         speed = f", {one.speed:.1f} times as fast" if one.speed else ""
-        lines.append(f"  {one.name}: {said}; mean difference {one.difference:+.3f}, "
-                     f"{one.evaluations:g} times fewer evaluations{speed}")  # fmt: skip
+        lines.append(
+            f"  {one.name}: {said}; mean difference {one.difference:+.3f}, "
+            f"{one.evaluations:g} times fewer evaluations{speed}"
+        )
     return "\n".join(lines)

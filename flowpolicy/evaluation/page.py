@@ -83,9 +83,11 @@ def page(title: str, *, subtitle: str, head: str, sections: Sequence[Section], f
     """The whole document. head: HTML between the title and the first section."""
     body = "".join(
         f"<section><h2>{escape(part.title)}</h2>"
-        + (f"<p class='lead'>{escape(part.lead)}</p>" if part.lead else "") + part.body + "</section>"
+        + (f"<p class='lead'>{escape(part.lead)}</p>" if part.lead else "")
+        + part.body
+        + "</section>"
         for part in sections
-    )  # fmt: skip
+    )
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><meta name='viewport' "
         f"content='width=device-width,initial-scale=1'><title>{escape(title)}</title><style>{STYLE}</style></head>"
@@ -96,18 +98,23 @@ def page(title: str, *, subtitle: str, head: str, sections: Sequence[Section], f
 
 def facts(cards: Sequence[tuple[str, str, str]]) -> str:
     """Cards of (what it is, the number, a remark)."""
-    return "<div class='facts'>" + "".join(
-        f"<div class='fact'><span>{escape(name)}</span><b>{escape(value)}</b><i>{escape(remark)}</i></div>"
-        for name, value, remark in cards
-    ) + "</div>"  # fmt: skip
+    return (
+        "<div class='facts'>"
+        + "".join(
+            f"<div class='fact'><span>{escape(name)}</span><b>{escape(value)}</b><i>{escape(remark)}</i></div>"
+            for name, value, remark in cards
+        )
+        + "</div>"
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
     """A table of plain-text cells; the first `text_columns` are set left, the rest are numbers."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(f"<{tag}{'' if i < text_columns else ' class=n'}>{escape(cell)}</{tag}>"
-                       for i, cell in enumerate(row))  # fmt: skip
+        return "".join(
+            f"<{tag}{'' if i < text_columns else ' class=n'}>{escape(cell)}</{tag}>" for i, cell in enumerate(row)
+        )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<div class='scroll'><table><tr>{cells('th', header)}</tr>{body}</table></div>"
@@ -123,8 +130,9 @@ def legend(names: Sequence[str]) -> str:
     """Colour key of the series 0, 1, ... with these names; empty for a single one. From the seventh on with dashes."""
     if len(names) < 2:
         return ""
-    spans = "".join(f"<span class='s{i % 6}{' again' if i >= 6 else ''}'>{escape(n)}</span>"
-                    for i, n in enumerate(names))  # fmt: skip
+    spans = "".join(
+        f"<span class='s{i % 6}{' again' if i >= 6 else ''}'>{escape(n)}</span>" for i, n in enumerate(names)
+    )
     return f"<div class='key'>{spans}</div>"
 
 

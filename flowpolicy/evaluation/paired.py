@@ -22,5 +22,7 @@ def paired_outcomes(arms: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
     pairs = list(zip(a, b, strict=True))
     only_a, only_b = pairs.count((True, False)), pairs.count((False, True))
     return {name: success_rate(flags) for name, flags in arms.items()} | {
-        f"only_{name_a}": only_a, f"only_{name_b}": only_b, "mcnemar_p": mcnemar_exact(only_a, only_b)
-    }  # fmt: skip
+        f"only_{name_a}": only_a,
+        f"only_{name_b}": only_b,
+        "mcnemar_p": mcnemar_exact(only_a, only_b),
+    }

@@ -62,8 +62,13 @@ class Gate(NamedTuple):
     reason: str
 
 
-def compare_pairs(outcomes: Mapping[str, Outcomes], *, alpha: float = 0.05, sequential: bool = False,
-                  of: Collection[str] | None = None) -> list[Pair]:  # fmt: skip
+def compare_pairs(
+    outcomes: Mapping[str, Outcomes],
+    *,
+    alpha: float = 0.05,
+    sequential: bool = False,
+    of: Collection[str] | None = None,
+) -> list[Pair]:
     """All pairs of the arms in `outcomes` (by name), tested; without the words, which `explain` adds.
 
     Pairs that share at least half of the smaller arm's seeds are held against each other on those (exact McNemar),
@@ -77,11 +82,21 @@ def compare_pairs(outcomes: Mapping[str, Outcomes], *, alpha: float = 0.05, sequ
     shown = [i for i, (a, b) in enumerate(names) if of is None or a in of or b in of]
     chosen, seeds = set(shown), {tuple(one) for one in outcomes.values()}
     known = _mcnemar_of_all(list(outcomes.values())) if len(seeds) == 1 and not sequential else None
-    tested = {i: _test(a, b, outcomes[a], outcomes[b], sequential=sequential)
-              for i, (a, b) in enumerate(names) if known is None or i in chosen}  # fmt: skip
+    tested = {
+        i: _test(a, b, outcomes[a], outcomes[b], sequential=sequential)
+        for i, (a, b) in enumerate(names)
+        if known is None or i in chosen
+    }
     corrected = holm(known.tolist() if known is not None else [pair.p for pair in tested.values()])
-    return [replace(tested[i], p_holm=corrected[i], family=len(names),
-                    winner=_better(tested[i]) if corrected[i] <= alpha else "") for i in shown]  # fmt: skip
+    return [
+        replace(
+            tested[i],
+            p_holm=corrected[i],
+            family=len(names),
+            winner=_better(tested[i]) if corrected[i] <= alpha else "",
+        )
+        for i in shown
+    ]
 
 
 def _mcnemar_of_all(outcomes: Sequence[Outcomes]) -> NDArray[np.float64]:
@@ -192,5 +207,7 @@ def _sentence(pair: Pair, pairs: int) -> str:
         return f"{pair.name_b} beats {pair.name_a}: {rate_b} against {rate_a} on {seeds} ({p})."
     gap = "a gap of this size" if pair.difference else f"a gap of {SEEN_GAP:g}"
     more = f"About {pair.further:,} further" if pair.further else f"More than {MOST:,}"
-    return (f"No difference found between {pair.name_a} and {pair.name_b}: {rate_a} against {rate_b} on {seeds} ({p}). "
-            f"{more} episodes of each would be needed to separate {gap}.")  # fmt: skip
+    return (
+        f"No difference found between {pair.name_a} and {pair.name_b}: {rate_a} against {rate_b} on {seeds} ({p}). "
+        f"{more} episodes of each would be needed to separate {gap}."
+    )

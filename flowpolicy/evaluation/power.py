@@ -29,8 +29,9 @@ def episodes_unpaired(rate_a: float, rate_b: float, *, alpha: float = 0.05, powe
     return n if n <= MOST else None
 
 
-def episodes_paired(only_a: float, only_b: float, *, alpha: float = 0.05, power: float = POWER,
-                    sequential: bool = False) -> int | None:  # fmt: skip
+def episodes_paired(
+    only_a: float, only_b: float, *, alpha: float = 0.05, power: float = POWER, sequential: bool = False
+) -> int | None:
     """Episodes per arm on common seeds for the exact McNemar test, or for the sequential one by that many episodes.
 
     only_a, only_b: probability that A alone or B alone solves a seed; the gap between the arms is their difference.

@@ -23,9 +23,15 @@ class Outcome(NamedTuple, Generic[Job, Result]):
     error: str
 
 
-def run_all(work: Callable[[Job], Result], jobs: Sequence[Job], *, workers: int,
-            skip: Callable[[Job], bool] | None = None, start: Callable[..., None] | None = None,
-            arguments: tuple[Any, ...] = ()) -> Iterator[Outcome[Job, Result]]:  # fmt: skip
+def run_all(
+    work: Callable[[Job], Result],
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    skip: Callable[[Job], bool] | None = None,
+    start: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+) -> Iterator[Outcome[Job, Result]]:
     """`work` of each job, in any order; simulators do not survive a fork, so processes are spawned.
 
     A job that raises, or that its process dies of, is an outcome with an error; the others go on. Where the caller is

@@ -73,8 +73,9 @@ def _finish(cell: Cell, out: Path, stages: Stages) -> dict[str, Any]:
     if trained_steps(run) < stages.steps:
         stages.train(cell, store, run)
         if (steps := trained_steps(run)) < stages.steps:
-            raise ValueError(f"{run} stopped at step {steps} of {stages.steps} (trainer.max_hours); run it again to go "
-                             "on")  # fmt: skip
+            raise ValueError(
+                f"{run} stopped at step {steps} of {stages.steps} (trainer.max_hours); run it again to go on"
+            )
     if not (evaluation / "summary.json").exists():
         stages.evaluate(cell, run, evaluation)
     return cell_row(cell, run, evaluation)
@@ -95,10 +96,20 @@ def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:
     lines = read_lines(run / "metrics.jsonl")
     scores = [line["eval/success_once"] for line in lines if isinstance(line.get("eval/success_once"), float)]
     if not scores:
-        raise ValueError(f"{run} has no in-training evaluation; set trainer.eval_every, here for example a fifth of "
-                         f"trainer.steps={trained_steps(run)}, and choose another out=")  # fmt: skip
-    kept = {"task": str, "num_steps": int, "n": int, "success_once": float, "ci_low": float, "ci_high": float,
-            "start_seed": int, "policy_params": int}  # fmt: skip
+        raise ValueError(
+            f"{run} has no in-training evaluation; set trainer.eval_every, here for example a fifth of "
+            f"trainer.steps={trained_steps(run)}, and choose another out="
+        )
+    kept = {
+        "task": str,
+        "num_steps": int,
+        "n": int,
+        "success_once": float,
+        "ci_low": float,
+        "ci_high": float,
+        "start_seed": int,
+        "policy_params": int,
+    }
     summary = read_object(evaluation / "summary.json", {**kept, "latency_ms": dict})
     return {
         "task_id": cell.task_id,
@@ -130,13 +141,16 @@ def format_protocol(rows: Sequence[dict[str, Any]], difficulty: Callable[[str], 
         low, high = wilson_interval(successes, n)
         group = difficulty(task)
         found.setdefault(group, []).append((mean(top), successes / n))
-        lines.append(f"{task:<{width}}  {group:<10}  {len(own):5d}  {mean(top):.3f} ± {pstdev(top):.3f}  "
-                     f"{successes / n:.3f}  {low:.3f} - {high:.3f}  {n:4d}")  # fmt: skip
+        lines.append(
+            f"{task:<{width}}  {group:<10}  {len(own):5d}  {mean(top):.3f} ± {pstdev(top):.3f}  "
+            f"{successes / n:.3f}  {low:.3f} - {high:.3f}  {n:4d}"
+        )
     groups = [*((name, values) for name, values in found.items() if name), ("all", sum(found.values(), []))]
     for name, values in groups if len(tasks) > 1 else []:
         tops, lasts = zip(*values, strict=True)
-        lines.append(f"{'mean of ' + str(len(values)):<{width}}  {name:<10}         {mean(tops):.3f}          "
-                     f"{mean(lasts):.3f}")  # fmt: skip
+        lines.append(
+            f"{'mean of ' + str(len(values)):<{width}}  {name:<10}         {mean(tops):.3f}          {mean(lasts):.3f}"
+        )
     for row in rows:
         lines += remarks(row, f"{row['task_id']}, seed {row['seed']}")
     return "\n".join(lines)
@@ -151,11 +165,15 @@ def require_same(file: Path, words: Sequence[str], recipes: Mapping[str, str]) -
     record = {"words": sorted(words), "recipes": dict(recipes)}
     before = read_object(file, {"words": list}) if file.exists() else record
     if before["words"] != record["words"]:
-        raise ValueError(f"{file.parent} was begun with {' '.join(before['words'])}, now {' '.join(record['words'])}; "
-                         "choose another out=, or the same words")  # fmt: skip
+        raise ValueError(
+            f"{file.parent} was begun with {' '.join(before['words'])}, now {' '.join(record['words'])}; "
+            "choose another out=, or the same words"
+        )
     known = before["recipes"] if isinstance(before.get("recipes"), dict) else {}
     if changed := [name for name in recipes if known.get(name, recipes[name]) != recipes[name]]:
         what = f"other numbers of {', '.join(changed)}" if changed[0] else "other numbers"
-        raise ValueError(f"{file.parent} was begun with {what} (an edited yaml, or another version of flowpolicy); "
-                         "choose another out=")  # fmt: skip
+        raise ValueError(
+            f"{file.parent} was begun with {what} (an edited yaml, or another version of flowpolicy); "
+            "choose another out="
+        )
     write_json(file, record | {"recipes": known | record["recipes"]})

@@ -25,15 +25,21 @@ def write_report(paths: Sequence[Path], out: Path, *, title: str = "") -> Path:
     """
     evaluations, runs = find_folders(paths)
     sections = [
-        success_section(evaluations), chunk_section(evaluations), latency_section(evaluations), curves_section(runs),
-        video_section(evaluations), _origin_section(evaluations, runs),
-    ]  # fmt: skip
+        success_section(evaluations),
+        chunk_section(evaluations),
+        latency_section(evaluations),
+        curves_section(runs),
+        video_section(evaluations),
+        _origin_section(evaluations, runs),
+    ]
     tasks = sorted({f"{e.summary.get('task')} {e.summary.get('task_id')}" for e in evaluations})
     html = page(
-        title or (", ".join(tasks) if tasks else "Training run"), subtitle=_subtitle(evaluations, runs),
-        head=facts(_cards(evaluations)) if evaluations else "", sections=sections,
+        title or (", ".join(tasks) if tasks else "Training run"),
+        subtitle=_subtitle(evaluations, runs),
+        head=facts(_cards(evaluations)) if evaluations else "",
+        sections=sections,
         footer=f"flowpolicy {__version__}, {datetime.now():%Y-%m-%d %H:%M}. One file; it loads nothing from a network.",
-    )  # fmt: skip
+    )
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, html)
@@ -65,15 +71,25 @@ def _cards(evaluations: Sequence[EvaluationFolder]) -> list[tuple[str, str, str]
         name = f"Success, {_count(fewest, 'step')}" + (f", {task}" if len(tasks) > 1 else "")
         cards.append(_success_card(name, [s for s in chosen if str(s.get("task_id")) == task]))
     slowest = max((s["latency_ms"] for s in chosen), key=lambda one: one["p50"])
-    cards.append(("Latency p50, batch 1", f"{slowest['p50']:.2f} ms",
-                  f"p95 {slowest['p95']:.2f} ms{', slowest of them' if len(chosen) > 1 else ''}"))  # fmt: skip
+    cards.append(
+        (
+            "Latency p50, batch 1",
+            f"{slowest['p50']:.2f} ms",
+            f"p95 {slowest['p95']:.2f} ms{', slowest of them' if len(chosen) > 1 else ''}",
+        )
+    )
     first = chosen[0]
     if "policy_params" in first and len(tasks) == 1:
         cards.append(("Parameters", f"{first['policy_params'] / 1e6:.2f} M", f"on {first.get('device', 'cpu')}"))
     seeds = [(s["start_seed"], s["start_seed"] + s["n"] - 1) for s in chosen if "start_seed" in s]
     if seeds:
-        cards.append(("Episodes per evaluation", number(first["n"]),
-                      f"seeds {min(a for a, _ in seeds)} to {max(b for _, b in seeds)}"))  # fmt: skip
+        cards.append(
+            (
+                "Episodes per evaluation",
+                number(first["n"]),
+                f"seeds {min(a for a, _ in seeds)} to {max(b for _, b in seeds)}",
+            )
+        )
     return cards
 
 
@@ -115,12 +131,15 @@ def _run_facts(run: RunFolder) -> str:
         body = none("No run.json.")
     else:
         seeds = ", ".join(f"{name} {seed}" for name, seed in run.record.get("seeds", {}).items())
-        rows = [["seeds", seeds], ["device", str(run.record.get("device"))],
-                ["started", str(run.record.get("started_at"))],
-                ["git commit", str(run.record.get("git_commit") or "not a git checkout")],
-                ["dataset hash", str(run.record.get("dataset_hash"))],
-                ["config hash", str(run.record.get("config_hash"))],
-                ["command", "flowpolicy " + " ".join(run.record.get("argv", []))]]  # fmt: skip
+        rows = [
+            ["seeds", seeds],
+            ["device", str(run.record.get("device"))],
+            ["started", str(run.record.get("started_at"))],
+            ["git commit", str(run.record.get("git_commit") or "not a git checkout")],
+            ["dataset hash", str(run.record.get("dataset_hash"))],
+            ["config hash", str(run.record.get("config_hash"))],
+            ["command", "flowpolicy " + " ".join(run.record.get("argv", []))],
+        ]
         body = table(["training run", run.label], rows, text_columns=2)
     body += f"<pre>{escape(run.config)}</pre>" if run.config else none("No .hydra/config.yaml.")
     return details(f"Configuration of {run.label}", body)

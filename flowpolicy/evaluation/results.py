@@ -25,10 +25,23 @@ def success_section(evaluations: Sequence[EvaluationFolder]) -> Section:
     chart = []
     for e in evaluations:
         s = e.summary
-        chart.append(Row(_name(e), s["success_once"], s["ci_low"], s["ci_high"], _colour(e, evaluations),
-                        f"n = {s['n']}"))  # fmt: skip
-    header = ["evaluation", "steps", "n", "success", "95 % interval", "at end", "mean return", "failures",
-              "p50 ms", "p95 ms", "p99 ms", "env steps/s"]  # fmt: skip
+        chart.append(
+            Row(_name(e), s["success_once"], s["ci_low"], s["ci_high"], _colour(e, evaluations), f"n = {s['n']}")
+        )
+    header = [
+        "evaluation",
+        "steps",
+        "n",
+        "success",
+        "95 % interval",
+        "at end",
+        "mean return",
+        "failures",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "env steps/s",
+    ]
     said = "".join(
         f"<p class='verdict lost'>{escape(one)}</p>" for e in evaluations for one in remarks(e.summary, _name(e))
     )
@@ -69,17 +82,39 @@ def latency_section(evaluations: Sequence[EvaluationFolder]) -> Section:
     charts, rows = [], []
     for e, latency in shown:
         marks = {name: latency["predict"][name] for name in ("p50", "p95", "p99")}
-        charts.append(histogram(latency["samples_ms"], marks, title=_name(e), x_label="predict, ms",
-                                colour=_colour(e, evaluations)))  # fmt: skip
+        charts.append(
+            histogram(
+                latency["samples_ms"], marks, title=_name(e), x_label="predict, ms", colour=_colour(e, evaluations)
+            )
+        )
         stages = latency["stages"]
-        rows.append([_name(e), *(f"{stages[s]['p50']:.3f}" for s in ("encode", "head", "decode")),
-                     f"{latency['predict']['p50']:.3f}", f"{latency['floor']['p50']:.3f}", f"{latency['overhead']:.0%}",
-                     f"{latency['predict']['max']:.2f}", str(latency["threads"]), latency["device"]])  # fmt: skip
+        rows.append(
+            [
+                _name(e),
+                *(f"{stages[s]['p50']:.3f}" for s in ("encode", "head", "decode")),
+                f"{latency['predict']['p50']:.3f}",
+                f"{latency['floor']['p50']:.3f}",
+                f"{latency['overhead']:.0%}",
+                f"{latency['predict']['max']:.2f}",
+                str(latency["threads"]),
+                latency["device"],
+            ]
+        )
     body = "<div class='grid2'>" + "".join(f"<div>{chart}</div>" for chart in charts[:HISTOGRAMS]) + "</div>"
     if len(charts) > HISTOGRAMS:
         body += none(f"{len(charts) - HISTOGRAMS} more are in the table only.")
-    header = ["p50 in ms", "normalise, encode", "head", "un-normalise", "predict", "bare net", "overhead", "worst",
-              "threads", "device"]  # fmt: skip
+    header = [
+        "p50 in ms",
+        "normalise, encode",
+        "head",
+        "un-normalise",
+        "predict",
+        "bare net",
+        "overhead",
+        "worst",
+        "threads",
+        "device",
+    ]
     lead = "One observation at a time, after warm-up. The bare net is the floor: its forward passes and nothing else."
     return Section("Latency", body + table(header, rows), lead)
 
@@ -126,10 +161,18 @@ def _row(e: EvaluationFolder) -> list[str]:
     s = e.summary
     reasons = Counter(line["failure"] for line in e.episodes if line.get("failure"))
     latency = s["latency_ms"]
-    return [e.label, str(s["num_steps"]), str(s["n"]), f"{s['success_once']:.3f}",
-            f"{s['ci_low']:.3f} – {s['ci_high']:.3f}", f"{s['success_at_end']:.3f}", f"{s['return_mean']:.2f}",
-            ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "–",
-            *(f"{latency[p]:.2f}" for p in ("p50", "p95", "p99")), f"{s['env_steps_per_s']:.0f}"]  # fmt: skip
+    return [
+        e.label,
+        str(s["num_steps"]),
+        str(s["n"]),
+        f"{s['success_once']:.3f}",
+        f"{s['ci_low']:.3f} – {s['ci_high']:.3f}",
+        f"{s['success_at_end']:.3f}",
+        f"{s['return_mean']:.2f}",
+        ", ".join(f"{n} {reason}" for reason, n in reasons.most_common()) or "–",
+        *(f"{latency[p]:.2f}" for p in ("p50", "p95", "p99")),
+        f"{s['env_steps_per_s']:.0f}",
+    ]
 
 
 def _mean_over_checkpoints(evaluations: Sequence[EvaluationFolder]) -> str:
@@ -142,8 +185,16 @@ def _mean_over_checkpoints(evaluations: Sequence[EvaluationFolder]) -> str:
     for (task, steps), group in groupby(sorted(evaluations, key=key), key=key):
         rates = [e.summary["success_once"] for e in group]
         if len(rates) > 1:
-            rows.append([task, str(steps), str(len(rates)), f"{sum(rates) / len(rates):.3f}", f"{min(rates):.3f}",
-                         f"{max(rates):.3f}"])  # fmt: skip
+            rows.append(
+                [
+                    task,
+                    str(steps),
+                    str(len(rates)),
+                    f"{sum(rates) / len(rates):.3f}",
+                    f"{min(rates):.3f}",
+                    f"{max(rates):.3f}",
+                ]
+            )
     if not rows:
         return ""
     return "<h3>Over checkpoints</h3>" + table(["task", "steps", "checkpoints", "mean", "least", "greatest"], rows)
@@ -174,6 +225,8 @@ def _panel(panel: dict[str, Any], names: Sequence[str]) -> str:
                 lines.append(Line(f"predicted at step {chunk['step']}", x, [a[dim] for a in draw], 0, faint=True))
         charts.append(f"<div>{line_chart(lines, title=name, width=330, height=160)}</div>")
     draws = len(panel["chunks"][0]["actions"])
-    key = (f"<div class='key'><span class='ink'>{escape(panel['line'])}</span>"
-           f"<span class='s0'>predicted, {draws} noise draws</span></div>")  # fmt: skip
+    key = (
+        f"<div class='key'><span class='ink'>{escape(panel['line'])}</span>"
+        f"<span class='s0'>predicted, {draws} noise draws</span></div>"
+    )
     return f"<h3>{escape(panel['title'])}</h3>{key}<div class='grid3'>{''.join(charts)}</div>"

@@ -34,8 +34,10 @@ def left_to_solve(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     Raises ValueError when there is none.
     """
     if not (some := [row for row in rows if not row.get("solved_at_reset")]):
-        raise ValueError(f"all {len(rows)} episodes were solved at reset: there is nothing to measure; take other "
-                         "seeds, or another task")  # fmt: skip
+        raise ValueError(
+            f"all {len(rows)} episodes were solved at reset: there is nothing to measure; take other "
+            "seeds, or another task"
+        )
     return some
 
 
@@ -70,8 +72,10 @@ def require_unchanged(file: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     before = read_object(file) if file.exists() else {}
     for name, value in facts.items():
         if name in before and before[name] != value:
-            raise ValueError(f"{file.parent} was begun with {_difference(name, before[name], value)}; "
-                             "choose another out=, or the same again")  # fmt: skip
+            raise ValueError(
+                f"{file.parent} was begun with {_difference(name, before[name], value)}; "
+                "choose another out=, or the same again"
+            )
     return before | dict(facts)
 
 

@@ -10,8 +10,11 @@ from flowpolicy.seeding import seed_ranges
 
 START_SEED = 100_000  # reported seeds; training's own evaluations start at 50000, collection at 0
 RL_SEEDS = 1_000_000  # simulators that train draw theirs from here on, see `rollout.vector_env.episode_seed`
-_WORDS = {"demonstrations": "of its demonstrations", "selection": "that chose the checkpoint",
-          "training": "that reinforcement learning draws from"}  # fmt: skip
+_WORDS = {
+    "demonstrations": "of its demonstrations",
+    "selection": "that chose the checkpoint",
+    "training": "that reinforcement learning draws from",
+}
 
 
 def seen_seeds(recorded: Mapping[str, Any], task: tuple[str, str], seeds: range) -> dict[str, int]:
@@ -24,21 +27,25 @@ def seen_seeds(recorded: Mapping[str, Any], task: tuple[str, str], seeds: range)
     own = recorded.get("task")
     if own and (own.get("name"), own.get("id")) != task:
         return {}
-    known = {"demonstrations": (recorded.get("dataset") or {}).get("seeds", []),
-             "selection": recorded.get("selection_seeds", []),
-             "training": [[RL_SEEDS, 2**31]] if "finetune" in recorded else []}  # fmt: skip
+    known = {
+        "demonstrations": (recorded.get("dataset") or {}).get("seeds", []),
+        "selection": recorded.get("selection_seeds", []),
+        "training": [[RL_SEEDS, 2**31]] if "finetune" in recorded else [],
+    }
     found = {what: sum(len(_common(seeds, first, last)) for first, last in ranges) for what, ranges in known.items()}
     return {what: count for what, count in found.items() if count}
 
 
-def require_unseen(recorded: Mapping[str, Any], task: tuple[str, str], seeds: range, *, allow: bool,
-                   name: str = "the policy") -> dict[str, int]:  # fmt: skip
+def require_unseen(
+    recorded: Mapping[str, Any], task: tuple[str, str], seeds: range, *, allow: bool, name: str = "the policy"
+) -> dict[str, int]:
     """`seen_seeds`. Raises ValueError where there are some, unless they are allowed: then the result is marked."""
     found = seen_seeds(recorded, task, seeds)
     if found and not allow:
-        raise ValueError(f"{name} has seen {seen_text(found)} of the {len(seeds)} seeds from {seeds.start}; take "
-                         f"others (start_seed={START_SEED}), or pass allow_seen_seeds=true, which marks the result"
-                         )  # fmt: skip
+        raise ValueError(
+            f"{name} has seen {seen_text(found)} of the {len(seeds)} seeds from {seeds.start}; take "
+            f"others (start_seed={START_SEED}), or pass allow_seen_seeds=true, which marks the result"
+        )
     return found
 
 
@@ -59,11 +66,15 @@ def require_selection(seeds: range, demonstrations: Sequence[Sequence[int]]) -> 
     demonstrations or on seeds that are reported.
     """
     if len(seeds) and seeds.stop > START_SEED:
-        raise ValueError(f"eval: {len(seeds)} episodes from start_seed={seeds.start} choose the checkpoint, and seeds "
-                         f"from {START_SEED} on are reported; take an eval.start_seed below")  # fmt: skip
+        raise ValueError(
+            f"eval: {len(seeds)} episodes from start_seed={seeds.start} choose the checkpoint, and seeds "
+            f"from {START_SEED} on are reported; take an eval.start_seed below"
+        )
     if common := sum(len(_common(seeds, first, last)) for first, last in demonstrations):
-        raise ValueError(f"eval: {common} of the {len(seeds)} seeds from start_seed={seeds.start} are those of the "
-                         f"demonstrations; take another eval.start_seed below {START_SEED}")  # fmt: skip
+        raise ValueError(
+            f"eval: {common} of the {len(seeds)} seeds from start_seed={seeds.start} are those of the "
+            f"demonstrations; take another eval.start_seed below {START_SEED}"
+        )
     return seed_ranges(seeds)
 
 

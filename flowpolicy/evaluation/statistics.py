@@ -38,8 +38,9 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
-def difference_interval(a: tuple[int, int], b: tuple[int, int], *, confidence: float = 0.95,
-                        correlation: float = 0.0) -> tuple[float, float]:  # fmt: skip
+def difference_interval(
+    a: tuple[int, int], b: tuple[int, int], *, confidence: float = 0.95, correlation: float = 0.0
+) -> tuple[float, float]:
     """Interval (low, high) of success probability of A minus that of B, from the Wilson interval of each.
 
     a, b: (successes, n).   correlation: of the outcomes on the same seed (`phi`); 0 for episodes of their own.

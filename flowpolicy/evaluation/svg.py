@@ -88,8 +88,16 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def line_chart(lines: Sequence[Line], *, title: str = "", x_label: str = "", log_y: bool = False, width: int = 480,
-               height: int = 220, y_range: tuple[float, float] | None = None) -> str:  # fmt: skip
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str = "",
+    x_label: str = "",
+    log_y: bool = False,
+    width: int = 480,
+    height: int = 220,
+    y_range: tuple[float, float] | None = None,
+) -> str:
     """Lines over a common x. Values that are None-free and finite only; with log_y, positive ones only."""
     lines = [clean for line in lines if (clean := _clean(line, log_y)) is not None]
     if not lines:
@@ -104,11 +112,15 @@ def line_chart(lines: Sequence[Line], *, title: str = "", x_label: str = "", log
     for line in sorted(lines, key=lambda line: (line.colour != INK, not line.faint)):  # ink below
         points = " ".join(f"{to_x(a):.1f},{to_y(b):.1f}" for a, b in zip(line.x, line.y, strict=True))
         kind = ("faint" if line.faint else "line") + (" again" if line.colour >= NUM_COLOURS else "")
-        parts.append(f"<polyline class='{kind} {_colour(line.colour)}' points='{points}'>"
-                     f"<title>{escape(line.name)}</title></polyline>")  # fmt: skip
+        parts.append(
+            f"<polyline class='{kind} {_colour(line.colour)}' points='{points}'>"
+            f"<title>{escape(line.name)}</title></polyline>"
+        )
         if line.dots:
-            parts += [f"<circle class='dot {_colour(line.colour)}' cx='{to_x(a):.1f}' cy='{to_y(b):.1f}' r='2.5'/>"
-                      for a, b in zip(line.x, line.y, strict=True)]  # fmt: skip
+            parts += [
+                f"<circle class='dot {_colour(line.colour)}' cx='{to_x(a):.1f}' cy='{to_y(b):.1f}' r='2.5'/>"
+                for a, b in zip(line.x, line.y, strict=True)
+            ]
     return _svg(frame, parts, title or "line chart")
 
 
@@ -119,24 +131,29 @@ def interval_chart(rows: Sequence[Row], *, width: int = 960) -> str:
     to_x = _scale((0.0, 1.0), (frame.left, frame.right_edge))
     parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(f"<line class='grid' x1='{to_x(tick):.1f}' x2='{to_x(tick):.1f}' y1='{frame.top}' "
-                     f"y2='{frame.bottom_edge}'/>")  # fmt: skip
+        parts.append(
+            f"<line class='grid' x1='{to_x(tick):.1f}' x2='{to_x(tick):.1f}' y1='{frame.top}' "
+            f"y2='{frame.bottom_edge}'/>"
+        )
         parts.append(_text(to_x(tick), frame.bottom_edge + 17, f"{tick:.0%}", "middle"))
     for i, row in enumerate(rows):
         y = frame.top + 14 + 28 * i + 7
         colour = _colour(row.colour)
         said = f"{row.value:.3f}  [{row.low:.3f}, {row.high:.3f}]"
         parts.append(_text(frame.left - 12, y + 4, row.label, "end", "label"))
-        parts.append(f"<g><title>{escape(row.label)}: {said} {escape(row.note)}</title>"
-                     f"<rect class='band {colour}' x='{to_x(row.low):.1f}' y='{y - 5}' rx='5' height='10' "
-                     f"width='{max(2.0, to_x(row.high) - to_x(row.low)):.1f}'/>"
-                     f"<circle class='dot {colour}' cx='{to_x(row.value):.1f}' cy='{y}' r='5'/></g>")  # fmt: skip
+        parts.append(
+            f"<g><title>{escape(row.label)}: {said} {escape(row.note)}</title>"
+            f"<rect class='band {colour}' x='{to_x(row.low):.1f}' y='{y - 5}' rx='5' height='10' "
+            f"width='{max(2.0, to_x(row.high) - to_x(row.low)):.1f}'/>"
+            f"<circle class='dot {colour}' cx='{to_x(row.value):.1f}' cy='{y}' r='5'/></g>"
+        )
         parts.append(_text(frame.right_edge + 14, y + 4, f"{said}  {row.note}", "start", "value"))
     return _svg(frame, parts, "success with 95 % interval")
 
 
-def scatter_chart(marks: Sequence[Mark], frontier: Sequence[Mark], *, title: str, x_label: str, width: int = 960,
-                  height: int = 380) -> str:  # fmt: skip
+def scatter_chart(
+    marks: Sequence[Mark], frontier: Sequence[Mark], *, title: str, x_label: str, width: int = 960, height: int = 380
+) -> str:
     """Labelled points with intervals over a logarithmic x, heights as shares, and stairs along the `frontier`.
 
     Of more than MOST_LABELS points only the frontier's have a label; each tells its name under the pointer.
@@ -144,14 +161,18 @@ def scatter_chart(marks: Sequence[Mark], frontier: Sequence[Mark], *, title: str
     frame = _Frame(width, height, left=52, right=24, top=16, bottom=40)
     air = 1.6 if len({mark.x for mark in marks}) > 1 else 3.0
     x = (min(mark.x for mark in marks) / air, max(mark.x for mark in marks) * air)
-    y = (max(0.0, 0.1 * math.floor(10 * min(mark.low for mark in marks) - 0.2)),
-         min(1.03, max(mark.high for mark in marks) + 0.15))  # fmt: skip
+    y = (
+        max(0.0, 0.1 * math.floor(10 * min(mark.low for mark in marks) - 0.2)),
+        min(1.03, max(mark.high for mark in marks) + 0.15),
+    )
     to_x, to_y = _scale(x, (frame.left, frame.right_edge), log=True), _scale(y, (frame.bottom_edge, frame.top))
     parts = []
     for tick in ticks(y[0], min(1.0, y[1]), 5):
         at = to_y(tick)
-        parts.append(f"<line class='grid' x1='{frame.left}' x2='{frame.right_edge}' y1='{at:.1f}' y2='{at:.1f}'/>"
-                     + _text(frame.left - 7, at + 4, f"{tick:.0%}", "end"))  # fmt: skip
+        parts.append(
+            f"<line class='grid' x1='{frame.left}' x2='{frame.right_edge}' y1='{at:.1f}' y2='{at:.1f}'/>"
+            + _text(frame.left - 7, at + 4, f"{tick:.0%}", "end")
+        )
     parts.append(_x_axis(frame, log_ticks(*x), to_x, x_label))
     stairs = sorted(frontier, key=lambda mark: mark.x)
     corners = [(to_x(b.x), to_y(a.y)) for a, b in zip(stairs, stairs[1:], strict=False)]
@@ -162,16 +183,19 @@ def scatter_chart(marks: Sequence[Mark], frontier: Sequence[Mark], *, title: str
     named = {mark.label for mark in (marks if len(marks) <= MOST_LABELS else frontier)}
     placed: list[tuple[float, float, float, float]] = [
         (to_x(mark.x) - 7, to_y(mark.high) - 2, to_x(mark.x) + 7, to_y(mark.low) + 2)
-        for mark in marks if mark.label in named
-    ]  # fmt: skip
+        for mark in marks
+        if mark.label in named
+    ]
     placed += [(min(a, c), min(b, d) - 3, max(a, c), max(b, d) + 3) for (a, b), (c, d) in zip(path, path[1:])]
     for mark in marks:
         label = _label(mark.label, to_x(mark.x), to_y(mark.y), frame, placed) if mark.label in named else ""
         at, said = to_x(mark.x), f"{mark.label}: {mark.y:.3f} [{mark.low:.3f}, {mark.high:.3f}] at {number(mark.x)}"
-        parts.append(f"<g class='{_colour(mark.colour)}'><title>{escape(said)}</title><line class='whisker' "
-                     f"x1='{at:.1f}' x2='{at:.1f}' y1='{to_y(mark.low):.1f}' y2='{to_y(mark.high):.1f}'/>"
-                     f"<circle class='dot' cx='{at:.1f}' cy='{to_y(mark.y):.1f}' r='5'/>"
-                     f"{label}</g>")  # fmt: skip
+        parts.append(
+            f"<g class='{_colour(mark.colour)}'><title>{escape(said)}</title><line class='whisker' "
+            f"x1='{at:.1f}' x2='{at:.1f}' y1='{to_y(mark.low):.1f}' y2='{to_y(mark.high):.1f}'/>"
+            f"<circle class='dot' cx='{at:.1f}' cy='{to_y(mark.y):.1f}' r='5'/>"
+            f"{label}</g>"
+        )
     return _svg(frame, parts, title)
 
 
@@ -199,8 +223,17 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def histogram(values: Sequence[float], marks: dict[str, float], *, title: str = "", x_label: str = "", bins: int = 48,
-              colour: int = 0, width: int = 480, height: int = 200) -> str:  # fmt: skip
+def histogram(
+    values: Sequence[float],
+    marks: dict[str, float],
+    *,
+    title: str = "",
+    x_label: str = "",
+    bins: int = 48,
+    colour: int = 0,
+    width: int = 480,
+    height: int = 200,
+) -> str:
     """Counts of `values` with labelled vertical marks; the far tail beyond the last mark is cut and counted."""
     data = np.asarray(values, dtype=np.float64)
     low, far = float(data.min()), max(marks.values(), default=float(data.max()))
@@ -216,16 +249,20 @@ def histogram(values: Sequence[float], marks: dict[str, float], *, title: str = 
     parts.append(_x_axis(frame, ticks(low, high, 5), to_x, x_label + note))
     for count, a, b in zip(counts, edges[:-1], edges[1:], strict=True):
         if count:
-            parts.append(f"<rect class='bar {_colour(colour)}' x='{to_x(a):.1f}' y='{to_y(float(count)):.1f}' "
-                         f"width='{max(0.8, to_x(b) - to_x(a) - 0.6):.1f}' "
-                         f"height='{frame.bottom_edge - to_y(float(count)):.1f}'/>")  # fmt: skip
+            parts.append(
+                f"<rect class='bar {_colour(colour)}' x='{to_x(a):.1f}' y='{to_y(float(count)):.1f}' "
+                f"width='{max(0.8, to_x(b) - to_x(a) - 0.6):.1f}' "
+                f"height='{frame.bottom_edge - to_y(float(count)):.1f}'/>"
+            )
     for i, (name, value) in enumerate(sorted(marks.items(), key=lambda item: item[1])):
         y = frame.top - 34 + 13 * (i % 3)  # staggered: p95 and p99 often sit side by side
         left = to_x(value) > frame.right_edge - 80
-        parts.append(f"<line class='mark' x1='{to_x(value):.1f}' x2='{to_x(value):.1f}' y1='{y - 7}' "
-                     f"y2='{frame.bottom_edge}'/>")  # fmt: skip
-        parts.append(_text(to_x(value) + (-4 if left else 4), y + 1, f"{name} {value:.3g}",
-                           "end" if left else "start", "value"))  # fmt: skip
+        parts.append(
+            f"<line class='mark' x1='{to_x(value):.1f}' x2='{to_x(value):.1f}' y1='{y - 7}' y2='{frame.bottom_edge}'/>"
+        )
+        parts.append(
+            _text(to_x(value) + (-4 if left else 4), y + 1, f"{name} {value:.3g}", "end" if left else "start", "value")
+        )
     return _svg(frame, parts, title or "histogram")
 
 
@@ -290,8 +327,9 @@ def _title(frame: _Frame, title: str) -> str:
 def _y_axis(frame: _Frame, values: Sequence[float], to_y: Callable[[float], float]) -> str:
     return "".join(
         f"<line class='grid' x1='{frame.left}' x2='{frame.right_edge}' y1='{to_y(v):.1f}' y2='{to_y(v):.1f}'/>"
-        + _text(frame.left - 7, to_y(v) + 4, number(v), "end") for v in values
-    )  # fmt: skip
+        + _text(frame.left - 7, to_y(v) + 4, number(v), "end")
+        for v in values
+    )
 
 
 def _x_axis(frame: _Frame, values: Sequence[float], to_x: Callable[[float], float], label: str) -> str:
@@ -302,5 +340,7 @@ def _x_axis(frame: _Frame, values: Sequence[float], to_x: Callable[[float], floa
 
 
 def _svg(frame: _Frame, parts: Sequence[str], label: str) -> str:
-    return (f"<svg role='img' aria-label='{escape(label)}' viewBox='0 0 {frame.width} {frame.height}' "
-            f"width='{frame.width}' height='{frame.height}'>{''.join(parts)}</svg>")  # fmt: skip
+    return (
+        f"<svg role='img' aria-label='{escape(label)}' viewBox='0 0 {frame.width} {frame.height}' "
+        f"width='{frame.width}' height='{frame.height}'>{''.join(parts)}</svg>"
+    )

@@ -55,8 +55,10 @@ class Grid:
         ordered = sorted(self.seeds)
         for one, other in zip(ordered, ordered[1:], strict=False):
             if other - one < self.episodes:
-                raise ValueError(f"seeds are the first ones of blocks of episodes={self.episodes}: those from {one} "
-                                 f"and {other} overlap; keep them that far apart")  # fmt: skip
+                raise ValueError(
+                    f"seeds are the first ones of blocks of episodes={self.episodes}: those from {one} "
+                    f"and {other} overlap; keep them that far apart"
+                )
 
     def block(self, seed: int) -> range:
         """The seeds of the block that begins with `seed`."""
@@ -84,8 +86,18 @@ class Means(NamedTuple):
 
 
 # What a policy or a simulator raises when it is broken; both may be somebody else's code.
-_BROKEN = (ValueError, RuntimeError, OSError, ImportError, TypeError, AttributeError, LookupError, ArithmeticError,
-           AssertionError, MemoryError)  # fmt: skip
+_BROKEN = (
+    ValueError,
+    RuntimeError,
+    OSError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+)
 
 
 class Sweep(NamedTuple):
@@ -130,8 +142,10 @@ def sweep(
             require_comparable(together, may_differ=may_differ)
     for arm in able:
         if (seen := _seen(arm, grid)) and not allow_seen_seeds:
-            raise ValueError(f"{arm.name} has seen {seen_text(seen)} of the seeds; take others, or pass "
-                             "allow_seen_seeds=true, which marks the result")  # fmt: skip
+            raise ValueError(
+                f"{arm.name} has seen {seen_text(seen)} of the seeds; take others, or pass "
+                "allow_seen_seeds=true, which marks the result"
+            )
     asked = require_unchanged(out / "asked.json", asked)
     part = "" if grid.parts == 1 else f"_{grid.part}_of_{grid.parts}"
     with only_writer(out, f"results{part}.jsonl.lock"):
@@ -153,8 +167,9 @@ def sweep(
     return Sweep(comparisons, left_out, failed, waits=False)
 
 
-def _sorted_out(arms: Sequence[Arm], means: Means, before: Mapping[str, Any], failed: list[Failure]
-                ) -> tuple[list[Arm], list[str], dict[str, Any]]:  # fmt: skip
+def _sorted_out(
+    arms: Sequence[Arm], means: Means, before: Mapping[str, Any], failed: list[Failure]
+) -> tuple[list[Arm], list[str], dict[str, Any]]:
     """Arms that can run; names of those whose head does not take that many steps; what decides their outcomes.
 
     before: what an earlier call was asked, which found that they can.   failed: gets those whose policy does not load.
@@ -251,8 +266,9 @@ def _results(arms: Sequence[Arm], grid: Grid, done: Mapping[str, Mapping[int, An
     return {i: [rows[seed] for seed in seeds if seed in rows] for i, rows in enumerate(found)}
 
 
-def _run(jobs: Sequence[Job], means: Means, workers: int, *, skip: Callable[[Job], bool]
-         ) -> Iterator[Outcome[Job, list[dict[str, Any]]]]:  # fmt: skip
+def _run(
+    jobs: Sequence[Job], means: Means, workers: int, *, skip: Callable[[Job], bool]
+) -> Iterator[Outcome[Job, list[dict[str, Any]]]]:
     """The lines of each finished job, in any order."""
     if workers > 1 and len(jobs) > 1:
         yield from run_all(_worker_roll, jobs, workers=workers, skip=skip, start=_start_worker, arguments=(means,))
@@ -291,8 +307,14 @@ def _worker_roll(job: Job) -> list[dict[str, Any]]:
     return _roll(job, _rollouts)
 
 
-def _conclude(arms: Sequence[Arm], rows: Mapping[int, list[dict[str, Any]]], means: Means, out: Path,
-              failed: Sequence[Failure], grid: Grid) -> list[Comparison]:  # fmt: skip
+def _conclude(
+    arms: Sequence[Arm],
+    rows: Mapping[int, list[dict[str, Any]]],
+    means: Means,
+    out: Path,
+    failed: Sequence[Failure],
+    grid: Grid,
+) -> list[Comparison]:
     """One comparison per task, sweep.json, sweep.md and sweep.html.   rows: id of an arm -> its lines."""
     summaries = _summaries(arms, means, out / "latency.jsonl")
     summaries = [one | {"seen_seeds": _seen(arm, grid)} for one, arm in zip(summaries, arms, strict=True)]
@@ -325,8 +347,12 @@ def _summaries(arms: Sequence[Arm], means: Means, file: Path) -> list[dict[str, 
             policy = rollouts.policy(arm)
             device = next(policy.parameters()).device
             report = measure_latency(policy, example_observation(policy, device), num_steps=arm.num_steps)
-            found[key] = {"checkpoint": key[0], "num_steps": key[1], "device": report.device,
-                          "latency_ms": {name: report.predict[name] for name in ("p50", "p95", "p99")},
-                          "policy_params": policy.num_parameters}  # fmt: skip
+            found[key] = {
+                "checkpoint": key[0],
+                "num_steps": key[1],
+                "device": report.device,
+                "latency_ms": {name: report.predict[name] for name in ("p50", "p95", "p99")},
+                "policy_params": policy.num_parameters,
+            }
             append_rows(file, [found[key]])
     return [found[arm.place, arm.num_steps] for arm in arms]

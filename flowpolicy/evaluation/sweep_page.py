@@ -22,16 +22,20 @@ def sweep_page(comparisons: Sequence[Comparison], *, title: str = "", failed: Se
         title or "Sweep: " + ", ".join(f"{one.task} {one.task_id}" for one in comparisons),
         subtitle=f"{len(arms)} arm{'s' * (len(arms) > 1)} · {len(comparisons)} task{'s' * several} · "
         f"{episodes} episodes",
-        head="", sections=[*sections, origin_section(comparisons)], footer=page_footer(),
-    )  # fmt: skip
+        head="",
+        sections=[*sections, origin_section(comparisons)],
+        footer=page_footer(),
+    )
 
 
 def format_sweep(comparisons: Sequence[Comparison], *, failed: Sequence[Failure] = ()) -> str:
     """The table of the page, for a terminal."""
     header, rows = _cells(comparisons)
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-             for row in [header, *rows]]  # fmt: skip
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
     lines += [format_one_step(found)] if (found := one_against_many(comparisons)) else []
     return "\n".join([*lines, *_remarks(comparisons), *format_failed(failed)])
 
@@ -76,14 +80,25 @@ def _overview(comparisons: Sequence[Comparison]) -> Section:
 
 def _one_step_section(found: Sequence[OneStep]) -> Section:
     header, rows = _one_step_cells(found)
-    lead = ("On each task against the multi-step arm with the most successes there; p is that of the pair times their "
-            "number, for the best of them was picked. Ratios: the least over the tasks.")  # fmt: skip
+    lead = (
+        "On each task against the multi-step arm with the most successes there; p is that of the pair times their "
+        "number, for the best of them was picked. Ratios: the least over the tasks."
+    )
     return Section("One step against many", table(header, rows, text_columns=3), lead)
 
 
 def _one_step_cells(found: Sequence[OneStep]) -> tuple[list[str], list[list[str]]]:
-    rows = [[one.name, ", ".join(one.beaten) or "on no task", one.nearest or "–", f"{one.difference:+.3f}",
-             f"{one.evaluations:g}", f"{one.speed:.1f}" if one.speed else "–"] for one in found]  # fmt: skip
+    rows = [
+        [
+            one.name,
+            ", ".join(one.beaten) or "on no task",
+            one.nearest or "–",
+            f"{one.difference:+.3f}",
+            f"{one.evaluations:g}",
+            f"{one.speed:.1f}" if one.speed else "–",
+        ]
+        for one in found
+    ]
     return [
         "one-step arm",
         "beaten",

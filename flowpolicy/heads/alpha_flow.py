@@ -101,9 +101,11 @@ class AlphaFlowHead(Head):
             self._teach, x_long, t_long, r_long, net_cond[:count].detach(), long_velocity, kappa.to(action.dtype)
         )
         u = self.velocity(
-            torch.cat([x_t, x_long]), torch.cat([t, t_long]), torch.cat([t, r_long]),
+            torch.cat([x_t, x_long]),
+            torch.cat([t, t_long]),
+            torch.cat([t, r_long]),
             torch.cat([net_cond, net_cond[:count]]),
-        ).to(action.dtype)  # fmt: skip
+        ).to(action.dtype)
         velocity = masked_mean_square(u[:batch] - path_velocity, mask)
         consistency = masked_mean_square(u[batch:] - target, mask[:count])
         loss = self.weighting(velocity) + self.consistency_weight * self.weighting(consistency)

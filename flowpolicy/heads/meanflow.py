@@ -98,9 +98,16 @@ class MeanFlowHead(Head):
 
         u, features = self._velocity_and_features(x_t, t, r, net_cond)
         correction = meanflow_correction(
-            self.velocity, x_t, t, r, net_cond, wanted, num_equal=num_equal, objective=self.objective,
+            self.velocity,
+            x_t,
+            t,
+            r,
+            net_cond,
+            wanted,
+            num_equal=num_equal,
+            objective=self.objective,
             derivative=self.derivative,
-        )  # fmt: skip
+        )
         error = masked_mean_square(u.to(action.dtype) + correction - wanted, mask)  # (B,)
         loss = self.weighting(error)
         metrics = {"loss_meanflow": error.mean().detach()}

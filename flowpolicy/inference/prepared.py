@@ -43,9 +43,14 @@ class PreparedPolicy:
         self.noise_shape = (batch, policy.horizon, policy.embodiment.action_dim)
         self.reset(0)
         self._inputs = Inputs(
-            policy.embodiment, policy.obs_keys, obs_horizon=policy.obs_horizon, horizon=policy.horizon, array=Tensor,
-            dtypes={"float32": torch.float32, "uint8": torch.uint8}, batch=batch,
-        )  # fmt: skip
+            policy.embodiment,
+            policy.obs_keys,
+            obs_horizon=policy.obs_horizon,
+            horizon=policy.horizon,
+            array=Tensor,
+            dtypes={"float32": torch.float32, "uint8": torch.uint8},
+            batch=batch,
+        )
         with self._own_threads():
             # a copy: training may go on, and a replay of half old, half new weights would be neither
             self._run = _compile(copy.deepcopy(policy).to(device).eval(), self._example(policy), num_steps)

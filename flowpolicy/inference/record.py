@@ -16,9 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 aten = torch.ops.aten
 # They read a tensor's shape and type, not what it holds.
 _SHAPE_ONLY = {
-    aten.new_full.default, aten.new_zeros.default, aten.new_ones.default, aten.new_empty.default,
-    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.empty_like.default,
-}  # fmt: skip
+    aten.new_full.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_empty.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.empty_like.default,
+}
 # They hand what a tensor holds to Python, which the recording does not see.
 _LEAVING = {aten._local_scalar_dense.default, aten.is_nonzero.default, aten.nonzero.default}
 

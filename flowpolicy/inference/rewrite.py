@@ -60,8 +60,15 @@ def simplify(recording: Recording, *, pixels_first: bool = False) -> None:
     graph = recording.graph
     if pixels_first:
         _apply(recording, _convolve_pixels_first)
-    for rewrite in (_leave_out, _flatten_cat, _entrywise_into_cat, _fold_constant_columns, _chain_products,
-                    _undo_difference, _one_affine):  # fmt: skip
+    for rewrite in (
+        _leave_out,
+        _flatten_cat,
+        _entrywise_into_cat,
+        _fold_constant_columns,
+        _chain_products,
+        _undo_difference,
+        _one_affine,
+    ):
         _apply(recording, rewrite)
     for node in graph.nodes:
         if node.op == "call_function" and node.target in _METHODS:
@@ -164,8 +171,14 @@ def _fold_constant_columns(recording: Recording, node: fx.Node) -> fx.Node | Non
         if len(kept) == 1
         else _call(recording, aten.cat.default, kept, -1, shape=(*shape_of(node)[:1], len(left)))
     )
-    return _call(recording, aten.addmm.default, recording.constant(total.to(weight.dtype)), x, recording.constant(left),
-                 shape=shape_of(node))  # fmt: skip
+    return _call(
+        recording,
+        aten.addmm.default,
+        recording.constant(total.to(weight.dtype)),
+        x,
+        recording.constant(left),
+        shape=shape_of(node),
+    )
 
 
 def _chain_products(recording: Recording, node: fx.Node) -> fx.Node | None:
@@ -180,8 +193,9 @@ def _chain_products(recording: Recording, node: fx.Node) -> fx.Node | None:
         return None
     total = bias if other is None else other if bias is None else bias + other
     assert total is not None
-    inner = _call(recording, aten.addmm.default, recording.constant(total), b, recording.constant(v),
-                  shape=shape_of(node))  # fmt: skip
+    inner = _call(
+        recording, aten.addmm.default, recording.constant(total), b, recording.constant(v), shape=shape_of(node)
+    )
     return _call(recording, aten.addmm.default, inner, a, recording.constant(w), shape=shape_of(node))
 
 
@@ -209,8 +223,14 @@ def _one_affine(recording: Recording, node: fx.Node) -> fx.Node | None:
         return None
     shift = (-offset.double() / scale.double()).to(scale.dtype)
     factor = (1.0 / scale.double()).to(scale.dtype)
-    return _call(recording, aten.addcmul.default, recording.constant(shift), inner.args[0],
-                 recording.constant(factor), shape=shape_of(node))  # fmt: skip
+    return _call(
+        recording,
+        aten.addcmul.default,
+        recording.constant(shift),
+        inner.args[0],
+        recording.constant(factor),
+        shape=shape_of(node),
+    )
 
 
 def _convolve_pixels_first(recording: Recording, node: fx.Node) -> fx.Node | None:
@@ -225,8 +245,9 @@ def _convolve_pixels_first(recording: Recording, node: fx.Node) -> fx.Node | Non
     picture = _call(recording, aten.unsqueeze.default, x, 2, shape=(*shape_of(x)[:2], 1, *shape_of(x)[2:]))
     kernel = recording.constant(value.unsqueeze(2).clone(memory_format=torch.channels_last))
     settings = ([1, *stride], [0, *padding], [1, *dilation], transposed, [0, *extra], groups)
-    convolved = _call(recording, aten.convolution.default, picture, kernel, bias, *settings,
-                      shape=(batch, channels, 1, length))  # fmt: skip
+    convolved = _call(
+        recording, aten.convolution.default, picture, kernel, bias, *settings, shape=(batch, channels, 1, length)
+    )
     squeezed = _call(recording, aten.squeeze.dim, convolved, 2, shape=shape_of(node))
     return with_shape(recording.graph.call_method("contiguous", (squeezed,)), shape_of(node))  # as group norm wants it
 

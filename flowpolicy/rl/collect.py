@@ -61,9 +61,18 @@ def collect(
     next_value = torch.where(terminated | truncated, final_value, following)
     chain = Chain(*(torch.stack(part) for part in zip(*chains, strict=True)))
     rollout = Rollout(
-        {key: torch.stack([one[key] for one in stored]) for key in stored[0]}, chain, log_prob, value, next_value,
-        reward, steps, terminated, truncated, success, torch.ones_like(terminated),
-    )  # fmt: skip
+        {key: torch.stack([one[key] for one in stored]) for key in stored[0]},
+        chain,
+        log_prob,
+        value,
+        next_value,
+        reward,
+        steps,
+        terminated,
+        truncated,
+        success,
+        torch.ones_like(terminated),
+    )
     return Collected(rollout, obs, saturated)
 
 
@@ -153,5 +162,6 @@ def finish(
 
 def _require_finite(obs: Observation) -> None:
     if bad := [key for key, value in obs.items() if not torch.isfinite(value).all()]:
-        raise ValueError(f"the simulator gave an observation {', '.join(bad)} that is not finite; "
-                         "the last good checkpoint is kept")  # fmt: skip
+        raise ValueError(
+            f"the simulator gave an observation {', '.join(bad)} that is not finite; the last good checkpoint is kept"
+        )

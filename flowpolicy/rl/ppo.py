@@ -97,8 +97,20 @@ class PPOSettings:
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"ppo.{name} must lie between 0 and 1, got {getattr(self, name)}")
-        others = ("clip_low", "clip_high", "value_clip", "huber", "actor_lr", "critic_lr", "final_lr", "target_kl",
-                  "bc_weight", "bc_final", "warmup", "min_success_episodes")  # fmt: skip
+        others = (
+            "clip_low",
+            "clip_high",
+            "value_clip",
+            "huber",
+            "actor_lr",
+            "critic_lr",
+            "final_lr",
+            "target_kl",
+            "bc_weight",
+            "bc_final",
+            "warmup",
+            "min_success_episodes",
+        )
         for name in others:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"ppo.{name} must be at least 0 and finite, got {getattr(self, name)}")
@@ -218,9 +230,14 @@ class PPO:
                 return {"rl/groups_used": relative.used}
         else:
             advantage, returns = gae(
-                reward, rollout.value, rollout.next_value, rollout.terminated, rollout.done, discount=discount,
+                reward,
+                rollout.value,
+                rollout.next_value,
+                rollout.terminated,
+                rollout.done,
+                discount=discount,
                 lam=settings.lam,
-            )  # fmt: skip
+            )
             advantage = normalized(advantage, rollout.valid)
         for batch in self._batches(rollout, advantage, returns, order):
             cond = self.actor_critic.features(batch.obs)
@@ -282,9 +299,14 @@ class PPO:
             loss = result.loss - settings.entropy_weight * score.entropy
         if bc_weight > 0.0:
             pull = bc_loss(
-                model.policy, model.reference, cond, model.reference_features(batch.obs), kind=settings.bc_kind,
-                num_steps=model.exploration.deploy_steps, generator=noise,
-            )  # fmt: skip
+                model.policy,
+                model.reference,
+                cond,
+                model.reference_features(batch.obs),
+                kind=settings.bc_kind,
+                num_steps=model.exploration.deploy_steps,
+                generator=noise,
+            )
             found["bc_loss"].append(float(pull.detach()))
             loss = loss + bc_weight * pull
         if loss.requires_grad:
@@ -361,8 +383,14 @@ class PPO:
         kl, clipped, count = 0.0, 0.0, 0
         for batch in minibatches(rollout, zero, zero, count=settings.minibatches, generator=None):
             score = self.actor_critic.score(self.actor_critic.features(batch.obs), batch.chain)
-            found = policy_loss(score.log_prob, batch.log_prob, batch.advantage, clip_low=settings.clip_low,
-                                clip_high=settings.clip_high, entries=score.entries)  # fmt: skip
+            found = policy_loss(
+                score.log_prob,
+                batch.log_prob,
+                batch.advantage,
+                clip_low=settings.clip_low,
+                clip_high=settings.clip_high,
+                entries=score.entries,
+            )
             size = len(batch.log_prob)
             kl, clipped = kl + size * float(found.kl), clipped + size * float(found.clipped)
             count += size

@@ -51,8 +51,9 @@ class BatchedChunkEnv:
     simulator: is closed with this.   action_horizon: Ta.   obs_horizon: To.
     """
 
-    def __init__(self, simulator: BatchedSimulator, *, action_horizon: int, obs_horizon: int = 1,
-                 reward: Reward | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, simulator: BatchedSimulator, *, action_horizon: int, obs_horizon: int = 1, reward: Reward | None = None
+    ) -> None:
         self._simulator, self._reward, self._action_horizon = simulator, reward or Reward(), action_horizon
         self.num_envs, self.embodiment = simulator.num_envs, simulator.embodiment
         self._history: deque[Observation] = deque(maxlen=obs_horizon)

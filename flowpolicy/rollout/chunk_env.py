@@ -118,9 +118,13 @@ def make_chunk_env(
     except ImportError as error:
         raise ImportError(f"gymnasium is not installed; {how_to_install('train')}") from error
     make = partial(
-        _Group, make_env, size=num_envs // workers, obs_horizon=obs_horizon, action_horizon=action_horizon,
+        _Group,
+        make_env,
+        size=num_envs // workers,
+        obs_horizon=obs_horizon,
+        action_horizon=action_horizon,
         reward=reward or Reward(),
-    )  # fmt: skip
+    )
     fns: list[Callable[[], Any]] = [partial(make, index=index) for index in range(workers)]
     if workers > 1:
         with others_start_children():
@@ -241,8 +245,12 @@ class _Group:
         boxes = {}
         for key, box in env.observation_space.spaces.items():
             shape = (size, obs_horizon, *box.shape)
-            boxes |= {prefix + key: spaces.Box(-np.inf, np.inf, shape, box.dtype) if box.dtype != np.uint8
-                      else spaces.Box(0, 255, shape, np.uint8) for prefix in (_NOW, _TRUE)}  # fmt: skip
+            boxes |= {
+                prefix + key: spaces.Box(-np.inf, np.inf, shape, box.dtype)
+                if box.dtype != np.uint8
+                else spaces.Box(0, 255, shape, np.uint8)
+                for prefix in (_NOW, _TRUE)
+            }
         self.observation_space = spaces.Dict(boxes)
         self.action_space = spaces.Box(-np.inf, np.inf, (size, action_horizon, self.embodiment.action_dim), np.float32)
         self.metadata, self.render_mode, self.spec = env.metadata, None, None

@@ -65,8 +65,10 @@ class EpisodeResult(NamedTuple):
 def left_to_solve(results: Sequence[EpisodeResult]) -> list[EpisodeResult]:
     """Those that were not solved at reset: what success rates are of. Raises ValueError when there is none."""
     if not (some := [result for result in results if not result.solved_at_reset]):
-        raise ValueError(f"all {len(results)} episodes from seed {results[0].seed} on were solved at reset: there is "
-                         "nothing to measure; take other seeds, or another task")  # fmt: skip
+        raise ValueError(
+            f"all {len(results)} episodes from seed {results[0].seed} on were solved at reset: there is "
+            "nothing to measure; take other seeds, or another task"
+        )
     return some
 
 
@@ -186,9 +188,16 @@ class _Running:
     def result(self) -> EpisodeResult:
         at_end = self.success and self.failure == ""
         return EpisodeResult(
-            self.seed, self.success_once, at_end, self.rewards, self.steps, self.failure, self.infer_ms, self.outcome,
+            self.seed,
+            self.success_once,
+            at_end,
+            self.rewards,
+            self.steps,
+            self.failure,
+            self.infer_ms,
+            self.outcome,
             self.solved_at_reset,
-        )  # fmt: skip
+        )
 
 
 def _start(

@@ -71,18 +71,23 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range, or seeds that would choose the checkpoint and be reported."""
-        for name, value, least in (("envs", self.envs, 1), ("workers", self.workers, 1),
-                                   ("eval.episodes", self.eval_episodes, 1 if self.loop.eval_every else 0),
-                                   ("eval.start_seed", self.eval_seed, 0),
-                                   ("preflight.episodes", self.preflight_episodes, 0),
-                                   ("receipt.episodes", self.receipt_episodes, 0),
-                                   ("receipt.start_seed", self.receipt_seed, 0)):  # fmt: skip
+        for name, value, least in (
+            ("envs", self.envs, 1),
+            ("workers", self.workers, 1),
+            ("eval.episodes", self.eval_episodes, 1 if self.loop.eval_every else 0),
+            ("eval.start_seed", self.eval_seed, 0),
+            ("preflight.episodes", self.preflight_episodes, 0),
+            ("receipt.episodes", self.receipt_episodes, 0),
+            ("receipt.start_seed", self.receipt_seed, 0),
+        ):
             require_number(name, value, least=least, whole=True)
         distance = self.receipt_seed - self.eval_seed
         both = self.receipt_episodes and self.loop.eval_every
         if both and -self.receipt_episodes < distance < self.eval_episodes:
-            raise ValueError(f"eval and receipt share seeds: {self.eval_episodes} from {self.eval_seed} and "
-                             f"{self.receipt_episodes} from {self.receipt_seed}; move receipt.start_seed")  # fmt: skip
+            raise ValueError(
+                f"eval and receipt share seeds: {self.eval_episodes} from {self.eval_seed} and "
+                f"{self.receipt_episodes} from {self.receipt_seed}; move receipt.start_seed"
+            )
         if not 0 <= self.min_success <= 1:
             raise ValueError(f"preflight.min_success must lie between 0 and 1, got {self.min_success}")
         if self.total_steps is not None:
@@ -99,13 +104,20 @@ class FinetuneSettings:
         """From the resolved config of `flowpolicy finetune`."""
         evaluation, preflight, receipt = facts["eval"], facts["preflight"], facts["receipt"]
         return FinetuneSettings(
-            envs=facts["envs"], workers=facts["workers"], reward=Reward(**facts["reward"]),
-            actor=ActorSettings(**facts["actor"]), ppo=PPOSettings(**facts["ppo"]), loop=LoopSettings(**facts["loop"]),
+            envs=facts["envs"],
+            workers=facts["workers"],
+            reward=Reward(**facts["reward"]),
+            actor=ActorSettings(**facts["actor"]),
+            ppo=PPOSettings(**facts["ppo"]),
+            loop=LoopSettings(**facts["loop"]),
             total_steps=facts["rl"]["total_steps"],
-            eval_episodes=evaluation["episodes"], eval_seed=evaluation["start_seed"],
-            preflight_episodes=preflight["episodes"], min_success=preflight["min_success"],
-            receipt_episodes=receipt["episodes"], receipt_seed=receipt["start_seed"],
-        )  # fmt: skip
+            eval_episodes=evaluation["episodes"],
+            eval_seed=evaluation["start_seed"],
+            preflight_episodes=preflight["episodes"],
+            min_success=preflight["min_success"],
+            receipt_episodes=receipt["episodes"],
+            receipt_seed=receipt["start_seed"],
+        )
 
 
 def finetune(
@@ -185,12 +197,15 @@ def _require_unseen(origin: dict[str, Any], facts: dict[str, Any], settings: Fin
     task, first = facts.get("task") or {}, settings.receipt_seed
     seeds = range(first, first + settings.receipt_episodes)
     if seen := seen_seeds(origin | {"finetune": {}}, (task.get("name", ""), task.get("id", "")), seeds):
-        raise ValueError(f"receipt: the policy has seen {seen_text(seen)} of the {len(seeds)} seeds from {first}; take "
-                         f"others (receipt.start_seed={START_SEED})")  # fmt: skip
+        raise ValueError(
+            f"receipt: the policy has seen {seen_text(seen)} of the {len(seeds)} seeds from {first}; take "
+            f"others (receipt.start_seed={START_SEED})"
+        )
 
 
-def _with_numbers(origin: dict[str, Any], facts: dict[str, Any], settings: FinetuneSettings, *, seed: int,
-                  device: str) -> dict[str, Any]:  # fmt: skip
+def _with_numbers(
+    origin: dict[str, Any], facts: dict[str, Any], settings: FinetuneSettings, *, seed: int, device: str
+) -> dict[str, Any]:
     """What the base says, `facts` over it and the run's numbers, as a checkpoint gives them back. Raises ValueError for
     seeds that were seen."""
     facts = origin | facts
@@ -200,8 +215,12 @@ def _with_numbers(origin: dict[str, Any], facts: dict[str, Any], settings: Finet
     return facts | seen | {"finetune": {**facts.get("finetune", {}), **numbers}}
 
 
-def _simulators(policy: FlowPolicy, make_env: Callable[[], Any], make_batch: Callable[[int], BatchedSimulator] | None,
-                settings: FinetuneSettings) -> ChunkEnv:  # fmt: skip
+def _simulators(
+    policy: FlowPolicy,
+    make_env: Callable[[], Any],
+    make_batch: Callable[[int], BatchedSimulator] | None,
+    settings: FinetuneSettings,
+) -> ChunkEnv:
     words: Any = {"action_horizon": policy.action_horizon, "obs_horizon": policy.obs_horizon, "reward": settings.reward}
     if make_batch is not None:
         refuse_batch(settings.ppo.advantage)
@@ -218,9 +237,16 @@ def _run(trainer: PPOTrainer, step: int) -> None:
         trainer.tracker.close()
 
 
-def _trainer(policy: FlowPolicy, env: ChunkEnv, make_env: Callable[[], Any],
-             exploration: Exploration | Callable[..., Exploration], settings: FinetuneSettings, *, seed: int,
-             progress: bool) -> PPOTrainer:  # fmt: skip
+def _trainer(
+    policy: FlowPolicy,
+    env: ChunkEnv,
+    make_env: Callable[[], Any],
+    exploration: Exploration | Callable[..., Exploration],
+    settings: FinetuneSettings,
+    *,
+    seed: int,
+    progress: bool,
+) -> PPOTrainer:
     """Everything but where its numbers and checkpoints go."""
     with torch.random.fork_rng():  # layers initialise themselves from the global generator
         torch.manual_seed(derive(seed, "critic"))
@@ -230,42 +256,74 @@ def _trainer(policy: FlowPolicy, env: ChunkEnv, make_env: Callable[[], Any],
     if settings.loop.eval_every:
         check = SimulatorCheck(make_env, settings.eval_episodes, settings.eval_seed, num_steps, settings.workers)
     return PPOTrainer(
-        actor_critic, env, ppo=settings.ppo, loop=settings.loop, sparse=settings.reward.sparse, seed=seed,
-        evaluate=check, progress=progress,
-    )  # fmt: skip
+        actor_critic,
+        env,
+        ppo=settings.ppo,
+        loop=settings.loop,
+        sparse=settings.reward.sparse,
+        seed=seed,
+        evaluate=check,
+        progress=progress,
+    )
 
 
-def _conclude(out: Path, make_env: Callable[[], Any], trainer: PPOTrainer, settings: FinetuneSettings, *,
-              device: torch.device | str, trusted_modules: Sequence[str],
-              say: Callable[[str], None]) -> None:  # fmt: skip
+def _conclude(
+    out: Path,
+    make_env: Callable[[], Any],
+    trainer: PPOTrainer,
+    settings: FinetuneSettings,
+    *,
+    device: torch.device | str,
+    trusted_modules: Sequence[str],
+    say: Callable[[str], None],
+) -> None:
     """The receipt of a run that reached its end; else a sentence."""
     if trainer.iteration < settings.loop.iterations:
-        say(f"stopped     after loop.max_hours={settings.loop.max_hours} at iteration {trainer.iteration} of "
-            f"{settings.loop.iterations}; resume=true goes on")  # fmt: skip
+        say(
+            f"stopped     after loop.max_hours={settings.loop.max_hours} at iteration {trainer.iteration} of "
+            f"{settings.loop.iterations}; resume=true goes on"
+        )
     if trainer.iteration < settings.loop.iterations or not settings.receipt_episodes:
         return
     last, best = (resolve_checkpoint(out / "checkpoints" / name) for name in ("last", "best"))
     other = best if best != last else None  # without evaluations there is no best
     receipt = write_receipt(
-        out, make_env, before=out / "base", after=last, best=other,
+        out,
+        make_env,
+        before=out / "base",
+        after=last,
+        best=other,
         num_steps=trainer.actor_critic.exploration.deploy_steps,
-        episodes=settings.receipt_episodes, start_seed=settings.receipt_seed, envs=settings.workers,
-        device=device, trusted_modules=trusted_modules,
-    )  # fmt: skip
+        episodes=settings.receipt_episodes,
+        start_seed=settings.receipt_seed,
+        envs=settings.workers,
+        device=device,
+        trusted_modules=trusted_modules,
+    )
     before, after = (receipt[name]["success_once"] for name in ("before", "after"))
     beside = f" (best: {receipt['best']['success_once']:.3f})" if "best" in receipt else ""
-    say(f"receipt     {before:.3f} -> {after:.3f}{beside} on {settings.receipt_episodes} unseen seeds: "
-        f"{receipt['verdict']} (p = {receipt['p_value']:.2g}); {out / 'receipt.html'}")  # fmt: skip
+    say(
+        f"receipt     {before:.3f} -> {after:.3f}{beside} on {settings.receipt_episodes} unseen seeds: "
+        f"{receipt['verdict']} (p = {receipt['p_value']:.2g}); {out / 'receipt.html'}"
+    )
 
 
 def _preflight(trainer: PPOTrainer, settings: FinetuneSettings, *, say: Callable[[str], None]) -> Preflight:
     found = run_preflight(
-        trainer.actor_critic, trainer.env, ppo=settings.ppo, loop=settings.loop, sparse=settings.reward.sparse,
-        seed=trainer.seed, episodes=settings.preflight_episodes, min_success=settings.min_success,
-    )  # fmt: skip
-    say(f"preflight   first ratio 1 +- {found.ratio_error:.1g}, success with noise {found.noisy_success:.2f} "
+        trainer.actor_critic,
+        trainer.env,
+        ppo=settings.ppo,
+        loop=settings.loop,
+        sparse=settings.reward.sparse,
+        seed=trainer.seed,
+        episodes=settings.preflight_episodes,
+        min_success=settings.min_success,
+    )
+    say(
+        f"preflight   first ratio 1 +- {found.ratio_error:.1g}, success with noise {found.noisy_success:.2f} "
         f"[{found.ci_low:.2f}, {found.ci_high:.2f}] at std {found.std:.3f}, {found.env_fps:.0f} steps/s, about "
-        f"{found.hours:.2f} h")  # fmt: skip
+        f"{found.hours:.2f} h"
+    )
     return found
 
 
@@ -289,17 +347,25 @@ def _require_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
     before, now = (dict(flat(compared(facts))) for facts in (recorded, wanted))
     if different := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
         key = different[0]
-        raise ValueError(f"resume: {', '.join(different)} differ from what this run began with ({key} was "
-                         f"{before.get(key)}, got {now.get(key)}); use its .hydra/overrides.yaml, or choose another "
-                         "out= for a new run")  # fmt: skip
+        raise ValueError(
+            f"resume: {', '.join(different)} differ from what this run began with ({key} was "
+            f"{before.get(key)}, got {now.get(key)}); use its .hydra/overrides.yaml, or choose another "
+            "out= for a new run"
+        )
 
 
 def shortened(settings: FinetuneSettings) -> FinetuneSettings:
     """For debug=true: every stage in seconds; but groups are compared over whole episodes."""
     decisions = settings.loop.decisions if settings.ppo.advantage == "group" else 4
     return replace(
-        settings, envs=4, workers=1, total_steps=None, eval_episodes=2, preflight_episodes=4, min_success=0.0,
+        settings,
+        envs=4,
+        workers=1,
+        total_steps=None,
+        eval_episodes=2,
+        preflight_episodes=4,
+        min_success=0.0,
         receipt_episodes=4,
         loop=replace(settings.loop, iterations=4, decisions=decisions, eval_every=2, checkpoint_every=2),
         ppo=replace(settings.ppo, warmup=1, minibatches=2, epochs=2, group_size=2),
-    )  # fmt: skip
+    )

@@ -82,8 +82,16 @@ class TrainerSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range, before anything is written."""
-        least = {"steps": 1, "batch_size": 1, "warmup_steps": 0, "cosine_steps": 0, "log_every": 0, "eval_every": 0,
-                 "checkpoint_every": 0, "keep_best": 0}  # fmt: skip
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "warmup_steps": 0,
+            "cosine_steps": 0,
+            "log_every": 0,
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "keep_best": 0,
+        }
         for name, bound in least.items():
             require_number(f"trainer.{name}", getattr(self, name), least=bound, whole=True)
         for name in ("weight_decay", "obs_noise"):

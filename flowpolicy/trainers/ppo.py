@@ -94,8 +94,10 @@ class PPOTrainer:
     ) -> None:
         self.actor_critic, self.env, self.loop, self.sparse = actor_critic, env, loop, sparse
         if ppo.advantage == "group" and env.num_envs % ppo.group_size:
-            raise ValueError(f"ppo.advantage=group needs envs that are a multiple of ppo.group_size={ppo.group_size}, "
-                             f"got {env.num_envs}")  # fmt: skip
+            raise ValueError(
+                f"ppo.advantage=group needs envs that are a multiple of ppo.group_size={ppo.group_size}, "
+                f"got {env.num_envs}"
+            )
         warn_of_value_clip(ppo, sparse=sparse)
         self.ppo = PPO(actor_critic, ppo)
         self.checkpoints, self.tracker, self.seed = checkpoints, tracker or CompositeTracker([]), seed
@@ -194,14 +196,17 @@ class PPOTrainer:
             discount = discounts(rollout.steps, gamma=settings.gamma, kind=settings.discount)
             reward = self.scaler(reward, discount, rollout.done)
         start = time.perf_counter()
-        found = self.ppo.update(
-            rollout, reward, actor=actor, bc_weight=bc_weight, order=self._order, noise=self._noise
-        )  # fmt: skip
+        found = self.ppo.update(rollout, reward, actor=actor, bc_weight=bc_weight, order=self._order, noise=self._noise)
         measured["time/update_s"] = time.perf_counter() - start
-        return found | measured | {
-            "rl/actor_trained": float("rl/policy_loss" in found), "rl/bc_weight": bc_weight,
-            "rl/lr": self.ppo.actor_optimizer.param_groups[0]["lr"],
-        }  # fmt: skip
+        return (
+            found
+            | measured
+            | {
+                "rl/actor_trained": float("rl/policy_loss" in found),
+                "rl/bc_weight": bc_weight,
+                "rl/lr": self.ppo.actor_optimizer.param_groups[0]["lr"],
+            }
+        )
 
     def _collect(self) -> tuple[Rollout, int, dict[str, float]]:
         """What to learn from, how many episodes ended well in it, and metrics.
@@ -220,16 +225,23 @@ class PPOTrainer:
         self._obs, rollout, collect_s = collected.obs, collected.rollout, time.perf_counter() - start
         if grouped:
             if not rollout.done.any(0).all():
-                raise ValueError(f"ppo.advantage=group compares whole episodes, and some did not end in loop.decisions="
-                                 f"{self.loop.decisions}; raise it, or lower task.max_episode_steps")  # fmt: skip
+                raise ValueError(
+                    f"ppo.advantage=group compares whole episodes, and some did not end in loop.decisions="
+                    f"{self.loop.decisions}; raise it, or lower task.max_episode_steps"
+                )
             rollout = rollout._replace(valid=first_episodes(rollout.done))
         well, steps = self.counter.count(rollout), int(rollout.steps.sum())
         times = {"time/env_fps": steps / collect_s, "time/collect_s": collect_s}
         if grouped or self._saves(iteration + 1):
             start, noise = time.perf_counter(), torch.Generator(device=self._noise.device)
             with self.stop.interruptible(self._stopped):
-                finish(self.actor_critic, self.env, collected.obs, self.counter,
-                       generator=noise.manual_seed(derive(self.seed, f"rl_finish/{iteration}")))  # fmt: skip
+                finish(
+                    self.actor_critic,
+                    self.env,
+                    collected.obs,
+                    self.counter,
+                    generator=noise.manual_seed(derive(self.seed, f"rl_finish/{iteration}")),
+                )
             times["time/finish_s"] = time.perf_counter() - start
         self.env_steps += steps
         return rollout, well, _environment(collected, self.counter.report(), self.env_steps) | times
@@ -275,8 +287,12 @@ class PPOTrainer:
         }
         self.tracker.sync()
         self.checkpoints.write(
-            self.iteration, policy=model.policy, weights="last", state=state, counters={"env_steps": self.env_steps},
-        )  # fmt: skip
+            self.iteration,
+            policy=model.policy,
+            weights="last",
+            state=state,
+            counters={"env_steps": self.env_steps},
+        )
 
     def _saves(self, iteration: int) -> bool:
         """Whether a checkpoint is due after so many iterations."""
@@ -290,8 +306,14 @@ class PPOTrainer:
 
     def _said(self, metrics: dict[str, float]) -> str:
         """The progress line."""
-        names = {"success": "env/success_once", "return": "env/return", "KL": "rl/approx_kl",
-                 "clipped": "rl/clip_fraction", "std": "rl/std", "explained": "rl/explained_variance"}  # fmt: skip
+        names = {
+            "success": "env/success_once",
+            "return": "env/return",
+            "KL": "rl/approx_kl",
+            "clipped": "rl/clip_fraction",
+            "std": "rl/std",
+            "explained": "rl/explained_variance",
+        }
         words = [f"{word} {metrics[name]:.3g}" for word, name in names.items() if name in metrics]
         words.append(f"{metrics['time/env_fps']:.0f} steps/s")
         seen = [] if math.isnan(self._success) else [f"eval {self._success:.2f}"]
@@ -300,9 +322,15 @@ class PPOTrainer:
 
 def _environment(collected: Collected, episodes: Episodes, env_steps: int) -> dict[str, float]:
     """Metrics of the episodes that count in this iteration, with exploration noise; none where none do."""
-    found = {"env/steps": float(env_steps), "env/episodes": float(episodes.finished),
-             "rl/saturated": collected.saturated}  # fmt: skip
+    found = {
+        "env/steps": float(env_steps),
+        "env/episodes": float(episodes.finished),
+        "rl/saturated": collected.saturated,
+    }
     if episodes.finished:
-        found |= {"env/success_once": episodes.succeeded / episodes.finished, "env/return": episodes.return_mean,
-                  "env/episode_len": episodes.length_mean}  # fmt: skip
+        found |= {
+            "env/success_once": episodes.succeeded / episodes.finished,
+            "env/return": episodes.return_mean,
+            "env/episode_len": episodes.length_mean,
+        }
     return found

@@ -139,8 +139,11 @@ def _check_gradients(
             f"preflight: the first ratio differs from 1 by {error:.2g}, so rollout and update disagree on the "
             "density; does the encoder or net draw random numbers, or keep batch statistics?"
         )
-    parts: dict[str, nn.Module] = {"the policy's head": actor_critic.policy.head, "the critic": actor_critic.critic,
-                                   "the exploration": actor_critic.exploration}  # fmt: skip
+    parts: dict[str, nn.Module] = {
+        "the policy's head": actor_critic.policy.head,
+        "the critic": actor_critic.critic,
+        "the exploration": actor_critic.exploration,
+    }
     if not actor_critic.frozen:
         parts["the encoder"] = actor_critic.policy.encoder
     for name, module in parts.items():

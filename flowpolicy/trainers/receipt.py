@@ -16,8 +16,17 @@ from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.tracking import write_json
 
-_CURVES = ("env/success_once", "env/return", "rl/approx_kl", "rl/clip_fraction", "rl/std", "rl/explained_variance",
-           "rl/value_loss", "rl/grad_norm_actor", "time/env_fps")  # fmt: skip
+_CURVES = (
+    "env/success_once",
+    "env/return",
+    "rl/approx_kl",
+    "rl/clip_fraction",
+    "rl/std",
+    "rl/explained_variance",
+    "rl/value_loss",
+    "rl/grad_norm_actor",
+    "time/env_fps",
+)
 
 
 def write_receipt(
@@ -90,12 +99,24 @@ def _page(run: Path, found: dict[str, Any]) -> str:
     cards.append(("Paired test", found["verdict"], f"p = {found['p_value']:.2g}, {changed}"))
     seen = f"seeds from {found['start_seed']}, {found['num_steps']} network evaluation(s)"
     cards.append(("Episodes", str(found["episodes"]), seen))
-    rows = [Row(name, found[name]["success_once"], found[name]["ci_low"], found[name]["ci_high"], colour)
-            for colour, name in enumerate(("before", "after", "best")) if name in found]  # fmt: skip
-    curve = line_chart(_lines(lines, "eval/success_once"), title="success without noise", x_label="iteration",
-                       width=1000, height=260, y_range=(0.0, 1.0))  # fmt: skip
-    small = "".join(f"<div>{line_chart(_lines(lines, name), title=name, width=330, height=180)}</div>"
-                    for name in _CURVES if any(name in line for line in lines))  # fmt: skip
+    rows = [
+        Row(name, found[name]["success_once"], found[name]["ci_low"], found[name]["ci_high"], colour)
+        for colour, name in enumerate(("before", "after", "best"))
+        if name in found
+    ]
+    curve = line_chart(
+        _lines(lines, "eval/success_once"),
+        title="success without noise",
+        x_label="iteration",
+        width=1000,
+        height=260,
+        y_range=(0.0, 1.0),
+    )
+    small = "".join(
+        f"<div>{line_chart(_lines(lines, name), title=name, width=330, height=180)}</div>"
+        for name in _CURVES
+        if any(name in line for line in lines)
+    )
     places = [["after", found["checkpoint"]]]
     if "best" in found:
         places.append(["best, chosen on other seeds", found["best"]["checkpoint"]])

@@ -129,8 +129,10 @@ def train_policy(
     facts = facts | {
         "dataset": {**facts.get("dataset", {}), **_data(store, val_episodes=val_episodes, mask_padding=mask_padding)},
         "threads": threads(device.type),
-        "seed": seed, "trainer": asdict(settings), "normalization": {"obs": obs_mode, "action": action_mode},
-    }  # fmt: skip
+        "seed": seed,
+        "trainer": asdict(settings),
+        "normalization": {"obs": obs_mode, "action": action_mode},
+    }
     folder = out / "checkpoints"
     with only_writer(out):
         if (last := newest(folder, IMITATION_STATE)) is not None:
@@ -139,16 +141,29 @@ def train_policy(
             require_same_run(last, {"policy": policy_config, **facts}, store.embodiment)
         facts["selection_seeds"] = _selection(check if settings.eval_every else None, facts["dataset"]["seeds"], last)
         policy = _new_policy(store, policy_config, seed=seed).to(device)
-        dataset, validate = _load(store, policy, val_episodes=val_episodes, mask_padding=mask_padding, seed=seed,
-                                  max_outside=max_outside, residence=residence)  # fmt: skip
+        dataset, validate = _load(
+            store,
+            policy,
+            val_episodes=val_episodes,
+            mask_padding=mask_padding,
+            seed=seed,
+            max_outside=max_outside,
+            residence=residence,
+        )
         fit_normalizers(policy, dataset, obs_mode=obs_mode, action_mode=action_mode)
         if check:
             check.require(policy)
         checkpoints = Checkpoints(folder, facts=facts, keep_best=settings.keep_best)
         trainer = ImitationTrainer(
-            policy, dataset, settings=settings, checkpoints=checkpoints, tracker=CompositeTracker([]), seed=seed,
-            evaluate=check, validate=validate,
-        )  # fmt: skip
+            policy,
+            dataset,
+            settings=settings,
+            checkpoints=checkpoints,
+            tracker=CompositeTracker([]),
+            seed=seed,
+            evaluate=check,
+            validate=validate,
+        )
         return _run(trainer, trainer.resume() if resume else 0, start, say=say)
 
 
@@ -171,8 +186,9 @@ def _shortened(
     settings: TrainerSettings, check: SimulatorCheck | None
 ) -> tuple[TrainerSettings, SimulatorCheck | None]:
     """For debug: every stage in seconds."""
-    settings = replace(settings, steps=DEBUG_STEPS, batch_size=16, log_every=5, checkpoint_every=10,
-                       eval_every=10 if check else 0)  # fmt: skip
+    settings = replace(
+        settings, steps=DEBUG_STEPS, batch_size=16, log_every=5, checkpoint_every=10, eval_every=10 if check else 0
+    )
     return settings, replace(check, episodes=2) if check else None
 
 
@@ -186,8 +202,10 @@ def _run(trainer: ImitationTrainer, step: int, start: Callable[[], Tracker], *, 
         trainer.tracker.close()
     settings = trainer.settings
     if trainer.step < settings.steps:
-        say(f"stopped     after trainer.max_hours={settings.max_hours} at step {trainer.step} of {settings.steps}; "
-            "resume=true goes on")  # fmt: skip
+        say(
+            f"stopped     after trainer.max_hours={settings.max_hours} at step {trainer.step} of {settings.steps}; "
+            "resume=true goes on"
+        )
     return resolve_checkpoint(trainer.checkpoints.folder / "last")
 
 
@@ -200,9 +218,16 @@ def _new_policy(store: EpisodeStore, config: dict[str, Any], *, seed: int) -> Fl
         return create_policy(config, embodiment, trusted_modules=outside)
 
 
-def _load(store: EpisodeStore, policy: FlowPolicy, *, val_episodes: int, mask_padding: bool,
-          seed: int, max_outside: float,
-          residence: Residence | None) -> tuple[SequenceDataset, Validation | None]:  # fmt: skip
+def _load(
+    store: EpisodeStore,
+    policy: FlowPolicy,
+    *,
+    val_episodes: int,
+    mask_padding: bool,
+    seed: int,
+    max_outside: float,
+    residence: Residence | None,
+) -> tuple[SequenceDataset, Validation | None]:
     """What to train on, on the policy's device, and the check on the last `val_episodes`."""
     _tell_short_episodes(store, policy.obs_horizon - 1 + policy.action_horizon)
     require_inside(store, max_outside=max_outside)

@@ -161,7 +161,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
         if not index.isdecimal() or int(index) >= len(parameters):
             raise ValueError(f"{file}: {name} is of none of the optimiser's {len(parameters)} parameters")
         if tensor.dim() and tensor.shape != parameters[int(index)].shape:
-            raise ValueError(f"{file}: {name} has shape {list(tensor.shape)}, its parameter "
-                             f"{list(parameters[int(index)].shape)}")  # fmt: skip
+            raise ValueError(
+                f"{file}: {name} has shape {list(tensor.shape)}, its parameter {list(parameters[int(index)].shape)}"
+            )
         state.setdefault(int(index), {})[entry] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -309,8 +309,17 @@ def test_collecting_onto_a_full_disk_leaves_nothing(small_disk: Path):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_training_onto_a_full_disk_keeps_the_checkpoint_before_and_can_be_resumed(made: Path, small_disk: Path):
-    words = ["train", f"dataset.path={made / 'demos.zarr'}", f"out={small_disk / 'run'}", *SMALL, "policy.net.width=48",
-             "trainer.steps=20", "trainer.checkpoint_every=10", "trainer.log_every=5", "resume=true"]  # fmt: skip
+    words = [
+        "train",
+        f"dataset.path={made / 'demos.zarr'}",
+        f"out={small_disk / 'run'}",
+        *SMALL,
+        "policy.net.width=48",
+        "trainer.steps=20",
+        "trainer.checkpoint_every=10",
+        "trainer.log_every=5",
+        "resume=true",
+    ]
     code, lines = run_cli(*words)
     assert code == 2 and len(lines) == 1 and "disk full" in lines[0] and "resume=true" in lines[0]
     checkpoints = small_disk / "run/checkpoints"
@@ -327,8 +336,16 @@ def test_training_onto_a_full_disk_keeps_the_checkpoint_before_and_can_be_resume
 @pytest.mark.slow
 def test_logging_onto_a_full_disk_is_one_line_too(made: Path, small_disk: Path):
     (small_disk / "ballast").write_bytes(b"x" * 320_000)
-    words = ["train", f"dataset.path={made / 'demos.zarr'}", f"out={small_disk / 'run'}", *SMALL, "trainer.steps=600",
-             "trainer.checkpoint_every=0", "trainer.log_every=1", "resume=true"]  # fmt: skip
+    words = [
+        "train",
+        f"dataset.path={made / 'demos.zarr'}",
+        f"out={small_disk / 'run'}",
+        *SMALL,
+        "trainer.steps=600",
+        "trainer.checkpoint_every=0",
+        "trainer.log_every=1",
+        "resume=true",
+    ]
     code, lines = run_cli(*words)
     assert code == 2 and len(lines) == 1 and "disk full" in lines[0]
     text = (small_disk / "run/metrics.jsonl").read_text()

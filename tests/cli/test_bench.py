@@ -52,9 +52,11 @@ def test_a_robots_computer_needs_neither_simulators_nor_stores(run: Path) -> Non
     code = "import sys; from flowpolicy.cli.main import main; code = main(sys.argv[1:]);"
     code += "assert not {'zarr', 'numba', 'gymnasium', 'onnx'} & set(sys.modules); sys.exit(code)"
     done = subprocess.run(
-        [sys.executable, "-c", code, "bench", f"checkpoint={run}", *QUICK], capture_output=True, text=True,
+        [sys.executable, "-c", code, "bench", f"checkpoint={run}", *QUICK],
+        capture_output=True,
+        text=True,
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
 
 

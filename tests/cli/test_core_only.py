@@ -27,14 +27,22 @@ for words in json.loads(sys.argv[1]):
 
 
 def test_the_core_alone_names_the_extra_in_one_line(tmp_path: Path) -> None:
-    needing = [["train", "--help"], ["train", "dataset.path=a.zarr"], ["evaluate", "checkpoint=run"],
-               ["data", "inspect", "a.zarr"], ["data", "collect", "task=toy", "out=a.zarr"],
-               ["export", "checkpoint=run", "out=bundle"]]  # fmt: skip
+    needing = [
+        ["train", "--help"],
+        ["train", "dataset.path=a.zarr"],
+        ["evaluate", "checkpoint=run"],
+        ["data", "inspect", "a.zarr"],
+        ["data", "collect", "task=toy", "out=a.zarr"],
+        ["export", "checkpoint=run", "out=bundle"],
+    ]
     working = [["info"], ["report", "--help"], ["doctor", "--help"], ["data", "--help"], ["bench", "--help"]]
     done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(needing + working)], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", CODE, json.dumps(needing + working)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'envs'}", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     for words, (code, lines) in zip(needing, answers, strict=False):

@@ -59,8 +59,9 @@ def test_another_task_gets_a_folder_of_its_own(run: Path, capsys: pytest.Capture
 def test_parts_of_ones_own_package_are_run_only_when_trusted(run: Path, capsys: pytest.CaptureFixture):
     recorded = json.loads(record(run).read_text())
     recorded["policy"]["encoder"] = {"_target_": "tests.helpers.OwnEncoder", "_partial_": True}
-    policy = create_policy(recorded["policy"], load_embodiment(record(run).parent / "embodiment.json"),
-                           trusted_modules=["tests"])  # fmt: skip
+    policy = create_policy(
+        recorded["policy"], load_embodiment(record(run).parent / "embodiment.json"), trusted_modules=["tests"]
+    )
     save_policy(policy, record(run).parent, facts={"task": recorded["task"]}, overwrite=True)
     words = ["evaluate", f"checkpoint={run}", "episodes=1", "envs=1", "task.max_episode_steps=3", "out=eval"]
     assert main(words) == 2

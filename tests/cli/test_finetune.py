@@ -26,9 +26,21 @@ from flowpolicy_envs.experts.reach import make_expert
 from flowpolicy_envs.reach import ReachEnv, make_env
 from tests.helpers import last, rerecord
 
-TINY = ("envs=4", "workers=1", "loop.iterations=4", "loop.decisions=4", "loop.eval_every=2", "loop.checkpoint_every=2",
-        "ppo.warmup=1", "ppo.minibatches=2", "ppo.guard=false", "eval.episodes=2", "preflight.episodes=4",
-        "preflight.min_success=0", "receipt.episodes=4")  # fmt: skip
+TINY = (
+    "envs=4",
+    "workers=1",
+    "loop.iterations=4",
+    "loop.decisions=4",
+    "loop.eval_every=2",
+    "loop.checkpoint_every=2",
+    "ppo.warmup=1",
+    "ppo.minibatches=2",
+    "ppo.guard=false",
+    "eval.episodes=2",
+    "preflight.episodes=4",
+    "preflight.min_success=0",
+    "receipt.episodes=4",
+)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +75,16 @@ def test_a_run_leaves_a_policy_without_noise_net_its_numbers_and_a_receipt(base,
     said = capsys.readouterr().out
     assert "preflight   first ratio 1" in said and "receipt " in said
     names = {path.name for path in out.iterdir()}
-    assert {".hydra", "run.json", "metrics.jsonl", "checkpoints", "base", "preflight.json", "receipt.json",
-            "receipt.html"} <= names  # fmt: skip
+    assert {
+        ".hydra",
+        "run.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "base",
+        "preflight.json",
+        "receipt.json",
+        "receipt.html",
+    } <= names
     policy_files = {path.name for path in (last(out) / "policy").iterdir()}
     assert policy_files == {"config.json", "embodiment.json", "model.safetensors"}
     before, after = load_policy(base).state_dict(), load_policy(out).state_dict()
@@ -74,8 +94,15 @@ def test_a_run_leaves_a_policy_without_noise_net_its_numbers_and_a_receipt(base,
     assert record["task"]["id"] == "reach" and record["num_steps"] == 1 and record["weights"] == "last"
     lines = metrics(out)
     assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4]
-    wanted = {"rl/approx_kl", "rl/clip_fraction", "rl/explained_variance", "rl/value_loss", "rl/std", "rl/entropy",
-              "env/steps"}  # fmt: skip
+    wanted = {
+        "rl/approx_kl",
+        "rl/clip_fraction",
+        "rl/explained_variance",
+        "rl/value_loss",
+        "rl/std",
+        "rl/entropy",
+        "env/steps",
+    }
     assert wanted <= set(lines[4])
     assert "rl/approx_kl" not in lines[1], "the first iteration trains the critic alone"
     receipt = json.loads((out / "receipt.json").read_text())
@@ -129,8 +156,16 @@ def test_scaled_rewards_decaying_rates_and_a_pull_go_on_bit_for_bit(base, tmp_pa
         return obs, -float(abs(obs["agent_pos"] - obs["env_state"]).sum()), *rest
 
     monkeypatch.setattr(ReachEnv, "step", dense)
-    words = ("reward.env=1", "ppo.scale_rewards=true", "ppo.final_lr=0.1", "ppo.bc_weight=0.5", "ppo.bc_final=0.1",
-             "preflight.episodes=0", "receipt.episodes=0", "loop.eval_every=0")  # fmt: skip
+    words = (
+        "reward.env=1",
+        "ppo.scale_rewards=true",
+        "ppo.final_lr=0.1",
+        "ppo.bc_weight=0.5",
+        "ppo.bc_final=0.1",
+        "preflight.episodes=0",
+        "receipt.episodes=0",
+        "loop.eval_every=0",
+    )
     whole, cut = cut_short(base, tmp_path, *words)
     lines = metrics(whole)
     assert len({line["rl/lr"] for line in lines}) == len({line["rl/bc_weight"] for line in lines}) == 4
@@ -273,8 +308,11 @@ def chosen(base: Path, tmp_path: Path) -> Path:
 
 def test_a_receipt_is_of_seeds_that_the_base_has_not_seen(chosen, tmp_path, capsys):
     """Its demonstrations are the seeds 0 to 5."""
-    for start, said in ((3, "3 (of its demonstrations)"), (50_000, "4 (that chose the checkpoint)"),
-                        (1_000_000, "4 (that reinforcement learning draws from)")):  # fmt: skip
+    for start, said in (
+        (3, "3 (of its demonstrations)"),
+        (50_000, "4 (that chose the checkpoint)"),
+        (1_000_000, "4 (that reinforcement learning draws from)"),
+    ):
         words = (f"receipt.start_seed={start}", "eval.start_seed=60000")
         assert finetune(chosen, tmp_path / "rl", *words) == 2
         assert f"receipt: the policy has seen {said} of the 4 seeds" in capsys.readouterr().err
@@ -298,9 +336,16 @@ def test_groups_of_a_batch_are_refused_from_python_too(base, tmp_path):
 
     with pytest.raises(ValueError, match="ppo.advantage=group needs equal starts, which a batch does not give"):
         run_finetuning(
-            base, never, never, out=tmp_path / "rl", settings=FinetuneSettings(ppo=PPOSettings(advantage="group")),
-            make_batch=never, facts={}, start=never, seed=0,
-        )  # fmt: skip
+            base,
+            never,
+            never,
+            out=tmp_path / "rl",
+            settings=FinetuneSettings(ppo=PPOSettings(advantage="group")),
+            make_batch=never,
+            facts={},
+            start=never,
+            seed=0,
+        )
     assert not (tmp_path / "rl").exists()
 
 

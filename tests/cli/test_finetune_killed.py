@@ -46,8 +46,9 @@ def test_after_kill_9_a_run_goes_on_with_the_same_numbers(base: Path, tmp_path: 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(command(base, whole, workers)) == 0
     program = [sys.executable, "-c", "import sys; from flowpolicy.cli.main import main; sys.exit(main(sys.argv[1:]))"]
-    process = subprocess.Popen([*program, *command(base, killed, workers)], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        [*program, *command(base, killed, workers)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     first = killed / "checkpoints/000002/policy"
     wait(first.exists, process)  # from here on anything may be half done
     simulators = children(process.pid)
@@ -76,8 +77,9 @@ def test_sigterm_of_the_whole_group_saves_what_was_learnt_and_the_run_goes_on(
     out = tmp_path / "out"
     program = [sys.executable, "-c", "import sys; from flowpolicy.cli.main import main; sys.exit(main(sys.argv[1:]))"]
     words = [*command(base, out, workers), "loop.iterations=1000"]
-    process = subprocess.Popen([*program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [*program, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     wait((out / "checkpoints/000002/policy").exists, process)
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGTERM)

@@ -13,22 +13,39 @@ import pytest
 from flowpolicy.cli.main import main
 
 SMALL = ["policy.net.width=8", "policy.net.depth=1", "trainer.batch_size=4", "threads=1", "task=toy"]
-TRAIN = ["train", "dataset.path=demos.zarr", *SMALL, "trainer.steps=4", "trainer.checkpoint_every=2", "eval.episodes=1",
-         "trainer.eval_every=2", "trainer.log_every=1"]  # fmt: skip
+TRAIN = [
+    "train",
+    "dataset.path=demos.zarr",
+    *SMALL,
+    "trainer.steps=4",
+    "trainer.checkpoint_every=2",
+    "eval.episodes=1",
+    "trainer.eval_every=2",
+    "trainer.log_every=1",
+]
 ROLLOUT = ["episodes=1", "envs=1", "task.max_episode_steps=4"]
 SWEEP = ["sweep", "checkpoints=[run]", "episodes=2", "num_steps=[1,2]", "out=swept", "task.max_episode_steps=4"]
 COMPARE = ["compare", "run", "run:2", "episodes=2", "envs=1", "out=compared", "task.max_episode_steps=4"]
 # folder -> what reads it
 READERS = {
-    "demos.zarr": [["data", "inspect", "demos.zarr"], ["data", "validate", "demos.zarr"],
-                   [*TRAIN, "trainer.steps=1", "out=new"]],
-    "run": [[*TRAIN, "out=run", "resume=true", "trainer.steps=5"], ["evaluate", "checkpoint=run", *ROLLOUT, "out=new"],
-            ["report", "run", "out=new.html"]],
-    "eval": [["report", "eval", "out=new.html"], ["compare", "eval", "eval2", "out=new"],
-             ["evaluate", "checkpoint=run", *ROLLOUT, "out=eval"]],
+    "demos.zarr": [
+        ["data", "inspect", "demos.zarr"],
+        ["data", "validate", "demos.zarr"],
+        [*TRAIN, "trainer.steps=1", "out=new"],
+    ],
+    "run": [
+        [*TRAIN, "out=run", "resume=true", "trainer.steps=5"],
+        ["evaluate", "checkpoint=run", *ROLLOUT, "out=new"],
+        ["report", "run", "out=new.html"],
+    ],
+    "eval": [
+        ["report", "eval", "out=new.html"],
+        ["compare", "eval", "eval2", "out=new"],
+        ["evaluate", "checkpoint=run", *ROLLOUT, "out=eval"],
+    ],
     "compared": [COMPARE],
     "swept": [SWEEP],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +55,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.chdir(folder)
     try:
         for words in (
-            ["data", "collect", "task=toy", "episodes=3", "out=demos.zarr"], [*TRAIN, "out=run"],
+            ["data", "collect", "task=toy", "episodes=3", "out=demos.zarr"],
+            [*TRAIN, "out=run"],
             ["evaluate", "checkpoint=run", *ROLLOUT, "out=eval"],
-            ["evaluate", "checkpoint=run", *ROLLOUT, "num_steps=2", "out=eval2"], COMPARE, SWEEP,
-        ):  # fmt: skip
+            ["evaluate", "checkpoint=run", *ROLLOUT, "num_steps=2", "out=eval2"],
+            COMPARE,
+            SWEEP,
+        ):
             assert main(words) == 0, words
     finally:
         os.chdir(before)
@@ -161,19 +181,19 @@ def test_more_damaged_files(here: Path, capsys: pytest.CaptureFixture, seed: int
 
 KEYS = {
     "train": "dataset.path dataset.val_episodes out seed device threads resume debug trainer.steps trainer.batch_size "
-             "trainer.lr trainer.eval_every trainer.checkpoint_every trainer.log_every eval.episodes eval.start_seed "
-             "eval.envs policy.horizon policy.obs_horizon policy.action_horizon policy.obs_keys policy.net.width "
-             "normalization.action task.id task.env policy.head.p_equal trainer.betas trainer.augment.image_shift "
-             "policy.encoder policy.net task trainer",
+    "trainer.lr trainer.eval_every trainer.checkpoint_every trainer.log_every eval.episodes eval.start_seed "
+    "eval.envs policy.horizon policy.obs_horizon policy.action_horizon policy.obs_keys policy.net.width "
+    "normalization.action task.id task.env policy.head.p_equal trainer.betas trainer.augment.image_shift "
+    "policy.encoder policy.net task trainer",
     "evaluate": "checkpoint out episodes num_steps envs video start_seed demonstrations trusted device threads task.id "
-                "task",
+    "task",
     "compare": "out episodes num_steps envs start_seed sequential max_episodes alpha require margin names threads",
     "sweep": "checkpoints names tasks num_steps seeds episodes out workers part trusted device threads",
     "bench": "checkpoint hz num_steps threads cpus repeats warmup observations out trusted device",
     "protocol": "tasks seeds demonstrations demonstration_seed episodes start_seed workers envs arms only num_steps",
     "finetune": "checkpoint out envs workers loop.iterations loop.decisions ppo.epochs exploration reward.success "
-                "rl.total_steps",
-}  # fmt: skip
+    "rl.total_steps",
+}
 COMMON = {
     "train": [*TRAIN, "out=new", "trainer.steps=1", "trainer.eval_every=0"],
     "evaluate": ["evaluate", "checkpoint=run", *ROLLOUT, "out=new"],
@@ -183,8 +203,25 @@ COMMON = {
     "protocol": ["protocol", "dataset.path=none", *SMALL, "out=run/checkpoints/index.json/new"],
     "finetune": ["finetune", "checkpoint=none"],
 }
-WORDS = ("null", "-1", "0", "1e400", "nan", "5", "x", "[]", "[null]", "{}", "true", "1.5", "99999999999999999999", "''",
-         "[a,b]", "'${seed'", "${nothing}")  # fmt: skip
+WORDS = (
+    "null",
+    "-1",
+    "0",
+    "1e400",
+    "nan",
+    "5",
+    "x",
+    "[]",
+    "[null]",
+    "{}",
+    "true",
+    "1.5",
+    "99999999999999999999",
+    "''",
+    "[a,b]",
+    "'${seed'",
+    "${nothing}",
+)
 HUGE = {("99999999999999999999", key) for key in ("episodes", "trainer.steps", "repeats", "warmup", "demonstrations")}
 
 

@@ -13,8 +13,14 @@ from flowpolicy.paths import config_dir
 from tests.cli.test_bad_input import complaint
 from tests.helpers import last
 
-SMALL = ["dataset.path=toy.zarr", "policy.net.width=16", "policy.net.depth=1", "trainer.batch_size=8",
-         "trainer.steps=4", "trainer.log_every=1"]  # fmt: skip
+SMALL = [
+    "dataset.path=toy.zarr",
+    "policy.net.width=16",
+    "policy.net.depth=1",
+    "trainer.batch_size=8",
+    "trainer.steps=4",
+    "trainer.log_every=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +104,11 @@ def test_jobs_are_the_runs_that_they_would_be_alone(here: Path) -> None:
     rows = [json.loads(line) for line in (here / "swept/results.jsonl").read_text().splitlines()]
     for run in ("many/0", "many/1"):
         assert main(["evaluate", f"checkpoint={run}", "episodes=3", "envs=1", "num_steps=[1,2]", f"out={run}/e"]) == 0
-        alone = [json.loads(line) for k in (1, 2)
-                 for line in (here / run / f"e/steps_{k}/results.jsonl").read_text().splitlines()]  # fmt: skip
+        alone = [
+            json.loads(line)
+            for k in (1, 2)
+            for line in (here / run / f"e/steps_{k}/results.jsonl").read_text().splitlines()
+        ]
         of_sweep = [row for row in rows if row["checkpoint"] == alone[0]["checkpoint"]]
         assert sorted(of_sweep, key=lambda row: (row["num_steps"], row["seed"])) == alone and len(alone) == 6
 

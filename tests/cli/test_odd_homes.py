@@ -29,8 +29,14 @@ from flowpolicy.data.store import EpisodeStore
 from tests.cli.test_finetune import TINY
 
 ROOT = Path(__file__).parents[2]
-NET = ["policy.net.width=16", "policy.net.depth=1", "trainer.batch_size=8", "policy.horizon=4", "policy/head=meanflow",
-       "policy.action_horizon=4"]  # fmt: skip
+NET = [
+    "policy.net.width=16",
+    "policy.net.depth=1",
+    "trainer.batch_size=8",
+    "policy.horizon=4",
+    "policy/head=meanflow",
+    "policy.action_horizon=4",
+]
 ONCE = ["loop.iterations=1", "loop.eval_every=0", "preflight.episodes=0", "receipt.episodes=0", "ppo.warmup=0"]
 
 
@@ -56,13 +62,21 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(verb: str, given: Path, out: Path) -> list[str]:
     """A command of a second, which writes to `out` and can be given again after a SIGTERM."""
     return {
-        "train": ["train", f"dataset.path={given / 'toy.zarr'}", *NET, "trainer.steps=40", "trainer.eval_every=20",
-                  "trainer.log_every=5", "eval.episodes=2", "resume=true"],
+        "train": [
+            "train",
+            f"dataset.path={given / 'toy.zarr'}",
+            *NET,
+            "trainer.steps=40",
+            "trainer.eval_every=20",
+            "trainer.log_every=5",
+            "eval.episodes=2",
+            "resume=true",
+        ],
         "evaluate": ["evaluate", f"checkpoint={given / 'toy'}", "episodes=6", "envs=2"],
         "collect": ["data", "collect", "task=toy", "episodes=6", "workers=2"],
         "finetune": ["finetune", f"checkpoint={given / 'reach'}", *TINY, *ONCE, "workers=2", "resume=true"],
         "sweep": ["sweep", f"checkpoints=[{given / 'toy'}]", "episodes=3", "num_steps=[1,2]", "workers=2"],
-    }[verb] + [f"out={out}"]  # fmt: skip
+    }[verb] + [f"out={out}"]
 
 
 def require_whole(verb: str, out: Path) -> None:
@@ -82,8 +96,15 @@ def environment(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in own.items() if value is not None}
 
 
-def run(command: list[str], cwd: Path, *, python: tuple[str, ...] = (), before: tuple[str, ...] = (),
-        program: tuple[str, ...] = ("-m", "flowpolicy"), **changes: str | None) -> Done:  # fmt: skip
+def run(
+    command: list[str],
+    cwd: Path,
+    *,
+    python: tuple[str, ...] = (),
+    before: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("-m", "flowpolicy"),
+    **changes: str | None,
+) -> Done:
     """A process of its own."""
     argv = [*before, sys.executable, *python, *program, *command]
     done = subprocess.run(argv, cwd=cwd, env=environment(**changes), capture_output=True, timeout=600)
@@ -154,8 +175,13 @@ def narrow(command: list[str], cwd: Path) -> Done:
     """A terminal of 20 columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
-    process = subprocess.Popen([sys.executable, "-m", "flowpolicy", *command], cwd=cwd, stdout=theirs, stderr=theirs,
-                               env=environment(COLUMNS=None))  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowpolicy", *command],
+        cwd=cwd,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(COLUMNS=None),
+    )
     os.close(theirs)
     said = bytearray()
     while process.poll() is None or select.select([ours], [], [], 0.1)[0]:
@@ -182,8 +208,14 @@ def no_network(command: list[str], cwd: Path) -> Done:
 
 def stopped(command: list[str], cwd: Path) -> Done:
     """SIGTERM at a random moment after the command can hear it: one line and 143, and then the same again."""
-    process = subprocess.Popen([sys.executable, "-m", "flowpolicy", *command], cwd=cwd, env=environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowpolicy", *command],
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     status = Path(f"/proc/{process.pid}/status")
     while process.poll() is None and not heard(status.read_text(), signal.SIGTERM):
         time.sleep(0.005)
@@ -233,18 +265,28 @@ def inside_hydra(command: list[str], cwd: Path) -> Done:
 
 
 HOMES: dict[str, tuple[Callable[[list[str], Path], Done], str]] = {  # home -> and what CI runs there
-    "no home": (no_home, "train"), "nameless": (nameless, "finetune"), "read-only": (read_only_package, "collect"),
-    "closed": (closed_streams, "evaluate"), "latin-1": (latin_1, "sweep"), "-O": (optimised, "train"),
-    "20 columns": (narrow, "evaluate"), "no network": (no_network, "finetune"), "SIGTERM": (stopped, "collect"),
+    "no home": (no_home, "train"),
+    "nameless": (nameless, "finetune"),
+    "read-only": (read_only_package, "collect"),
+    "closed": (closed_streams, "evaluate"),
+    "latin-1": (latin_1, "sweep"),
+    "-O": (optimised, "train"),
+    "20 columns": (narrow, "evaluate"),
+    "no network": (no_network, "finetune"),
+    "SIGTERM": (stopped, "collect"),
     "inside Hydra": (inside_hydra, "sweep"),
-}  # fmt: skip
+}
 VERBS = ("train", "evaluate", "collect", "finetune", "sweep")
 
 
-@pytest.mark.parametrize(("home", "verb"), [
-    pytest.param(home, verb, marks=[] if verb == chosen else pytest.mark.slow, id=f"{verb} {home}")
-    for home, (_, chosen) in HOMES.items() for verb in VERBS
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("home", "verb"),
+    [
+        pytest.param(home, verb, marks=[] if verb == chosen else pytest.mark.slow, id=f"{verb} {home}")
+        for home, (_, chosen) in HOMES.items()
+        for verb in VERBS
+    ],
+)
 def test_the_work_is_done(home: str, verb: str, given: Path, tmp_path: Path) -> None:
     out = tmp_path / ("out.zarr" if verb == "collect" else "out")
     done = HOMES[home][0](words(verb, given, out), tmp_path)

@@ -52,18 +52,32 @@ def write_evaluation(folder: Path, *, successes: int = 9, n: int = 10, num_steps
     low, high = wilson_interval(successes, n)
     facts = {"task": "toy", "task_id": "Toy-v0", "checkpoint": "run/checkpoints/000010", "num_steps": num_steps}
     summary: dict[str, Any] = facts | {
-        "n": n, "success_once": successes / n, "ci_low": low, "ci_high": high, "success_at_end": successes / n,
-        "return_mean": 0.5, "latency_ms": {p: times[p] for p in ("p50", "p95", "p99")}, "env_steps_per_s": 123.0,
-        "policy_params": 1_500_000, "versions": {"python": "3.11.7"},
-    }  # fmt: skip
+        "n": n,
+        "success_once": successes / n,
+        "ci_low": low,
+        "ci_high": high,
+        "success_at_end": successes / n,
+        "return_mean": 0.5,
+        "latency_ms": {p: times[p] for p in ("p50", "p95", "p99")},
+        "env_steps_per_s": 123.0,
+        "policy_params": 1_500_000,
+        "versions": {"python": "3.11.7"},
+    }
     (folder / "summary.json").write_text(json.dumps(summary))
     if not whole:
         return folder
     rows = [
-        facts | {"seed": 100_000 + i, "success_once": i < successes, "success_at_end": i < successes, "return": 0.0,
-                 "episode_len": 7, "failure": "" if i < successes else "<timeout>"}
+        facts
+        | {
+            "seed": 100_000 + i,
+            "success_once": i < successes,
+            "success_at_end": i < successes,
+            "return": 0.0,
+            "episode_len": 7,
+            "failure": "" if i < successes else "<timeout>",
+        }
         for i in range(n)
-    ]  # fmt: skip
+    ]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     latency = {
         "device": "cpu",
@@ -203,8 +217,11 @@ def test_labels_tell_the_folders_apart(tmp_path: Path):
     evaluations, runs = find_folders([tmp_path])
     assert [run.label for run in runs] == ["seed0", "seed1"]
     assert [(e.label, e.summary["num_steps"]) for e in evaluations] == [
-        ("seed0/000010", 1), ("seed0/000010", 2), ("seed1/000010", 1), ("seed1/000010", 2)
-    ]  # fmt: skip
+        ("seed0/000010", 1),
+        ("seed0/000010", 2),
+        ("seed1/000010", 1),
+        ("seed1/000010", 2),
+    ]
     alone, _ = find_folders([tmp_path / "seed0" / "evaluation"])
     assert [e.label for e in alone] == ["seed0/000010"] * 2
     twice, _ = find_folders([tmp_path, tmp_path / "seed0"])

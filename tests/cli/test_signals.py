@@ -29,8 +29,15 @@ CODES = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "stopped by 
 def started(command: list[str], cwd: Path) -> subprocess.Popen[str]:
     """A command in a group of its own, as a terminal starts it."""
     argv = [sys.executable, "-m", "flowpolicy", *command]
-    return subprocess.Popen(argv, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                            text=True, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        argv,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def children(pid: int) -> list[str]:
@@ -88,14 +95,25 @@ def cpu(pids: list[str]) -> float:
 
 @pytest.mark.slow
 def test_a_protocol_hears_sigterm_and_its_trainings_write_a_checkpoint(tmp_path: Path) -> None:
-    command = ["protocol", "task=toy", "out=out", "demonstrations=3", "seeds=[0,1]", "workers=2",
-               "trainer.steps=100000", "trainer.log_every=1", "policy.net.width=8", "policy.net.depth=1",
-               "trainer.batch_size=4",
-               "arms={a:['policy/head=mip'],b:['policy/head=meanflow']}"]  # fmt: skip
+    command = [
+        "protocol",
+        "task=toy",
+        "out=out",
+        "demonstrations=3",
+        "seeds=[0,1]",
+        "workers=2",
+        "trainer.steps=100000",
+        "trainer.log_every=1",
+        "policy.net.width=8",
+        "policy.net.depth=1",
+        "trainer.batch_size=4",
+        "arms={a:['policy/head=mip'],b:['policy/head=meanflow']}",
+    ]
     process = started(command, tmp_path)
     logs = [tmp_path / f"out/two-ways/a/seed_{seed}/metrics.jsonl" for seed in (0, 1)]
-    wait_for(lambda: all(log.exists() and log.stat().st_size for log in logs) or process.poll() is not None,
-             seconds=240.0)  # fmt: skip
+    wait_for(
+        lambda: all(log.exists() and log.stat().st_size for log in logs) or process.poll() is not None, seconds=240.0
+    )
     process.terminate()
     _, error = process.communicate(timeout=60)
     assert (process.returncode, spoken(error)) == (143, ["flowpolicy protocol: stopped by SIGTERM"])
@@ -120,8 +138,15 @@ if __name__ == "__main__":
 def test_while_workers_are_being_started(trial: int, tmp_path: Path) -> None:
     """Both exist already, and nothing knows of the second one yet, or of its pool."""
     (tmp_path / "starting.py").write_text(STARTING)
-    process = subprocess.Popen([sys.executable, "starting.py"], cwd=tmp_path, env=environment(), text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "starting.py"],
+        cwd=tmp_path,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     wait_for(lambda: len(children(process.pid)) == 2, seconds=60.0)
     workers = children(process.pid)
     time.sleep(0.002 * trial)

@@ -43,11 +43,16 @@ def shell(line: str, cwd: Path, **changes: str) -> subprocess.CompletedProcess[s
         (">&-", 0, "", "complained …\n"),
         ("2>&-", 0, "said … at length\n", ""),
         ("<&- >&- 2>&-", 0, "", ""),
-        (">/dev/full", 2, "", "complained …\nflowpolicy: what was to be printed could not be written: No space left "
-                              "on device; the work is done\n"),
+        (
+            ">/dev/full",
+            2,
+            "",
+            "complained …\nflowpolicy: what was to be printed could not be written: No space left "
+            "on device; the work is done\n",
+        ),
         ("2>/dev/full", 0, "said … at length\n", ""),
     ],
-)  # fmt: skip
+)
 def test_no_stream_and_no_room(streams: str, code: int, out: str, err: str, tmp_path: Path) -> None:
     done = shell(f'$PYTHON -c "$LIGHT" 1 {streams}', tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)

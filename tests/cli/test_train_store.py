@@ -21,8 +21,12 @@ def foreign(tmp_path: Path) -> Path:
     """As diffusion_policy writes it, in float64."""
     root, rng = zarr.open_group(tmp_path / "theirs.zarr", mode="w", zarr_format=2), np.random.default_rng(0)
     position = rng.uniform(-1, 1, (40, 3))
-    values = {"data/agent_pos": position, "data/env_state": rng.normal(size=(40, 2)), "data/action": 0.9 * position,
-              "meta/episode_ends": np.array([20, 40])}  # fmt: skip
+    values = {
+        "data/agent_pos": position,
+        "data/env_state": rng.normal(size=(40, 2)),
+        "data/action": 0.9 * position,
+        "meta/episode_ends": np.array([20, 40]),
+    }
     for name, value in values.items():
         root.create_array(name, data=value)
     return tmp_path / "theirs.zarr"

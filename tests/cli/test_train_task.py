@@ -12,12 +12,23 @@ from flowpolicy.cli.main import main
 from flowpolicy.data.store import Episode, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
 
-SMALL = ["policy.net.width=16", "policy.net.depth=1", "trainer.batch_size=8", "trainer.steps=2", "trainer.eval_every=0",
-         "policy/head=regression"]  # fmt: skip
+SMALL = [
+    "policy.net.width=16",
+    "policy.net.depth=1",
+    "trainer.batch_size=8",
+    "trainer.steps=2",
+    "trainer.eval_every=0",
+    "policy/head=regression",
+]
 HAND = Embodiment(
-    robot="hand", obs={"agent_pos": KeySpec((4,), "m"), "env_state": KeySpec((10,), "m")}, action=KeySpec((4,)),
-    action_kind="eef_delta", control_hz=80.0, action_low=(-1.0,) * 4, action_high=(1.0,) * 4,
-)  # fmt: skip
+    robot="hand",
+    obs={"agent_pos": KeySpec((4,), "m"), "env_state": KeySpec((10,), "m")},
+    action=KeySpec((4,)),
+    action_kind="eef_delta",
+    control_hz=80.0,
+    action_low=(-1.0,) * 4,
+    action_high=(1.0,) * 4,
+)
 REACH = {"task": "metaworld", "task_id": "reach-v3", "task_obs": "state", "task_max_episode_steps": 150}
 
 

@@ -26,8 +26,17 @@ def test_a_second_training_into_one_folder_is_refused_and_the_first_finishes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_store(tmp_path / "demos.zarr")
-    words = ["train", "dataset.path=demos.zarr", "task=toy", "out=run", *SMALL, "trainer.steps=200", "resume=true",
-             "trainer.log_every=10", "trainer.checkpoint_every=100"]  # fmt: skip
+    words = [
+        "train",
+        "dataset.path=demos.zarr",
+        "task=toy",
+        "out=run",
+        *SMALL,
+        "trainer.steps=200",
+        "resume=true",
+        "trainer.log_every=10",
+        "trainer.checkpoint_every=100",
+    ]
     first = subprocess.Popen([sys.executable, "-m", "flowpolicy", *words], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "run/metrics.jsonl"
     while first.poll() is None and not (metrics.exists() and metrics.stat().st_size):

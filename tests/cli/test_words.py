@@ -11,8 +11,24 @@ from flowpolicy.cli import config, words
 from flowpolicy.cli.main import VERBS, main
 from flowpolicy.cli.tasks import without_task
 
-AWKWARD = ["josé/own.zarr", "x (1).zarr", "a b/c.zarr", "a,b.zarr", "{a}=b#c.zarr", 'a"b\'c.zarr', "100%!@&;.zarr",
-           "日本/データ.zarr", "5", "true", "a:b", "a\\b", "a\\", '\\"', "a*[1].zarr", "$x"]  # fmt: skip
+AWKWARD = [
+    "josé/own.zarr",
+    "x (1).zarr",
+    "a b/c.zarr",
+    "a,b.zarr",
+    "{a}=b#c.zarr",
+    "a\"b'c.zarr",
+    "100%!@&;.zarr",
+    "日本/データ.zarr",
+    "5",
+    "true",
+    "a:b",
+    "a\\b",
+    "a\\",
+    '\\"',
+    "a*[1].zarr",
+    "$x",
+]
 
 
 @pytest.mark.parametrize("path", AWKWARD)
@@ -23,8 +39,15 @@ def test_hydra_gives_back_the_path_that_was_typed(path: str):
 
 def test_every_path_of_every_yaml_is_quoted():
     path = "x (1).zarr"
-    given = {"train": ["dataset.path", "out"], "export": ["checkpoint", "out", "dataset.path"], "bench": ["out"],
-             "collect": ["out"], "finetune": ["checkpoint", "out"], "sweep": ["out"], "compare": ["out"]}  # fmt: skip
+    given = {
+        "train": ["dataset.path", "out"],
+        "export": ["checkpoint", "out", "dataset.path"],
+        "bench": ["out"],
+        "collect": ["out"],
+        "finetune": ["checkpoint", "out"],
+        "sweep": ["out"],
+        "compare": ["out"],
+    }
     for name, keys in given.items():
         cfg = config.load(name, [f"{key}={path}" for key in keys])
         assert [OmegaConf.select(cfg, key) for key in keys] == [path] * len(keys), name

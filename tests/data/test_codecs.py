@@ -67,8 +67,11 @@ def test_a_store_that_names_pickle_is_refused_before_anything_is_decoded(tmp_pat
 def test_every_verb_that_reads_a_store_refuses_it_in_one_line(tmp_path, capsys):
     store, proof = write_store(tmp_path / "a.zarr"), tmp_path / "proof"
     poison(store / "data/action", proof)
-    for words in (["data", "inspect", f"{store}"], ["data", "view", f"{store}"], ["train", f"dataset.path={store}",
-                  f"out={tmp_path / 'run'}"]):  # fmt: skip
+    for words in (
+        ["data", "inspect", f"{store}"],
+        ["data", "view", f"{store}"],
+        ["train", f"dataset.path={store}", f"out={tmp_path / 'run'}"],
+    ):
         assert main(words) == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and "run code" in said[0]
@@ -103,12 +106,24 @@ def test_consolidated_metadata_and_a_version_3_array_inside_are_looked_at(tmp_pa
 
 @pytest.mark.parametrize(
     "change",
-    [{"compressor": {"id": "json2"}}, {"filters": [{"id": "categorize", "labels": ["a"], "dtype": "|O"}]},
-     {"filters": [{"id": "msgpack2"}]}, {"compressor": {"id": "vlen-array", "dtype": "<i4"}}, {"compressor": "pickle"},
-     {"compressor": {"id": ["zstd"]}}, {"filters": [{"id": "astype", "encode_dtype": "|O", "decode_dtype": "<f4"}]},
-     {"dtype": [["a", "|O"]]}, {"dtype": "O"}, {"dtype": None}, {"shape": "x"}, {"shape": [180.0, 3]},
-     {"chunks": [0, 3]}, {"chunks": [180]}, {"filters": [[TEXT]]}],
-)  # fmt: skip
+    [
+        {"compressor": {"id": "json2"}},
+        {"filters": [{"id": "categorize", "labels": ["a"], "dtype": "|O"}]},
+        {"filters": [{"id": "msgpack2"}]},
+        {"compressor": {"id": "vlen-array", "dtype": "<i4"}},
+        {"compressor": "pickle"},
+        {"compressor": {"id": ["zstd"]}},
+        {"filters": [{"id": "astype", "encode_dtype": "|O", "decode_dtype": "<f4"}]},
+        {"dtype": [["a", "|O"]]},
+        {"dtype": "O"},
+        {"dtype": None},
+        {"shape": "x"},
+        {"shape": [180.0, 3]},
+        {"chunks": [0, 3]},
+        {"chunks": [180]},
+        {"filters": [[TEXT]]},
+    ],
+)
 def test_whatever_else_is_no_number_under_a_known_codec(tmp_path, change):
     file = write_store(tmp_path / "a.zarr") / "data/action/.zarray"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))

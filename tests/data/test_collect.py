@@ -18,9 +18,14 @@ from flowpolicy.data.store import Episode, EpisodeStore
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
-    robot="dice", obs={"agent_pos": KeySpec((2,))}, action=KeySpec((1,)), action_kind="number", control_hz=1.0,
-    action_low=(-1.0,), action_high=(1.0,),
-)  # fmt: skip
+    robot="dice",
+    obs={"agent_pos": KeySpec((2,))},
+    action=KeySpec((1,)),
+    action_kind="number",
+    control_hz=1.0,
+    action_low=(-1.0,),
+    action_high=(1.0,),
+)
 
 
 class Dice:

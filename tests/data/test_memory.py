@@ -19,9 +19,14 @@ from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
-    robot="test", obs={"agent_pos": KeySpec((3,)), "image": KeySpec((96, 96, 3), dtype="uint8")}, action=KeySpec((2,)),
-    action_kind="velocity", control_hz=10.0, action_low=(-1.0, -1.0), action_high=(1.0, 1.0),
-)  # fmt: skip
+    robot="test",
+    obs={"agent_pos": KeySpec((3,)), "image": KeySpec((96, 96, 3), dtype="uint8")},
+    action=KeySpec((2,)),
+    action_kind="velocity",
+    control_hz=10.0,
+    action_low=(-1.0, -1.0),
+    action_high=(1.0, 1.0),
+)
 STEPS = 100  # of an episode: 2.8 MB of pictures
 
 

@@ -54,8 +54,12 @@ def test_impossible_rates_are_refused(hz: float) -> None:
 @pytest.mark.parametrize(
     ("total_ms", "missed", "said"),
     [
-        (10.0, 0.0, "Predict between two steps: a prediction takes 10 ms at p99 and one step at 20 Hz 50 ms, which "
-                    "leaves 80% of it."),
+        (
+            10.0,
+            0.0,
+            "Predict between two steps: a prediction takes 10 ms at p99 and one step at 20 Hz 50 ms, which "
+            "leaves 80% of it.",
+        ),
         (60.0, 1.0, "from 2 steps before the 8 of a chunk are spent"),
         (60.0, 0.25, "so 25.0% of the predictions would be late"),
         (60.0, 1.0, "so every prediction would be late"),
@@ -64,15 +68,17 @@ def test_impossible_rates_are_refused(hz: float) -> None:
         (400.0, 1.0, "at most 20 Hz."),
         (800.0, 1.0, "at most 10 Hz."),
     ],
-)  # fmt: skip
+)
 def test_the_sentence_follows_from_the_numbers(total_ms: float, missed: float, said: str) -> None:
     assert said in recommend(np.full(100, total_ms), missed, hz=20.0, chunk=8)
 
 
 def test_the_table_holds_every_stage_and_sentence() -> None:
     policy = catalogue_policy(encoder="point_cloud")
-    reports = [bench(policy, example_observation(policy), num_steps=k, warmup=0, repeats=3,
-                     preprocess_ms={"crop": [0.5]}) for k in (1, 2)]  # fmt: skip
+    reports = [
+        bench(policy, example_observation(policy), num_steps=k, warmup=0, repeats=3, preprocess_ms={"crop": [0.5]})
+        for k in (1, 2)
+    ]
     text = format_bench(reports)
     for word in ("crop", "encode", "head", "decode", "predict", "prepared", "bare net", "2 steps", "late at 20 Hz"):
         assert word in text

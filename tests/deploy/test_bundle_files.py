@@ -124,9 +124,12 @@ sys.stdout.write(policy.predict(obs).tobytes().hex())
 def used(bundle: Path, *user: str, home: Path) -> str:
     """What somebody without torch gets from it; nothing may be said beside, or kept in their home."""
     done = subprocess.run(
-        [sys.executable, "-B", "-c", USE, str(bundle), *user], capture_output=True, text=True, cwd="/",
+        [sys.executable, "-B", "-c", USE, str(bundle), *user],
+        capture_output=True,
+        text=True,
+        cwd="/",
         env={"PYTHONPATH": str(ROOT), "HOME": str(home)},
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 

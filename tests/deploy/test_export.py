@@ -162,9 +162,12 @@ def test_a_bundle_runs_where_importing_torch_fails(tmp_path: Path) -> None:
     noise = torch.randn(1, 8, 3, generator=stream(0, "n"))
     np.savez(tmp_path / "given.npz", **{"obs.agent_pos": obs["agent_pos"].numpy()}, noise=noise.numpy(), points=points)
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     wanted = policy.predict(obs, noise=noise).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "action.npy"), wanted, rtol=0, atol=2e-6)
@@ -245,8 +248,11 @@ def test_a_bundle_that_was_edited_says_so_and_needs_edited(
     [
         ("embodiment.json", {"action_low": [NAN, -1.0, -1.0]}, "action_low: wanted finite numbers, got nan"),
         ("embodiment.json", {"control_hz": 0}, "control_hz: wanted a number above 0"),
-        ("embodiment.json", {"action": {"shape": [2]}, "action_low": [0, 0], "action_high": [1, 1],
-                             "reference_index": [0, 1]}, "policy.json: noise: wanted .*1, 8, 2.*, got .*1, 8, 3"),
+        (
+            "embodiment.json",
+            {"action": {"shape": [2]}, "action_low": [0, 0], "action_high": [1, 1], "reference_index": [0, 1]},
+            "policy.json: noise: wanted .*1, 8, 2.*, got .*1, 8, 3",
+        ),
         ("policy.json", {"obs": {"agent_pos": {"shape": [1, 2, 5], "dtype": "float32"}}}, "policy.json: obs: wanted"),
         ("policy.json", {"obs": {}}, "policy.json: wanted num_steps, and obs, noise and action"),
         ("policy.json", {"obs": 3}, "policy.json: wanted num_steps, and obs, noise and action"),
@@ -256,7 +262,7 @@ def test_a_bundle_that_was_edited_says_so_and_needs_edited(
         ("policy.json", {"noise": [1, 9, 3]}, "policy.onnx: wanted the inputs of policy.json"),
         ("policy.json", {"num_steps": "1"}, "policy.json: wanted whole numbers >= 1"),
     ],
-)  # fmt: skip
+)
 def test_files_that_contradict_each_other_are_refused_also_when_edited(
     bundle: Path, tmp_path: Path, name: str, change: dict, said: str
 ) -> None:

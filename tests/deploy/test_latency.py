@@ -16,9 +16,14 @@ from flowpolicy.policy import FlowPolicy
 @pytest.fixture(scope="module")
 def policy() -> FlowPolicy:
     embodiment = Embodiment(
-        robot="arm", obs={"agent_pos": KeySpec((9,)), "env_state": KeySpec((20,))}, action=KeySpec((7,)),
-        action_kind="joint_position", control_hz=20.0, action_low=(-1.0,) * 7, action_high=(1.0,) * 7,
-    )  # fmt: skip
+        robot="arm",
+        obs={"agent_pos": KeySpec((9,)), "env_state": KeySpec((20,))},
+        action=KeySpec((7,)),
+        action_kind="joint_position",
+        control_hz=20.0,
+        action_low=(-1.0,) * 7,
+        action_high=(1.0,) * 7,
+    )
     config = {
         "_target_": "flowpolicy.policy.build_policy",
         "encoder": {"_target_": "flowpolicy.encoders.state.StateEncoder", "_partial_": True},

@@ -147,7 +147,10 @@ def test_a_task_that_reads_its_own_pictures_shapes_is_made_all_the_same():
     with closing(make_env("PushT-v1")) as env:
         obs, _ = env.reset(seed=0)
         assert {key: value.shape for key, value in obs.items()} == {
-            "agent_pos": (7,), "agent_vel": (7,), "env_state": (17,)}  # fmt: skip
+            "agent_pos": (7,),
+            "agent_vel": (7,),
+            "env_state": (17,),
+        }
         assert np.isfinite(env.step(env.action_space.sample())[1])
 
 

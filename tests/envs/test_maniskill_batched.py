@@ -19,8 +19,10 @@ LIMIT = 10
 
 
 def test_an_episode_is_that_of_the_environment_by_itself() -> None:
-    with closing(ManiSkillBatch("PickCube-v1", 1, max_episode_steps=LIMIT, backend="physx_cpu")) as batch, \
-         closing(make_env("PickCube-v1", max_episode_steps=LIMIT)) as env:  # fmt: skip
+    with (
+        closing(ManiSkillBatch("PickCube-v1", 1, max_episode_steps=LIMIT, backend="physx_cpu")) as batch,
+        closing(make_env("PickCube-v1", max_episode_steps=LIMIT)) as env,
+    ):
         assert batch.embodiment == env.embodiment  # type: ignore[attr-defined]
         single, _ = env.reset(seed=7)
         obs = batch.reset([7], torch.ones(1, dtype=torch.bool))
@@ -69,6 +71,7 @@ def test_it_needs_no_renderer() -> None:
         "print('made')"
     )
     nowhere = {"VK_DRIVER_FILES": "/nonexistent.json", "VK_ICD_FILENAMES": "/nonexistent.json"}
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | nowhere, capture_output=True, text=True,
-                          check=False, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | nowhere, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.stdout.endswith("made\n"), done.stderr[-500:]

@@ -85,9 +85,22 @@ def test_pictures_go_the_same_way(opengl, tmp_path: Path, encoder: str) -> None:
 @pytest.mark.ci
 def test_fine_tuning_reaches_the_encoder_of_clouds(run: Path, tmp_path: Path) -> None:
     """Twenty iterations on clouds that are cast as the robot moves; the first ratio is 1, and the encoder learns."""
-    words = ["envs=2", "workers=2", "loop.iterations=20", "loop.decisions=2", "loop.eval_every=0", "ppo.warmup=1",
-             "ppo.minibatches=1", "ppo.epochs=1", "ppo.guard=false", "preflight.episodes=2", "preflight.min_success=0",
-             "receipt.episodes=0", "task.max_episode_steps=3", "reward.env=1"]  # fmt: skip
+    words = [
+        "envs=2",
+        "workers=2",
+        "loop.iterations=20",
+        "loop.decisions=2",
+        "loop.eval_every=0",
+        "ppo.warmup=1",
+        "ppo.minibatches=1",
+        "ppo.epochs=1",
+        "ppo.guard=false",
+        "preflight.episodes=2",
+        "preflight.min_success=0",
+        "receipt.episodes=0",
+        "task.max_episode_steps=3",
+        "reward.env=1",
+    ]
     assert main(["finetune", f"checkpoint={run}", f"out={tmp_path}/rl", *words]) == 0
     found = json.loads((tmp_path / "rl" / "preflight.json").read_text())
     assert found["ratio_error"] <= 1e-4  # rounding: collection and update give the encoder batches of another size

@@ -24,10 +24,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             height = episode.obs["agent_pos"][:, 1]
             if episode.success and height[len(height) // 2] > 0:
                 writer.add(episode)
-    small = ["task=toy", f"dataset.path={folder / 'left.zarr'}", "policy.net.width=64", "policy.net.depth=2",
-             "trainer.batch_size=64", "trainer.warmup_steps=20"]  # fmt: skip
+    small = [
+        "task=toy",
+        f"dataset.path={folder / 'left.zarr'}",
+        "policy.net.width=64",
+        "policy.net.depth=2",
+        "trainer.batch_size=64",
+        "trainer.warmup_steps=20",
+    ]
     poor = ["policy/head=flow_matching", "policy/times=logit_normal", "policy/weighting=squared_error"]
-    for name, words, steps in (("good", ["policy/head=meanflow"], 400), ("poor", poor, 400),
-                               ("single", ["policy/head=regression"], 60)):  # fmt: skip
+    for name, words, steps in (
+        ("good", ["policy/head=meanflow"], 400),
+        ("poor", poor, 400),
+        ("single", ["policy/head=regression"], 60),
+    ):
         assert main(["train", *small, *words, f"trainer.steps={steps}", f"out={folder / name}"]) == 0
     return folder

@@ -33,8 +33,9 @@ from flowpolicy_envs.toy import EMBODIMENT, make_env  # noqa: E402
 
 def toy_policy(seed: int = 0) -> FlowPolicy:
     torch.manual_seed(seed)
-    return build_policy(embodiment=EMBODIMENT, encoder=StateEncoder, net=partial(ResidualMLP, width=16, depth=1),
-                        head=MeanFlowHead).eval()  # fmt: skip
+    return build_policy(
+        embodiment=EMBODIMENT, encoder=StateEncoder, net=partial(ResidualMLP, width=16, depth=1), head=MeanFlowHead
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,9 @@ def observed(env: VectorEnv) -> Observed:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, env: VectorEnv, observed: Observed) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("made") / "bundle"
-    return out, export_with_certificate(toy_policy(), out, observed, facts={"checkpoint": "here"}, env=env,
-                                        seeds=range(5, 11), warmup=1, repeats=5)  # fmt: skip
+    return out, export_with_certificate(
+        toy_policy(), out, observed, facts={"checkpoint": "here"}, env=env, seeds=range(5, 11), warmup=1, repeats=5
+    )
 
 
 def test_a_certificate_holds_parity_success_and_latency(made: tuple[Path, dict[str, Any]]) -> None:
@@ -86,8 +88,9 @@ def test_a_number_that_is_none_fails(made: tuple[Path, dict[str, Any]], observed
     assert not parity["passed"] and parity["max_abs_error"] == np.inf
 
 
-def test_pairs_that_differ_are_counted(made: tuple[Path, dict[str, Any]], env: VectorEnv,
-                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_pairs_that_differ_are_counted(
+    made: tuple[Path, dict[str, Any]], env: VectorEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flowpolicy.evaluation import certificate as module
 
     real, ways = module.run_episodes, iter([[True] * 6 + [False] * 2, [False] * 5 + [True] * 2 + [False]])

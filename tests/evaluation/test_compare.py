@@ -87,8 +87,10 @@ def test_the_page_is_one_offline_file_that_says_what_the_json_says(here: Path):
 def test_each_arm_may_have_its_own_number_of_steps(here: Path):
     found = compare("good:4", "poor", "good", "num_steps=2", "episodes=3", "names=[new,old]")
     assert [(arm["name"], arm["num_steps"]) for arm in found["arms"]] == [
-        ("new · 4 steps", 4), ("old · 2 steps", 2), ("new · 2 steps", 2)
-    ]  # fmt: skip
+        ("new · 4 steps", 4),
+        ("old · 2 steps", 2),
+        ("new · 2 steps", 2),
+    ]
     assert {row["num_steps"] for row in lines(Path("out/arms/new/steps_4/results.jsonl"))} == {4}
 
 
@@ -187,9 +189,18 @@ def record(folder: Path, successes: int, seeds: range, **changes: Any) -> Path:
     """An evaluation folder with nothing but results.jsonl, of the first `successes` seeds solved."""
     folder.mkdir()
     facts = {"task": "real", "task_id": "peg", "checkpoint": str(folder), "num_steps": 1} | changes
-    rows = [facts | {"seed": s, "success_once": i < successes, "success_at_end": i < successes, "return": 0.0,
-                     "episode_len": 9, "failure": "" if i < successes else "timeout"}
-            for i, s in enumerate(seeds)]  # fmt: skip
+    rows = [
+        facts
+        | {
+            "seed": s,
+            "success_once": i < successes,
+            "success_at_end": i < successes,
+            "return": 0.0,
+            "episode_len": 9,
+            "failure": "" if i < successes else "timeout",
+        }
+        for i, s in enumerate(seeds)
+    ]
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -338,8 +349,15 @@ def result(name: str, successes: int, p50: float | None) -> ArmResult:
 
 
 def test_the_frontier_is_what_no_other_arm_beats_in_both():
-    arms = [result("fast", 5, 1.0), result("slow", 9, 10.0), result("worse", 8, 11.0), result("same", 5, 2.0),
-            result("middle", 7, 3.0), result("untimed", 10, None), result("by a hair", 4, 0.95)]  # fmt: skip
+    arms = [
+        result("fast", 5, 1.0),
+        result("slow", 9, 10.0),
+        result("worse", 8, 11.0),
+        result("same", 5, 2.0),
+        result("middle", 7, 3.0),
+        result("untimed", 10, None),
+        result("by a hair", 4, 0.95),
+    ]
     assert [arm.name for arm in frontier(arms)] == ["fast", "slow", "middle"]
     assert [arm.name for arm in frontier([result("a", 5, 1.0), result("b", 5, 1.0)])] == ["a", "b"]
 

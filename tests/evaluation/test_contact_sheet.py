@@ -30,9 +30,10 @@ def _store(path: Path, *, columns: int = 3, image: int = 32, episodes: int = 3) 
         for seed in range(episodes):
             obs = {
                 key: rng.integers(0, 256, (STEPS, *spec.shape), dtype=np.uint8)
-                if spec.dtype == "uint8" else rng.uniform(0, 1, (STEPS, *spec.shape)).astype(np.float32)
+                if spec.dtype == "uint8"
+                else rng.uniform(0, 1, (STEPS, *spec.shape)).astype(np.float32)
                 for key, spec in keys.items()
-            }  # fmt: skip
+            }
             writer.add(Episode(obs, rng.uniform(-1, 1, (STEPS, 2)), np.zeros(STEPS), seed != 1, 7 + seed))
     return EpisodeStore.open(path)
 
@@ -92,8 +93,9 @@ def test_page_names_outcomes_and_loads_nothing(tmp_path: Path) -> None:
 
 def test_actions_are_drawn_from_their_lowest_to_their_highest_value_and_told_apart(tmp_path: Path) -> None:
     names = tuple(f"joint{i}" for i in range(8))
-    embodiment = Embodiment("arm", {"agent_pos": KeySpec((1,))}, KeySpec((8,), names=names), "joint_position", 10.0,
-                            (-9.0,) * 8, (9.0,) * 8)  # fmt: skip
+    embodiment = Embodiment(
+        "arm", {"agent_pos": KeySpec((1,))}, KeySpec((8,), names=names), "joint_position", 10.0, (-9.0,) * 8, (9.0,) * 8
+    )
     action = np.linspace(-1, 1, 20)[:, None] * np.arange(8) * 0.1 + 2  # joint 0 stands still
     with EpisodeWriter(tmp_path / "a.zarr", embodiment, {}) as writer:
         writer.add(Episode({"agent_pos": np.zeros((20, 1))}, action, np.zeros(20), True, 0))

@@ -62,14 +62,29 @@ def dies(entry: Entry, store: Path, run: Path) -> None:
 
 def test_a_training_that_takes_its_process_with_it_is_named_and_stops_no_other(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="2 of 4 trainings failed.*a x seed 0: a worker process died.*; see .*log"):
-        train_all(ENTRIES, tmp_path, collect=lambda _, store: store.mkdir(parents=True), train=dies,
-                  steps={"x": 7, "y": 7}, workers=2)  # fmt: skip
+        train_all(
+            ENTRIES,
+            tmp_path,
+            collect=lambda _, store: store.mkdir(parents=True),
+            train=dies,
+            steps={"x": 7, "y": 7},
+            workers=2,
+        )
     assert [(tmp_path / task / "y" / "calls").read_text() for task in "ab"] == ["1", "1"]
 
 
-WORDS = ["task=toy", "demonstrations=3", "episodes=3", "workers=2", "policy.net.width=32", "trainer.steps=4",
-         "trainer.batch_size=8", "seeds=[0]", "num_steps=[1,4]",
-         "arms={dm1:['policy/head=dm1'],mse:['policy/head=regression']}"]  # fmt: skip
+WORDS = [
+    "task=toy",
+    "demonstrations=3",
+    "episodes=3",
+    "workers=2",
+    "policy.net.width=32",
+    "trainer.steps=4",
+    "trainer.batch_size=8",
+    "seeds=[0]",
+    "num_steps=[1,4]",
+    "arms={dm1:['policy/head=dm1'],mse:['policy/head=regression']}",
+]
 
 
 @pytest.mark.slow
@@ -82,16 +97,20 @@ def test_the_verb_trains_every_arm_and_sweeps(
     assert "left out, since the head does not take that many steps: mse · 4 steps" in text
     assert "  dm1 · 1 step: " in text and "  mse · 1 step: " in text  # each against dm1 in 4 steps
     sweep = tmp_path / "a, b" / "sweep"
-    assert text.splitlines()[-1] == str(sweep / "sweep.html") and "One step against many" in (sweep / "sweep.html"
-                                                                                             ).read_text()  # fmt: skip
+    assert (
+        text.splitlines()[-1] == str(sweep / "sweep.html")
+        and "One step against many" in (sweep / "sweep.html").read_text()
+    )
     (task,) = json.loads((sweep / "sweep.json").read_text())["tasks"]
     assert [(arm["name"], arm["n"]) for arm in task["arms"]] == [
         ("dm1 · 1 step", 3),
         ("dm1 · 4 steps", 3),
         ("mse · 1 step", 3),
     ]
-    heads = [json.loads((last(tmp_path / "a, b/two-ways" / arm / "seed_0") / "policy/config.json").read_text())
-             for arm in ("dm1", "mse")]  # fmt: skip
+    heads = [
+        json.loads((last(tmp_path / "a, b/two-ways" / arm / "seed_0") / "policy/config.json").read_text())
+        for arm in ("dm1", "mse")
+    ]
     assert ["DM1" if "dispersive" in json.dumps(head) else "MSE" for head in heads] == ["DM1", "MSE"]
 
     def never(argv: list[str]) -> int:

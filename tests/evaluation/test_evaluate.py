@@ -21,16 +21,23 @@ from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.rollout.vector_env import make_vector_env
 
 EMBODIMENT = Embodiment(
-    robot="point", obs={"agent_pos": KeySpec((2,), unit="m")}, action=KeySpec((2,), names=("x", "y")),
-    action_kind="velocity", control_hz=10.0, action_low=(-1.0, -1.0), action_high=(1.0, 1.0),
-)  # fmt: skip
+    robot="point",
+    obs={"agent_pos": KeySpec((2,), unit="m")},
+    action=KeySpec((2,), names=("x", "y")),
+    action_kind="velocity",
+    control_hz=10.0,
+    action_low=(-1.0, -1.0),
+    action_high=(1.0, 1.0),
+)
 CONFIG: dict[str, Any] = {
     "_target_": "flowpolicy.policy.build_policy",
     "encoder": {"_target_": "flowpolicy.encoders.state.StateEncoder", "_partial_": True},
     "net": {"_target_": "flowpolicy.nets.mlp.ResidualMLP", "_partial_": True, "width": 16, "depth": 1},
     "head": {"_target_": "flowpolicy.heads.meanflow.MeanFlowHead", "_partial_": True},
-    "horizon": 8, "obs_horizon": 2, "action_horizon": 3,
-}  # fmt: skip
+    "horizon": 8,
+    "obs_horizon": 2,
+    "action_horizon": 3,
+}
 
 
 class Point(gymnasium.Env):
@@ -88,14 +95,39 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_results_and_summary_have_the_promised_format_and_agree(run: Path, tmp_path: Path):
     (one,) = evaluate(run, TASK, outs={1: tmp_path / "eval"}, episodes=25, envs=1, progress=False)
     episodes, summary = lines(one.out / "results.jsonl"), json.loads((one.out / "summary.json").read_text())
-    assert list(episodes[0]) == ["task", "task_id", "checkpoint", "num_steps", "seed", "success_once",
-                                 "success_at_end", "return", "episode_len", "failure", "solved_at_reset",
-                                 "outcome"]  # fmt: skip
+    assert list(episodes[0]) == [
+        "task",
+        "task_id",
+        "checkpoint",
+        "num_steps",
+        "seed",
+        "success_once",
+        "success_at_end",
+        "return",
+        "episode_len",
+        "failure",
+        "solved_at_reset",
+        "outcome",
+    ]
     assert [e["seed"] for e in episodes] == list(range(100_000, 100_025))  # over several groups, in order
     assert [e["success_once"] for e in episodes] == [seed % 2 == 0 for seed in range(25)]
     assert {(e["failure"], e["episode_len"]) for e in episodes} == {("", 5), ("timeout", 10)}
-    wanted = {"task", "task_id", "checkpoint", "num_steps", "n", "success_once", "ci_low", "ci_high", "success_at_end",
-              "return_mean", "latency_ms", "env_steps_per_s", "policy_params", "versions"}  # fmt: skip
+    wanted = {
+        "task",
+        "task_id",
+        "checkpoint",
+        "num_steps",
+        "n",
+        "success_once",
+        "ci_low",
+        "ci_high",
+        "success_at_end",
+        "return_mean",
+        "latency_ms",
+        "env_steps_per_s",
+        "policy_params",
+        "versions",
+    }
     assert wanted <= set(summary)
     assert summary == one.summary
     assert (summary["n"], summary["success_once"], summary["return_mean"]) == (25, 13 / 25, 13 / 25)
@@ -244,8 +276,15 @@ def test_demonstrations_that_the_end_could_not_draw_are_refused_before_the_first
 ):
     store = foreign_store(tmp_path / "theirs.zarr", obs=obs, action=action)
     with pytest.raises(ValueError, match=message):
-        evaluate(run, Task("point", "Point-v0", Untouched), outs={1: tmp_path / "eval"}, episodes=2, envs=1,
-                 demonstrations=store, progress=False)  # fmt: skip
+        evaluate(
+            run,
+            Task("point", "Point-v0", Untouched),
+            outs={1: tmp_path / "eval"},
+            episodes=2,
+            envs=1,
+            demonstrations=store,
+            progress=False,
+        )
     assert not (tmp_path / "eval").exists()
 
 
@@ -266,8 +305,9 @@ def test_whatever_the_end_needs_is_tried_before_the_first_episode(
 
     monkeypatch.setattr(module, part, broken)
     with pytest.raises(ValueError, match=f"{part} is broken"):
-        evaluate(run, Task("point", "Point-v0", Untouched), outs={1: tmp_path / "eval"}, episodes=2, envs=1,
-                 progress=False)  # fmt: skip
+        evaluate(
+            run, Task("point", "Point-v0", Untouched), outs={1: tmp_path / "eval"}, episodes=2, envs=1, progress=False
+        )
 
 
 def test_lines_are_on_the_disk_as_the_episodes_end(run: Path, tmp_path: Path):

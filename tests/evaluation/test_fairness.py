@@ -58,18 +58,26 @@ def test_seeds_are_short_in_a_file_and_come_back():
     assert list(seeds_of([[1, 3], [7, 7]])) == [1, 2, 3, 7] and seed_ranges([]) == []
 
 
-@pytest.mark.parametrize(("start", "said"), [(2, "has seen 2 (of its demonstrations)"),
-                                             (501, "has seen 1 (that chose the checkpoint)")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("start", "said"), [(2, "has seen 2 (of its demonstrations)"), (501, "has seen 1 (that chose the checkpoint)")]
+)
 @pytest.mark.parametrize("verb", ["evaluate", "compare", "sweep"])
 def test_seen_seeds_are_refused_or_marked_everywhere(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, start: int,
-    said: str, verb: str,
-):  # fmt: skip
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    start: int,
+    said: str,
+    verb: str,
+):
     monkeypatch.chdir(tmp_path)
     run = trained / "run"  # noqa: F811
-    words = {"evaluate": [f"checkpoint={run}", "envs=1", f"start_seed={start}"],
-             "compare": [str(run), f"{run}:2", "envs=1", f"start_seed={start}"],
-             "sweep": [f"checkpoints=[{run}]", f"seeds=[{start}]"]}[verb]  # fmt: skip
+    words = {
+        "evaluate": [f"checkpoint={run}", "envs=1", f"start_seed={start}"],
+        "compare": [str(run), f"{run}:2", "envs=1", f"start_seed={start}"],
+        "sweep": [f"checkpoints=[{run}]", f"seeds=[{start}]"],
+    }[verb]
     assert main([verb, *words, "episodes=2", "out=out"]) == 2
     error = capsys.readouterr().err
     assert "allow_seen_seeds=true, which marks the result" in error and not Path("out").exists()
@@ -91,9 +99,12 @@ def test_seen_seeds_are_refused_or_marked_everywhere(
 
 @pytest.mark.parametrize(
     ("start", "said"),
-    [(3, "1 of the 2 seeds from start_seed=3 are those of the demonstrations"),
-     (99_999, "choose the checkpoint, and seeds from 100000 on are reported"), (100_000, "are reported")],
-)  # fmt: skip
+    [
+        (3, "1 of the 2 seeds from start_seed=3 are those of the demonstrations"),
+        (99_999, "choose the checkpoint, and seeds from 100000 on are reported"),
+        (100_000, "are reported"),
+    ],
+)
 def test_training_does_not_choose_on_demonstrations_or_on_reported_seeds(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture, start: int, said: str
 ):
@@ -104,8 +115,16 @@ def test_training_does_not_choose_on_demonstrations_or_on_reported_seeds(
 
 def test_a_resumed_run_remembers_all_seeds_that_it_was_chosen_on(trained: Path, tmp_path: Path):
     shutil.copytree(trained / "run", tmp_path / "run", symlinks=True)
-    words = [f"dataset.path={trained / 'demos.zarr'}", f"out={tmp_path / 'run'}", "policy.net.width=16",
-             "policy.net.depth=1", "debug=true", "resume=true", "eval.start_seed=600", "trainer.steps=20"]  # fmt: skip
+    words = [
+        f"dataset.path={trained / 'demos.zarr'}",
+        f"out={tmp_path / 'run'}",
+        "policy.net.width=16",
+        "policy.net.depth=1",
+        "debug=true",
+        "resume=true",
+        "eval.start_seed=600",
+        "trainer.steps=20",
+    ]
     from flowpolicy.trainers import run as module
 
     kept, module.DEBUG_STEPS = module.DEBUG_STEPS, 30
@@ -235,10 +254,16 @@ RULES = {"settings": {"max_episode_steps": 60, "obs": "state"}, "action_horizon"
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"settings": {"max_episode_steps": 90, "obs": "state"}}, "a is evaluated with max_episode_steps=60, b with "
-      "max_episode_steps=90; evaluate both alike, or pass may_differ=[max_episode_steps]"),
-     ({"action_horizon": 4}, "action_horizon=8, b with action_horizon=4"), ({"control_hz": 20.0}, "control_hz")],
-)  # fmt: skip
+    [
+        (
+            {"settings": {"max_episode_steps": 90, "obs": "state"}},
+            "a is evaluated with max_episode_steps=60, b with "
+            "max_episode_steps=90; evaluate both alike, or pass may_differ=[max_episode_steps]",
+        ),
+        ({"action_horizon": 4}, "action_horizon=8, b with action_horizon=4"),
+        ({"control_hz": 20.0}, "control_hz"),
+    ],
+)
 def test_recorded_evaluations_under_other_rules_are_not_compared(tmp_path: Path, changes: dict, said: str):
     arms = [record(tmp_path / "a", **RULES), record(tmp_path / "b", **RULES | changes)]
     with pytest.raises(ValueError, match=said.replace("[", r"\[").replace("]", r"\]")):

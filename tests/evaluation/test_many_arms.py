@@ -20,8 +20,10 @@ def arms(count: int, *, seeds: int = 20) -> list[ArmResult]:
     for i in range(count):
         facts = {"task": "toy", "task_id": "two-ways", "checkpoint": f"c{i}", "num_steps": (1, 1, 2, 8)[i % 4]}
         won = rng.random(seeds) < 0.3 + 0.6 * i / count
-        rows = [facts | {"seed": seed, "success_once": bool(one), "failure": "", "episode_len": 5}
-                for seed, one in enumerate(won)]  # fmt: skip
+        rows = [
+            facts | {"seed": seed, "success_once": bool(one), "failure": "", "episode_len": 5}
+            for seed, one in enumerate(won)
+        ]
         found.append(ArmResult(f"arm {i}", rows, {"latency_ms": {"p50": 1.0 + i % 7, "p95": 9.0, "p99": 9.0}}))
     return found
 

@@ -32,9 +32,14 @@ def policy_for(embodiment: Embodiment, obs_horizon: int = 2) -> FlowPolicy:
     seeing = partial(MultiModalEncoder, point=PointNet, image=ResNet18)
     encoder = seeing if "point_cloud" in embodiment.obs else StateEncoder
     return build_policy(
-        embodiment=embodiment, encoder=encoder, net=partial(ResidualMLP, width=8, depth=1), head=RegressionHead,
-        horizon=4, obs_horizon=obs_horizon, action_horizon=2,
-    ).eval()  # fmt: skip
+        embodiment=embodiment,
+        encoder=encoder,
+        net=partial(ResidualMLP, width=8, depth=1),
+        head=RegressionHead,
+        horizon=4,
+        obs_horizon=obs_horizon,
+        action_horizon=2,
+    ).eval()
 
 
 def test_every_control_step_gives_one_with_the_history_that_the_policy_sees() -> None:
@@ -59,9 +64,14 @@ class CloudEnv(CountingEnv):
     """Sees a wall through two cameras."""
 
     embodiment = Embodiment(
-        robot="counter", obs={"point_cloud": KeySpec(CLOUD.shape, "m", "world", cloud=CLOUD)}, action=KeySpec((1,)),
-        action_kind="number", control_hz=10.0, action_low=(-100.0,), action_high=(100.0,),
-    )  # fmt: skip
+        robot="counter",
+        obs={"point_cloud": KeySpec(CLOUD.shape, "m", "world", cloud=CLOUD)},
+        action=KeySpec((1,)),
+        action_kind="number",
+        control_hz=10.0,
+        action_low=(-100.0,),
+        action_high=(100.0,),
+    )
     observation_space = CountingEnv.observation_space.__class__(
         {"point_cloud": CountingEnv.observation_space["agent_pos"].__class__(-9.0, 9.0, CLOUD.shape, np.float32)}
     )

@@ -9,17 +9,32 @@ from flowpolicy.evaluation.one_step import format_one_step, one_against_many
 
 def arm(name: str, num_steps: int, successes: int, p50: float | None, *, task: str = "a", n: int = 50) -> ArmResult:
     """The first `successes` of n seeds succeed."""
-    rows = [{"task": "t", "task_id": task, "checkpoint": name, "num_steps": num_steps, "seed": seed, "failure": "",
-             "success_once": seed < successes} for seed in range(n)]  # fmt: skip
+    rows = [
+        {
+            "task": "t",
+            "task_id": task,
+            "checkpoint": name,
+            "num_steps": num_steps,
+            "seed": seed,
+            "failure": "",
+            "success_once": seed < successes,
+        }
+        for seed in range(n)
+    ]
     return ArmResult(name, rows, {"latency_ms": {"p50": p50, "p95": p50, "p99": p50}} if p50 else {})
 
 
 def contest(task: str, strong: int, weak: int, *, p50: float | None = 1.0) -> Comparison:
     """Two one-step arms against flow matching at 16 and diffusion at 8 steps; one with 2 steps, which is neither."""
-    return conclude([
-        arm("strong", 1, strong, p50, task=task), arm("weak", 1, weak, 2.0, task=task),
-        arm("two", 2, 50, 1.5, task=task), arm("flow", 16, 40, 12.0, task=task), arm("ddim", 8, 40, 9.0, task=task),
-    ])  # fmt: skip
+    return conclude(
+        [
+            arm("strong", 1, strong, p50, task=task),
+            arm("weak", 1, weak, 2.0, task=task),
+            arm("two", 2, 50, 1.5, task=task),
+            arm("flow", 16, 40, 12.0, task=task),
+            arm("ddim", 8, 40, 9.0, task=task),
+        ]
+    )
 
 
 def test_each_one_step_arm_is_held_against_the_best_multi_step_arm_of_a_task() -> None:
@@ -49,8 +64,9 @@ def test_without_both_kinds_there_is_nothing_to_say() -> None:
     assert one_against_many([conclude([arm("x", 1, 3, 1.0), arm("y", 2, 3, 1.0)])]) == []
     assert one_against_many([conclude([arm("x", 4, 3, 1.0), arm("y", 2, 3, 1.0)])]) == []
     whole = contest("a", 41, 20)
-    assert [one.name for one in one_against_many([whole, conclude([arm("weak", 1, 9, 1.0), arm("flow", 16, 9, 2.0)])])
-            ] == ["weak"]  # the other has not run the second task  # fmt: skip
+    assert [
+        one.name for one in one_against_many([whole, conclude([arm("weak", 1, 9, 1.0), arm("flow", 16, 9, 2.0)])])
+    ] == ["weak"]  # the other has not run the second task
 
 
 def test_a_missing_latency_leaves_the_speed_open() -> None:

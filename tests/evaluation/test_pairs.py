@@ -134,8 +134,10 @@ def test_several_pairs_are_corrected_and_say_so():
     rng = np.random.default_rng(5)
     pairs = explain(compare_pairs(draw(rng, [0.9, 0.7, 0.8], 80)))
     assert [(pair.name_a, pair.name_b) for pair in pairs] == [
-        ("arm 0", "arm 1"), ("arm 0", "arm 2"), ("arm 1", "arm 2")
-    ]  # fmt: skip
+        ("arm 0", "arm 1"),
+        ("arm 0", "arm 2"),
+        ("arm 1", "arm 2"),
+    ]
     assert all(pair.p <= pair.p_holm <= 3 * pair.p for pair in pairs)
     assert all("corrected for 3 pairs" in pair.sentence for pair in pairs)
 
@@ -165,8 +167,10 @@ def test_the_gate_holds_the_first_arm_against_the_others(counts, better, not_bea
     pairs = compare_pairs(arms(counts))
     found = {name: judge(pairs, "A", name) for name in ("better", "not_beaten", "no_worse")}
     assert {name: gate.passed for name, gate in found.items()} == {
-        "better": better, "not_beaten": not_beaten, "no_worse": no_worse
-    }  # fmt: skip
+        "better": better,
+        "not_beaten": not_beaten,
+        "no_worse": no_worse,
+    }
     for name, gate in found.items():
         assert gate.reason.startswith(f"require={name}: {'passed' if gate.passed else 'failed'}, A ")
 

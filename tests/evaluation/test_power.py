@@ -57,9 +57,14 @@ def test_more_certainty_costs_episodes_and_a_tiny_gap_too_many():
 
 @pytest.mark.parametrize(
     "call",
-    [lambda: episodes_unpaired(0.5, 0.5), lambda: episodes_paired(0.2, 0.2), lambda: episodes_paired(1.2, 0.1),
-     lambda: episodes_unpaired(0.5, 0.6, alpha=0.0), lambda: episodes_paired(0.8, 0.7)],
-)  # fmt: skip
+    [
+        lambda: episodes_unpaired(0.5, 0.5),
+        lambda: episodes_paired(0.2, 0.2),
+        lambda: episodes_paired(1.2, 0.1),
+        lambda: episodes_unpaired(0.5, 0.6, alpha=0.0),
+        lambda: episodes_paired(0.8, 0.7),
+    ],
+)
 def test_impossible_rates_are_refused(call):
     with pytest.raises(ValueError, match="wanted|must lie|exclude"):
         call()

@@ -9,8 +9,17 @@ from flowpolicy.cli.main import main
 from flowpolicy.evaluation.protocol import Cell, Stages, cell_row, format_protocol, require_same, run_protocol
 from flowpolicy.tracking import write_json
 
-SUMMARY = {"task": "toy", "num_steps": 1, "n": 50, "success_once": 0.5, "ci_low": 0.37, "ci_high": 0.63,
-           "start_seed": 100000, "policy_params": 7, "latency_ms": {"p50": 1.0}}  # fmt: skip
+SUMMARY = {
+    "task": "toy",
+    "num_steps": 1,
+    "n": 50,
+    "success_once": 0.5,
+    "ci_low": 0.37,
+    "ci_high": 0.63,
+    "start_seed": 100000,
+    "policy_params": 7,
+    "latency_ms": {"p50": 1.0},
+}
 CELLS = [Cell("a-v3", 0), Cell("a-v3", 1), Cell("b-v3", 0)]
 
 

@@ -118,8 +118,10 @@ def boxes(svg: str) -> list[tuple[float, float, float, float]]:
 
 
 def test_the_stairs_go_along_the_frontier_and_to_the_edge():
-    a, b, c = (Mark(name, x, y, y - 0.1, min(1.0, y + 0.05)) for name, x, y in
-               [("a", 1.0, 0.5), ("b", 10.0, 0.9), ("c", 100.0, 0.7)])  # fmt: skip
+    a, b, c = (
+        Mark(name, x, y, y - 0.1, min(1.0, y + 0.05))
+        for name, x, y in [("a", 1.0, 0.5), ("b", 10.0, 0.9), ("c", 100.0, 0.7)]
+    )
     svg = scatter_chart([a, b, c], [a, b], title="t", x_label="ms")
     ElementTree.fromstring(svg)
     stairs = points(svg)

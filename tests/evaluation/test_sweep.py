@@ -52,8 +52,11 @@ def test_every_cell_is_run_once_and_shown(here: Path, capsys: pytest.CaptureFixt
     content = json.loads(Path("out/sweep.json").read_text())
     (task,) = content["tasks"]
     assert [(arm["name"], arm["n"]) for arm in task["arms"]] == [
-        ("good · 1 step", 40), ("good · 2 steps", 40), ("poor · 1 step", 40), ("poor · 2 steps", 40)
-    ]  # fmt: skip
+        ("good · 1 step", 40),
+        ("good · 2 steps", 40),
+        ("poor · 1 step", 40),
+        ("poor · 2 steps", 40),
+    ]
     winners = {(pair["a"], pair["b"]): pair["winner"] for pair in task["pairs"]}
     assert len(winners) == 6 and winners["good · 1 step", "poor · 1 step"] == "good · 1 step"
     lines = Path("out/sweep.md").read_text().splitlines()

@@ -80,8 +80,10 @@ def breaks(render: bool = False) -> None:
 def test_a_simulator_that_fails_ends_its_own_cells_only(here: Path, workers: int, make, said: str):
     whole = partial(make_env, max_episode_steps=20)
     checkpoint = Checkpoint.open(here / "good")
-    arms = [Arm("bad", 1, Path(), checkpoint, Task("toy", "broken", make)),
-            Arm("good", 1, Path(), checkpoint, Task("toy", "two-ways", whole))]  # fmt: skip
+    arms = [
+        Arm("bad", 1, Path(), checkpoint, Task("toy", "broken", make)),
+        Arm("good", 1, Path(), checkpoint, Task("toy", "two-ways", whole)),
+    ]
     found = sweep(arms, out=here / "out", grid=Grid([500, 600], episodes=12, workers=workers), progress=False)
     (failure,) = found.failed
     assert (failure.name, failure.task_id) == ("bad", "broken") and said in failure.error

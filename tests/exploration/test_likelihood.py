@@ -82,10 +82,14 @@ def test_the_joint_density_is_the_sum_of_the_steps_and_the_starting_noise_cancel
 
 
 GOLDEN = [  # K, t, r, std, w0, w1 at a = 0.5; sigma is std / sqrt(t - r)
-    (4, 1.0, 0.75, 0.5, 0.25, 0.625), (4, 0.75, 0.5, 0.433013, 0.5, 0.375), (4, 0.5, 0.25, 0.25, 0.75, 0.1875),
-    (4, 0.25, 0.0, 0.144338, 1.0, -0.041667), (2, 1.0, 0.5, 0.5, 0.5, 0.375), (2, 0.5, 0.0, 0.353553, 1.0, -0.125),
+    (4, 1.0, 0.75, 0.5, 0.25, 0.625),
+    (4, 0.75, 0.5, 0.433013, 0.5, 0.375),
+    (4, 0.5, 0.25, 0.25, 0.75, 0.1875),
+    (4, 0.25, 0.0, 0.144338, 1.0, -0.041667),
+    (2, 1.0, 0.5, 0.5, 0.5, 0.375),
+    (2, 0.5, 0.0, 0.353553, 1.0, -0.125),
     (1, 1.0, 0.0, 0.5, 1.0, -0.125),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("num_steps", "t", "r", "std", "w0", "w1"), GOLDEN)
@@ -192,8 +196,12 @@ def test_the_upper_bound_of_the_std_falls_on_reinflows_schedule():
 
 
 def test_wrong_numbers_are_refused():
-    for make in (lambda: FlowNoise(std_min=0.2, std_max=0.1, **SHAPE), lambda: FlowNoise(std_inputs="x", **SHAPE),
-                 lambda: FlowSDE(mode="some"), lambda: FlowSDE(mode="window", window=5),
-                 lambda: Langevin(num_steps=1)):  # fmt: skip
+    for make in (
+        lambda: FlowNoise(std_min=0.2, std_max=0.1, **SHAPE),
+        lambda: FlowNoise(std_inputs="x", **SHAPE),
+        lambda: FlowSDE(mode="some"),
+        lambda: FlowSDE(mode="window", window=5),
+        lambda: Langevin(num_steps=1),
+    ):
         with pytest.raises(ValueError):
             make()

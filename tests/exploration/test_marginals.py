@@ -48,10 +48,13 @@ def law(exploration: Exploration | None, velocity, times) -> tuple[float, float]
 
 
 SDE_STD = {  # K -> std of the ODE and of the SDE at a = 0.2, 0.5, 0.8; the data have 0.2
-    1: (0.0, 0.200998, 0.515388, 0.861626), 2: (0.038462, 0.142829, 0.368018, 0.717604),
-    4: (0.095864, 0.111827, 0.165587, 0.231566), 10: (0.154175, 0.158335, 0.173804, 0.187749),
-    100: (0.194979, 0.195500, 0.197738, 0.198694), 1000: (0.199492, 0.199619, 0.200223, 0.199972),
-}  # fmt: skip
+    1: (0.0, 0.200998, 0.515388, 0.861626),
+    2: (0.038462, 0.142829, 0.368018, 0.717604),
+    4: (0.095864, 0.111827, 0.165587, 0.231566),
+    10: (0.154175, 0.158335, 0.173804, 0.187749),
+    100: (0.194979, 0.195500, 0.197738, 0.198694),
+    1000: (0.199492, 0.199619, 0.200223, 0.199972),
+}
 
 
 @pytest.mark.parametrize("num_steps", SDE_STD)
@@ -92,8 +95,9 @@ def test_flow_map_and_langevin_has_the_tabulated_spread(noise_level, wanted):
     assert (mean, std) == pytest.approx((0.5, wanted), abs=1e-5)
 
 
-@pytest.mark.parametrize(("num_steps", "sigma", "wanted"), [(1, 0.05, 0.206155), (2, 0.12, 0.237940),
-                                                            (5, 0.12, 0.262589)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("num_steps", "sigma", "wanted"), [(1, 0.05, 0.206155), (2, 0.12, 0.237940), (5, 0.12, 0.262589)]
+)
 def test_flow_noise_widens_the_law_by_what_it_adds(num_steps, sigma, wanted):
     exploration = FlowNoise(action_dim=1, horizon=1, cond_dim=0, num_steps=num_steps, std_min=sigma, std_max=sigma)
     times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)

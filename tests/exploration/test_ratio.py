@@ -36,8 +36,9 @@ EXPLORATIONS = {f"flow_noise_{k}": partial(FlowNoise, num_steps=k, **SHAPE) for 
 EXPLORATIONS |= {
     f"flow_noise_state_{k}": partial(FlowNoise, num_steps=k, std_inputs="state", **SHAPE) for k in (1, 2, 4)
 }
-EXPLORATIONS |= {f"flow_sde_{mode}_{k}": partial(FlowSDE, num_steps=k, mode=mode) for k in (1, 2, 4)
-             for mode in ("hybrid", "full")}  # fmt: skip
+EXPLORATIONS |= {
+    f"flow_sde_{mode}_{k}": partial(FlowSDE, num_steps=k, mode=mode) for k in (1, 2, 4) for mode in ("hybrid", "full")
+}
 EXPLORATIONS |= {f"flow_sde_window_{k}": partial(FlowSDE, num_steps=k, mode="window") for k in (2, 4)}
 EXPLORATIONS |= {"renoise": Renoise} | {f"langevin_{k}": partial(Langevin, num_steps=k) for k in (2, 4)}
 BATCH = 64

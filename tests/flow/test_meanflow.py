@@ -131,8 +131,16 @@ def test_derivative_matches_finite_differences(build: type) -> None:
 
 def test_unknown_objective_is_refused() -> None:
     with pytest.raises(ValueError, match="'meanflow' or 'imf'"):
-        meanflow_correction(lambda x, t, r, c: x, COND[:, :, None], COND[:, 0], COND[:, 0], COND, COND[:, :, None],
-                            num_equal=0, objective="typo")  # type: ignore[arg-type]  # fmt: skip
+        meanflow_correction(
+            lambda x, t, r, c: x,
+            COND[:, :, None],
+            COND[:, 0],
+            COND[:, 0],
+            COND,
+            COND[:, :, None],
+            num_equal=0,
+            objective="typo",
+        )  # type: ignore[arg-type]
 
 
 def test_equal_steps_of_an_instantaneous_velocity_are_euler() -> None:

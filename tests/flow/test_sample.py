@@ -35,8 +35,16 @@ def _point(x: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
 @pytest.mark.parametrize("start_time", [1.0, 0.85, 0.2])
 def test_every_sampler_lands_on_a_point_mass_from_anywhere(sampler: Sampler, num_steps: int, start_time: float) -> None:
     start = torch.full_like(NOISE, 0.3) if start_time < 1 else None  # off the path of 0.3, (x - 0.3) / t differs
-    end = sample(_point, NOISE, COND, num_steps=num_steps, sampler=sampler, start=start, start_time=start_time,
-                 generator=stream(1, "n"))  # fmt: skip
+    end = sample(
+        _point,
+        NOISE,
+        COND,
+        num_steps=num_steps,
+        sampler=sampler,
+        start=start,
+        start_time=start_time,
+        generator=stream(1, "n"),
+    )
     assert float((end - 0.3).abs().max()) < 1e-6  # the grid is float32
 
 

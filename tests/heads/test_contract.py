@@ -204,8 +204,9 @@ def test_masked_steps_do_not_count(head: str) -> None:
     policy, (obs, action, mask) = _policy(head, "mlp"), _batch()
     for net in (module for module in policy.modules() if isinstance(module, VelocityNet)):
         net.forward_with_features = lambda x_t, t, r, cond: (  # type: ignore[method-assign]
-            x_t * 0, dict.fromkeys(("early", "second", "mid", "late"), cond)
-        )  # fmt: skip
+            x_t * 0,
+            dict.fromkeys(("early", "second", "mid", "late"), cond),
+        )
     mask[:, -1] = 0.0
 
     def terms(action: torch.Tensor) -> torch.Tensor:
@@ -349,9 +350,18 @@ def test_a_new_head_is_one_class_and_one_yaml(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(own_hydra, "config_dir", lambda: configs)
 
     store, run = write_store(tmp_path / "demos.zarr"), tmp_path / "run"
-    words = [f"dataset.path={store}", f"out={run}", "policy/head=dummy", "policy.head.first=0.5", "policy.horizon=8",
-             "policy.action_horizon=4", "policy.net.width=16", "trainer.steps=20", "task=toy",
-             "task.env=null"]  # fmt: skip
+    words = [
+        f"dataset.path={store}",
+        f"out={run}",
+        "policy/head=dummy",
+        "policy.head.first=0.5",
+        "policy.horizon=8",
+        "policy.action_horizon=4",
+        "policy.net.width=16",
+        "trainer.steps=20",
+        "task=toy",
+        "task.env=null",
+    ]
     assert main.main(["train", *words]) == 0
     policy = load_policy(run)
     assert isinstance(policy.head, Head) and type(policy.head).__name__ == "DummyHead"

@@ -113,9 +113,13 @@ def test_bad_options_are_refused(words: dict, message: str) -> None:
 def test_sampling_equals_diffusers_ddim(spacing: Spacing, prediction: Prediction, num_steps: int) -> None:
     diffusers = pytest.importorskip("diffusers", reason="parity needs the package diffusers")
     scheduler = diffusers.DDIMScheduler(
-        num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", clip_sample=True, set_alpha_to_one=True,
-        prediction_type=prediction, timestep_spacing=spacing,
-    )  # fmt: skip
+        num_train_timesteps=100,
+        beta_schedule="squaredcos_cap_v2",
+        clip_sample=True,
+        set_alpha_to_one=True,
+        prediction_type=prediction,
+        timestep_spacing=spacing,
+    )
     scheduler.set_timesteps(num_steps)
     head = _head(prediction=prediction, spacing=spacing)
     x = NOISE
@@ -142,9 +146,13 @@ def test_noising_equals_diffusers_ddpm() -> None:
 def test_ancestral_sampling_equals_diffusers_ddpm(spacing: Spacing, prediction: Prediction, num_steps: int) -> None:
     diffusers = pytest.importorskip("diffusers", reason="parity needs the package diffusers")
     scheduler = diffusers.DDPMScheduler(
-        num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", variance_type="fixed_small", clip_sample=True,
-        prediction_type=prediction, timestep_spacing=spacing,
-    )  # fmt: skip
+        num_train_timesteps=100,
+        beta_schedule="squaredcos_cap_v2",
+        variance_type="fixed_small",
+        clip_sample=True,
+        prediction_type=prediction,
+        timestep_spacing=spacing,
+    )
     scheduler.set_timesteps(num_steps)
     head = _head(prediction=prediction, spacing=spacing)
     x, generator = NOISE, stream(3, "fresh")

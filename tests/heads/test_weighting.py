@@ -144,8 +144,16 @@ def test_single_times_and_pairs_are_of_one_law() -> None:
 
 def test_defaults_are_those_of_meanflow_everywhere() -> None:
     """A head named after a method, not after a paper's or a code's version of it, starts from the same numbers."""
-    published = {"flow_matching_published", "shortcut_published", "consistency_published", "dm1_legacy", "mp1",
-                 "mp1_released", "omp", "uca"}  # fmt: skip
+    published = {
+        "flow_matching_published",
+        "shortcut_published",
+        "consistency_published",
+        "dm1_legacy",
+        "mp1",
+        "mp1_released",
+        "omp",
+        "uca",
+    }
     wanted = [0.1, "logit_normal", 1.0, 1.5, 0.5, 1e-3]
     for head in set(TIMED) - published:
         node = _config(head)["head"]

@@ -56,8 +56,10 @@ def main(wanted: list[str]) -> None:
         run = RUNS[name]
         found = [run.train(seed) for seed in range(3)]
         after = " / ".join(f"{after:.3f}" for _, after in found)
-        print(f"| {name} | {run.imitated} | {found[0][0]:.3f} | {after} | {run.settings.get('iterations', 60)} |",
-              flush=True)  # fmt: skip
+        print(
+            f"| {name} | {run.imitated} | {found[0][0]:.3f} | {after} | {run.settings.get('iterations', 60)} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -166,8 +166,9 @@ def test_nothing_moves_where_nothing_was_wrong() -> None:
     assert torch.equal(score.entries, torch.ones_like(score.log_prob))
     discount = torch.full(rollout.value.shape, 0.99)
     reward = rollout.reward.sum(-1)
-    found, _ = gae(reward, rollout.value, rollout.next_value, rollout.terminated, rollout.done, discount=discount,
-                   lam=0.95)  # fmt: skip
+    found, _ = gae(
+        reward, rollout.value, rollout.next_value, rollout.terminated, rollout.done, discount=discount, lam=0.95
+    )
     delta = reward + discount * rollout.next_value * ~rollout.terminated - rollout.value
     wanted, following = torch.empty_like(delta), torch.zeros_like(delta[0])
     for j in reversed(range(len(delta))):

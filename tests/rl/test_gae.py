@@ -67,9 +67,14 @@ def test_the_value_of_an_endless_task_is_right_only_when_time_limits_bootstrap()
             limit[4::5] = True
             values = value.expand(20, 1)
             _, returns = gae(
-                torch.ones(20, 1), values, values, limit & (not bootstraps), limit, discount=torch.full((20, 1), 0.9),
+                torch.ones(20, 1),
+                values,
+                values,
+                limit & (not bootstraps),
+                limit,
+                discount=torch.full((20, 1), 0.9),
                 lam=0.95,
-            )  # fmt: skip
+            )
             value = value + 0.5 * (returns.mean() - value)
         return float(value)
 

@@ -126,8 +126,9 @@ def test_without_learning_rates_success_stays_to_the_bit():
 
 
 def test_the_same_seed_gives_the_same_weights_and_numbers_and_another_does_not():
-    runs = [train(WIDE, bc_steps=5, iterations=3, seed=seed, env=reach_env(16), warmup=1, guard=False)
-            for seed in (3, 3, 4)]  # fmt: skip
+    runs = [
+        train(WIDE, bc_steps=5, iterations=3, seed=seed, env=reach_env(16), warmup=1, guard=False) for seed in (3, 3, 4)
+    ]
     one, two, other = (run[2].state_dict() for run in runs)
     assert all(torch.equal(value, two[name]) for name, value in one.items()) and runs[0][3] == runs[1][3]
     assert any(not torch.equal(value, other[name]) for name, value in one.items())
@@ -138,12 +139,22 @@ def test_a_strong_pull_towards_the_imitated_policy_freezes_it():
     """Squared differences summed over the chunk's 8 entries times 1e4, as in the note; the mean is an eighth of it."""
     moved = {}
     for weight in (0.0, 8e4):
-        _, _, model, _ = train(WIDE, bc_steps=20, iterations=20, env=reach_env(16), bc_weight=weight, bc_final=weight,
-                               warmup=0, guard=False)  # fmt: skip
+        _, _, model, _ = train(
+            WIDE,
+            bc_steps=20,
+            iterations=20,
+            env=reach_env(16),
+            bc_weight=weight,
+            bc_final=weight,
+            warmup=0,
+            guard=False,
+        )
         generator = torch.Generator().manual_seed(9)
         cond, noise = torch.rand(2000, 4, generator=generator) * 2 - 1, torch.randn(2000, 4, 2, generator=generator)
         with torch.no_grad():
-            chunks = [policy.head.velocity(noise, torch.ones(2000), torch.zeros(2000), cond)
-                      for policy in (model.policy, copy.deepcopy(model.reference))]  # fmt: skip
+            chunks = [
+                policy.head.velocity(noise, torch.ones(2000), torch.zeros(2000), cond)
+                for policy in (model.policy, copy.deepcopy(model.reference))
+            ]
         moved[weight] = float((chunks[0] - chunks[1]).abs().max())
     assert moved[8e4] <= 0.02 < moved[0.0]

@@ -115,8 +115,9 @@ def test_the_policy_is_put_into_evaluation_mode():
 
 def test_rows_that_do_not_run_count_only_where_they_reach_the_others():
     """horizon 8, 2 observed, 4 executed: rows 1 to 4 run."""
-    for exploration, rows, moved_matters in (("flow_noise_1", "auto", False), ("flow_noise_1", "all", True),
-                                         ("renoise", "auto", True), ("renoise", "executed", False)):  # fmt: skip
+    whole = [("flow_noise_1", "all", True), ("renoise", "auto", True)]
+    part = [("flow_noise_1", "auto", False), ("renoise", "executed", False)]
+    for exploration, rows, moved_matters in [*whole, *part]:
         actor_critic = model(exploration, rows=rows)
         rollout = rolled_out(actor_critic, decisions=1)
         chain = type(rollout.chain)(*(value[0] for value in rollout.chain))
@@ -182,8 +183,9 @@ def test_a_mean_density_with_a_small_clip_switches_where_the_sum_with_n_times_th
     per_entry, n = torch.linspace(-0.2, 0.2, 81), 28  # difference of each entry's log-density, the same in all
     one = torch.ones(81)
     mean = [policy_loss(x, 0 * x, one, clip_low=0.01, clip_high=0.01).clipped for x in per_entry[:, None]]
-    total = [policy_loss(n * x, 0 * x, one, clip_low=1 - 0.99**n, clip_high=1.01**n - 1).clipped
-             for x in per_entry[:, None]]  # fmt: skip
+    total = [
+        policy_loss(n * x, 0 * x, one, clip_low=1 - 0.99**n, clip_high=1.01**n - 1).clipped for x in per_entry[:, None]
+    ]
     assert mean == total
     with pytest.raises(ValueError, match="mean log-density"):
         PPO(model(log_prob_reduction="mean"), PPOSettings())
@@ -220,8 +222,10 @@ def test_in_warm_up_the_critic_alone_moves_and_afterwards_all_three():
     before = [weights(part) for part in parts]
     found, _ = run_update(actor_critic, rollout)
     assert [same(part, old) for part, old in zip(parts, before)] == [False, False, False]
-    assert {"rl/approx_kl", "rl/clip_fraction", "rl/entropy", "rl/std", "rl/policy_loss", "rl/value_loss",
-            "rl/explained_variance", "rl/grad_norm_actor", "rl/grad_norm_critic"} <= set(found)  # fmt: skip
+    told = (
+        "approx_kl clip_fraction entropy std policy_loss value_loss explained_variance grad_norm_actor grad_norm_critic"
+    )
+    assert {f"rl/{name}" for name in told.split()} <= set(found)
     assert same(actor_critic.reference, weights(small_policy()))
 
 
@@ -232,8 +236,9 @@ def test_a_large_divergence_stops_the_actor_and_not_the_critic():
     steps = []
     for optimizer, name in ((ppo.actor_optimizer, "actor"), (ppo.critic_optimizer, "critic")):
         optimizer.register_step_post_hook(lambda *_, name=name: steps.append(name))
-    found = ppo.update(rollout, ppo.chunk_rewards(rollout), actor="train", bc_weight=0.0, order=generator(),
-                       noise=generator())  # fmt: skip
+    found = ppo.update(
+        rollout, ppo.chunk_rewards(rollout), actor="train", bc_weight=0.0, order=generator(), noise=generator()
+    )
     assert found["rl/kl_stop"] == 1.0 and found["rl/approx_kl"] <= 0.1
     assert 1 <= steps.count("actor") < 4 and steps.count("critic") == 20  # within the first of 5 epochs
     assert "actor" not in steps[2 * steps.count("actor") :]
@@ -294,8 +299,17 @@ def test_the_anchor_alone_moves_the_policy_back():
 
     def distance():
         cond = rollout.obs["features"].flatten(0, 1)
-        return float(bc_loss(actor_critic.policy, actor_critic.reference, cond, cond, kind="paired", num_steps=1,
-                             generator=generator()))  # fmt: skip
+        return float(
+            bc_loss(
+                actor_critic.policy,
+                actor_critic.reference,
+                cond,
+                cond,
+                kind="paired",
+                num_steps=1,
+                generator=generator(),
+            )
+        )
 
     before = distance()
     run_update(actor_critic, rollout, actor="anchor", bc_weight=1.0, actor_lr=1e-3)
@@ -305,8 +319,15 @@ def test_the_anchor_alone_moves_the_policy_back():
 def test_every_term_moves_what_it_claims_to():
     """The ratio reaches the head, the noise net and an encoder that is trained; the critic's loss none of them."""
     net = partial(ResidualMLP, width=16, depth=1)
-    policy = build_policy(embodiment=EMBODIMENT, encoder=EncoderWithWeights, net=net, head=MeanFlowHead, horizon=8,
-                          obs_horizon=2, action_horizon=4)  # fmt: skip
+    policy = build_policy(
+        embodiment=EMBODIMENT,
+        encoder=EncoderWithWeights,
+        net=net,
+        head=MeanFlowHead,
+        horizon=8,
+        obs_horizon=2,
+        action_horizon=4,
+    )
     for frozen in (False, True):
         actor_critic = ActorCritic(copy.deepcopy(policy), EXPLORATIONS["flow_noise_2"], freeze_encoder=frozen)
         rollout = rolled_out(actor_critic, decisions=2)

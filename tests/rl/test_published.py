@@ -7,12 +7,37 @@ from flowpolicy.paths import config_dir
 from flowpolicy.trainers.finetune import FinetuneSettings
 
 # RLinf, examples/embodiment/config/maniskill_ppo_openpi.yaml at a3816b59
-PUBLISHED = {"gamma": 0.99, "lam": 0.95, "clip_low": 0.2, "clip_high": 0.2, "value_clip": 0.2, "huber": 10.0,
-             "epochs": 4, "minibatches": 1, "actor_lr": 7.91e-6, "critic_lr": 1.55e-4, "entropy_weight": 0.005,
-             "grad_clip": 1.0, "target_kl": 0.0, "warmup": 0, "bc_weight": 0.0, "scale_rewards": False,
-             "discount": "per_chunk"}  # fmt: skip
-DIFFERENCES = ("policy", "log-density", "entropy", "noise net", "reward", "bootstrap", "critic", "optimiser", "guard",
-               "length")  # fmt: skip
+PUBLISHED = {
+    "gamma": 0.99,
+    "lam": 0.95,
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "value_clip": 0.2,
+    "huber": 10.0,
+    "epochs": 4,
+    "minibatches": 1,
+    "actor_lr": 7.91e-6,
+    "critic_lr": 1.55e-4,
+    "entropy_weight": 0.005,
+    "grad_clip": 1.0,
+    "target_kl": 0.0,
+    "warmup": 0,
+    "bc_weight": 0.0,
+    "scale_rewards": False,
+    "discount": "per_chunk",
+}
+DIFFERENCES = (
+    "policy",
+    "log-density",
+    "entropy",
+    "noise net",
+    "reward",
+    "bootstrap",
+    "critic",
+    "optimiser",
+    "guard",
+    "length",
+)
 
 
 def test_the_recipe_after_pi_rl_has_the_numbers_of_its_code() -> None:

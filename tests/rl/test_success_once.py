@@ -50,9 +50,16 @@ def agrees(share: float, episodes: float, wanted: float, of: float = math.inf) -
 
 @pytest.mark.parametrize(
     ("decisions", "every", "iterations", "words"),
-    [(5, 1, 4, {}), (10, 1, 4, {}), (10, 1, 4, {"advantage": "group", "group_size": 2}), (15, 1, 3, {}),
-     (10, 3, 6, {}), (3, 4, 8, {}), (4, 10, 10, {})],
-)  # fmt: skip
+    [
+        (5, 1, 4, {}),
+        (10, 1, 4, {}),
+        (10, 1, 4, {"advantage": "group", "group_size": 2}),
+        (15, 1, 3, {}),
+        (10, 3, 6, {}),
+        (3, 4, 8, {}),
+        (4, 10, 10, {}),
+    ],
+)
 def test_success_with_noise_is_the_same_for_every_length_of_an_iteration(decisions, every, iterations, words):
     """Half of the seeds succeed in the first decision, the others fail in the tenth."""
     with closing(reach_env(48, make=Fast)) as env:
@@ -67,8 +74,9 @@ def test_iterations_shorter_than_an_episode_agree_with_the_preflight():
     """The reach task, where failures alone last ten decisions."""
     model = ActorCritic(imitated(steps=60), WIDE)
     with closing(reach_env(64)) as env:
-        found = run_preflight(model, env, ppo=PPOSettings(), loop=LoopSettings(), sparse=True, seed=7, episodes=256,
-                              min_success=0.0)  # fmt: skip
+        found = run_preflight(
+            model, env, ppo=PPOSettings(), loop=LoopSettings(), sparse=True, seed=7, episodes=256, min_success=0.0
+        )
         told = held(env, decisions=5, every=1, iterations=4)
     total = sum(count for count, _ in told)
     assert total == 256, "every episode that was begun after a restart counts, once"

@@ -33,8 +33,9 @@ def updated(**settings: Any) -> tuple[dict[str, float], ActorCritic, Rollout, li
     ppo.actor_optimizer.register_step_post_hook(lambda *_: seen.append(weights(actor_critic.policy)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = ppo.update(rollout, ppo.chunk_rewards(rollout), actor="train", bc_weight=0.0, order=generator(),
-                           noise=generator())  # fmt: skip
+        found = ppo.update(
+            rollout, ppo.chunk_rewards(rollout), actor="train", bc_weight=0.0, order=generator(), noise=generator()
+        )
     return found, actor_critic, rollout, seen
 
 
@@ -92,6 +93,7 @@ def test_a_learning_rate_whose_first_step_crosses_gets_one_warning() -> None:
     with pytest.warns(UserWarning, match=r"one step of ppo.actor_lr=0.1 .* ppo.target_kl=0.05") as caught:
         for _ in range(3):
             rollout = rolled_out(actor_critic)
-            ppo.update(rollout, ppo.chunk_rewards(rollout), actor="train", bc_weight=0.0, order=generator(),
-                       noise=generator())  # fmt: skip
+            ppo.update(
+                rollout, ppo.chunk_rewards(rollout), actor="train", bc_weight=0.0, order=generator(), noise=generator()
+            )
     assert len(caught) == 1

@@ -32,9 +32,12 @@ MULTI_STEP = {
     "time_std": 1.0,
     "loss_power": 0.0,
 }  # times=logit_normal, squared error
-HEADS = {"meanflow": MeanFlowHead, "meanflow_u": partial(MeanFlowHead, parameterization="u"),
-         "flow_matching": partial(FlowMatchingHead, parameterization="u", **MULTI_STEP),
-         "flow_matching_x": partial(FlowMatchingHead, **MULTI_STEP)}  # fmt: skip
+HEADS = {
+    "meanflow": MeanFlowHead,
+    "meanflow_u": partial(MeanFlowHead, parameterization="u"),
+    "flow_matching": partial(FlowMatchingHead, parameterization="u", **MULTI_STEP),
+    "flow_matching_x": partial(FlowMatchingHead, **MULTI_STEP),
+}
 
 
 def demonstrations(count: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -59,9 +62,13 @@ def demonstrations(count: int = 200, seed: int = 0) -> tuple[torch.Tensor, torch
 def _imitated(head: str, steps: int, seed: int) -> FlowPolicy:
     torch.manual_seed(seed)
     policy = build_policy(
-        embodiment=EMBODIMENT, encoder=StateEncoder, net=partial(ResidualMLP, width=128, depth=3), head=HEADS[head],
-        horizon=HORIZON, action_horizon=HORIZON,
-    )  # fmt: skip
+        embodiment=EMBODIMENT,
+        encoder=StateEncoder,
+        net=partial(ResidualMLP, width=128, depth=3),
+        head=HEADS[head],
+        horizon=HORIZON,
+        action_horizon=HORIZON,
+    )
     position, goal, action = demonstrations(seed=seed)
     for key, value in (("agent_pos", position), ("env_state", goal)):
         policy.obs_normalizer[key] = LinearNormalizer.fit(value.flatten(0, 1), "minmax", key=key)

@@ -11,9 +11,14 @@ from torch import nn
 from flowpolicy.embodiment import Embodiment, KeySpec
 
 EMBODIMENT = Embodiment(
-    robot="counter", obs={"agent_pos": KeySpec((3,), names=("step", "seed", "last_action"))}, action=KeySpec((1,)),
-    action_kind="number", control_hz=10.0, action_low=(-100.0,), action_high=(100.0,),
-)  # fmt: skip
+    robot="counter",
+    obs={"agent_pos": KeySpec((3,), names=("step", "seed", "last_action"))},
+    action=KeySpec((1,)),
+    action_kind="number",
+    control_hz=10.0,
+    action_low=(-100.0,),
+    action_high=(100.0,),
+)
 
 
 def length(seed: int) -> int:

@@ -73,8 +73,14 @@ def test_an_observation_that_is_not_finite_ends_the_episode_as_a_failure():
             seen = super().observe(last_action)
             return {"agent_pos": seen["agent_pos"] * np.float32("nan")} if self.count >= 2 else seen
 
-    policy = build_policy(embodiment=EMBODIMENT, encoder=StateEncoder, net=partial(ResidualMLP, width=8),
-                          head=MeanFlowHead, horizon=4, action_horizon=2)  # fmt: skip
+    policy = build_policy(
+        embodiment=EMBODIMENT,
+        encoder=StateEncoder,
+        net=partial(ResidualMLP, width=8),
+        head=MeanFlowHead,
+        horizon=4,
+        action_horizon=2,
+    )
     with closing(make_vector_env(BlownUp, 2, asynchronous=False)) as env:
         results = run_episodes(policy, env, [3, 4, 2])
     assert [result.failure for result in results] == ["non_finite_observation", "", "non_finite_observation"]

@@ -55,9 +55,15 @@ def test_written_out_norms_equal_the_fused_ones(norm: Callable, shape: tuple, mo
 def test_compiled_loss_and_gradients_are_those_of_eager(net: Callable[..., VelocityNet], half: bool) -> None:
     torch.manual_seed(0)
     eager = build_policy(
-        embodiment=EMBODIMENT, encoder=StateEncoder, net=net, head=DM1, horizon=8, obs_horizon=2,
-        action_horizon=4, action_representation="relative",
-    )  # fmt: skip
+        embodiment=EMBODIMENT,
+        encoder=StateEncoder,
+        net=net,
+        head=DM1,
+        horizon=8,
+        obs_horizon=2,
+        action_horizon=4,
+        action_representation="relative",
+    )
     traced = copy.deepcopy(eager)
     action = torch.randn(48, 8, 3, generator=stream(0, "action"))
     batch = Batch(observation(48), action, torch.ones(48, 8))

@@ -53,10 +53,11 @@ class Theatre(gymnasium.Env):
     observation_space = spaces.Dict(
         {
             key: spaces.Box(0, 255, spec.shape, np.uint8)
-            if spec.dtype == "uint8" else spaces.Box(-np.inf, np.inf, spec.shape, np.float32)
+            if spec.dtype == "uint8"
+            else spaces.Box(-np.inf, np.inf, spec.shape, np.float32)
             for key, spec in KEYS.items()
         }
-    )  # fmt: skip
+    )
     action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def reset(self, *, seed=None, options=None):
@@ -97,8 +98,15 @@ def unseen(policy: FlowPolicy, testimony: list[Observation], numbers: range) -> 
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> ImitationTrainer:
-    policy = build_policy(embodiment=EMBODIMENT, encoder=Witness, net=partial(ResidualMLP, width=16),
-                          head=RegressionHead, horizon=4, obs_horizon=2, action_horizon=2)  # fmt: skip
+    policy = build_policy(
+        embodiment=EMBODIMENT,
+        encoder=Witness,
+        net=partial(ResidualMLP, width=16),
+        head=RegressionHead,
+        horizon=4,
+        obs_horizon=2,
+        action_horizon=2,
+    )
     frames = [frame(number) for number in range(40)]
     obs = {key: torch.from_numpy(np.stack([one[key] for one in frames])) for key in KEYS}
     action = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
@@ -108,15 +116,16 @@ def trainer(tmp_path: Path) -> ImitationTrainer:
     return ImitationTrainer(
         policy,
         dataset,
-        settings=TrainerSettings(steps=2, batch_size=8, checkpoint_every=1, eval_every=1, obs_noise=0.1,
-                                 augment=EVERYTHING, precision="fp32"),
+        settings=TrainerSettings(
+            steps=2, batch_size=8, checkpoint_every=1, eval_every=1, obs_noise=0.1, augment=EVERYTHING, precision="fp32"
+        ),
         checkpoints=Checkpoints(tmp_path / "checkpoints", facts={}),
         tracker=JsonlTracker(tmp_path / "metrics.jsonl"),
         seed=0,
         evaluate=SimulatorCheck(Theatre, episodes=2, start_seed=1),
         validate=Validation(dataset, seed=0),
         progress=False,
-    )  # fmt: skip
+    )
 
 
 def test_only_what_is_seen_for_a_gradient_is_disturbed(trainer: ImitationTrainer, tmp_path: Path) -> None:

@@ -100,8 +100,9 @@ def test_gradients_are_clipped_before_the_step(tmp_path: Path) -> None:
     seen = []
     step = trainer.optimizer.step
     trainer.optimizer.step = lambda *a, **k: (
-        seen.append(torch.stack([p.grad.norm() for p in trainer.policy.parameters()]).norm()), step(*a, **k)
-    )  # type: ignore[method-assign]  # fmt: skip
+        seen.append(torch.stack([p.grad.norm() for p in trainer.policy.parameters()]).norm()),
+        step(*a, **k),
+    )  # type: ignore[method-assign]
     trainer.run()
     assert len(seen) == 40 and all(float(norm) <= 1.001e-3 for norm in seen)
 

@@ -46,7 +46,9 @@ def test_a_file_a_folder_and_a_line_are_old_or_new_whatever_was_flushed(disk: Di
     for kind in ("late", "early"):
         after = [tree for name, tree in disk.states if name == kind][-1]
         assert {name: content for name, content in after.items() if not name.startswith(".")} == {
-            **wanted[1], "lines": b"one\ntwo\n"}  # fmt: skip
+            **wanted[1],
+            "lines": b"one\ntwo\n",
+        }
     remove_folder(disk.root / "folder")
     parts = [("folder" in tree, "folder/below/part" in tree) for _, tree in disk.states]
     assert (True, False) not in parts and parts[-1] == (False, False)
@@ -75,8 +77,16 @@ def test_a_checkpoint_that_was_finished_is_there_after_a_power_cut_at_any_moment
 
 def test_a_run_goes_on_after_a_power_cut_just_after_the_first_checkpoint(disk: Disk, tmp_path: Path) -> None:
     write_store(tmp_path / "demos.zarr")
-    words = ["train", f"dataset.path={tmp_path / 'demos.zarr'}", "task=toy", "policy.net.width=16", "trainer.steps=8",
-             "policy.obs_keys=[agent_pos,env_state]", "trainer.checkpoint_every=4", "trainer.log_every=2"]  # fmt: skip
+    words = [
+        "train",
+        f"dataset.path={tmp_path / 'demos.zarr'}",
+        "task=toy",
+        "policy.net.width=16",
+        "trainer.steps=8",
+        "policy.obs_keys=[agent_pos,env_state]",
+        "trainer.checkpoint_every=4",
+        "trainer.log_every=2",
+    ]
     whole = disk.root / "run"
     assert main([*words, f"out={whole}"]) == 0
     for kind in ("late", "early"):

@@ -41,9 +41,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
 
 def train(store: EpisodeStore, out: Path, **changes: Any) -> Path:
     options: dict[str, Any] = {
-        "policy_config": POLICY_CONFIG, "facts": {"dataset": {"path": "demos.zarr", "hash": "abc"}}, "out": out,
-        "settings": SETTINGS, "start": lambda: CompositeTracker([]), "seed": 3, "device": torch.device("cpu"),
-    }  # fmt: skip
+        "policy_config": POLICY_CONFIG,
+        "facts": {"dataset": {"path": "demos.zarr", "hash": "abc"}},
+        "out": out,
+        "settings": SETTINGS,
+        "start": lambda: CompositeTracker([]),
+        "seed": 3,
+        "device": torch.device("cpu"),
+    }
     return train_policy(store, **{**options, **changes})
 
 

@@ -217,8 +217,14 @@ def test_a_number_that_would_spoil_the_run_is_refused_before_it(settings: Any, c
 def train_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.chdir(tmp_path)
     write_store(tmp_path / "demos.zarr")
-    yield ["train", "dataset.path=demos.zarr", "task=toy", "policy.net.width=16", "trainer.log_every=100",
-           "policy.obs_keys=[agent_pos,env_state]"]  # fmt: skip
+    yield [
+        "train",
+        "dataset.path=demos.zarr",
+        "task=toy",
+        "policy.net.width=16",
+        "trainer.log_every=100",
+        "policy.obs_keys=[agent_pos,env_state]",
+    ]
 
 
 def test_the_command_says_that_it_stopped_and_how_to_go_on(

@@ -9,6 +9,11 @@ from typing import Any, Self, final
 ROOT = "flowpolicy.policy.build_policy"
 _PARTS = ("flowpolicy.encoders", "flowpolicy.nets", "flowpolicy.heads")
 
+_MOVED = {
+    f"flowpolicy.heads.{name}.": f"flowpolicy.heads.terms.{name}."
+    for name in ("dispersive", "dispersive_legacy", "direction", "guidance")
+}  # where older checkpoints look for a class -> where it is
+
 Node = dict[str, Any]
 """`_target_`: the class, as "module.Class"; `_partial_`: true where shapes are still to come; and its arguments."""
 
@@ -60,6 +65,7 @@ class PolicySpec:
             ValueError: For a `_target_` that is neither `build_policy` nor a class of ours below encoders, nets and
                 heads, nor of those packages: a config file must not be able to run arbitrary code.
         """
+        config = with_names_of_today(config)
         for target in targets(config):
             _require_trusted(target, (*_PARTS, *trusted_modules))
         if not isinstance(config, dict) or config.get("_target_") != ROOT:
@@ -94,6 +100,20 @@ class PolicySpec:
             for name in ("encoder", "net", "head")
         }
         return {**parts, **{name: _made(value) for name, value in self.numbers.items()}}
+
+
+def with_names_of_today(config: Any) -> Any:
+    """The same config, also where an older version wrote it and its classes have moved since."""
+    if isinstance(config, dict):
+        return {
+            key: _moved(value) if key == "_target_" else with_names_of_today(value) for key, value in config.items()
+        }
+    return [with_names_of_today(item) for item in config] if isinstance(config, list | tuple) else config
+
+
+def _moved(target: Any) -> Any:
+    old = next((name for name in _MOVED if str(target).startswith(name)), None)
+    return target if old is None else _MOVED[old] + target.removeprefix(old)
 
 
 def targets(config: Any) -> Iterator[str]:

@@ -15,12 +15,12 @@ from bench_cloud_training import METAWORLD
 
 from flowpolicy.checkpoint import create_policy
 from flowpolicy.cli import config
-from flowpolicy.deploy.bench import bench, describe_processor, format_bench
 from flowpolicy.deploy.export import require_export, write_bundle
-from flowpolicy.deploy.latency import example_observation
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.evaluation.certificate import compare_latency, format_latency
+from flowpolicy.inference.bench import bench, describe_processor, format_bench
+from flowpolicy.inference.latency import example_observation
 from flowpolicy.policy import FlowPolicy
 
 DEFAULTS = {"net": "mlp", "experiment": "", "num_steps": "1", "threads": "1", "repeats": "500"}

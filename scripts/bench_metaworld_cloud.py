@@ -13,9 +13,9 @@ from typing import cast
 
 import numpy as np
 
-from flowpolicy.pointcloud import make_cloud, unproject
-from flowpolicy_envs import rendering_mujoco as rendering
+from flowpolicy.pointcloud.cloud import make_cloud, unproject
 from flowpolicy_envs.metaworld import CAMERA, MetaWorldEnv, View, make_env
+from flowpolicy_envs.rendering import mujoco as rendering
 
 STEPS = 200
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowpolicy.pointcloud import farthest_point_indices, farthest_point_indices_batch
+from flowpolicy.pointcloud.cloud import farthest_point_indices, farthest_point_indices_batch
 
 
 def main() -> None:

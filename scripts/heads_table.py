@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from scipy.stats import t as student
 
-from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.statistics.tests import wilson_interval
 
 
 class Cell(NamedTuple):

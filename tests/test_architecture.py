@@ -17,34 +17,16 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_VERB_STATEMENTS, MAX_FILE_BYTES = 400, 6
 
 # Imports point down only: a module may import its own rank and lower ones. A new top-level name goes in here.
 RANKS = {
-    0: (
-        "__init__",
-        "types",
-        "paths",
-        "extras",
-        "records",
-        "files",
-        "processes",
-        "locks",
-        "stopping",
-        "checks",
-        "ambient",
-        "ranges",
-        "streams",
-        "fingerprint",
-        "seeding",
-        "embodiment",
-        "inputs",
-        "flow",
-        "spec",
-    ),
-    1: ("nets", "encoders", "heads", "exploration", "normalizer", "actions", "pointcloud", "farthest_point"),
-    2: ("policy", "inference", "checkpoint", "pointers", "tracking", "data", "rollout", "rl", "flowpolicy_envs"),
-    3: ("deploy",),  # the robot's side: nothing of the training side
-    4: ("trainers", "evaluation"),
-    5: ("cli", "__main__"),
+    0: "__init__ types paths extras records files processes locks stopping checks ambient ranges streams fingerprint "
+    "seeding embodiment inputs flow spec statistics launch pointcloud",
+    1: "nets encoders heads exploration normalizer actions",
+    2: "policy inference checkpoint pointers tracking data rollout rl flowpolicy_envs",
+    3: "deploy",  # the robot's side: nothing of the training side
+    4: "results report",
+    5: "trainers evaluation",
+    6: "cli __main__",
 }
-RANK = {name: rank for rank, names in RANKS.items() for name in names}
+RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 
 SIMULATORS = ("mani_skill", "sapien", "robosuite", "robomimic", "metaworld", "mujoco", "gymnasium")
 NEVER_LOADED = (*SIMULATORS, "torchvision", "wandb", "onnx", "onnxscript", "onnxruntime")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from flowpolicy.heads.alpha_flow import AlphaFlowHead
-from flowpolicy.heads.direction import DirectionAlignment
 from flowpolicy.heads.drift import DriftHead
-from flowpolicy.heads.guidance import Guidance
+from flowpolicy.heads.terms.direction import DirectionAlignment
+from flowpolicy.heads.terms.guidance import Guidance
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.rollout.chunk_env import Reward
 from flowpolicy.trainers.finetune import FinetuneSettings

@@ -10,10 +10,10 @@ import torch
 
 from flowpolicy.checkpoint import Checkpoint, create_policy, load_policy, save_policy
 from flowpolicy.encoders.state import StateEncoder
-from flowpolicy.heads.direction import DirectionAlignment
-from flowpolicy.heads.dispersive import DispersiveRegularizer
-from flowpolicy.heads.guidance import Guidance
 from flowpolicy.heads.meanflow import MeanFlowHead
+from flowpolicy.heads.terms.direction import DirectionAlignment
+from flowpolicy.heads.terms.dispersive import DispersiveRegularizer
+from flowpolicy.heads.terms.guidance import Guidance
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.policy import FlowPolicy, build_policy
 from flowpolicy.spec import PolicySpec

@@ -17,8 +17,8 @@ from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import derive
 from flowpolicy.tracking import JsonlTracker
+from flowpolicy.trainers.checkpoints import Checkpoints
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
-from flowpolicy.trainers.state import Checkpoints
 
 pytest.importorskip("gymnasium")
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
 from flowpolicy.extras import how_to_install
-from flowpolicy.pointcloud import EmptyCropError, make_cloud
-from flowpolicy_envs import rendering_maniskill as rendering
+from flowpolicy.pointcloud.cloud import EmptyCropError, make_cloud
+from flowpolicy_envs.rendering import maniskill as rendering
 
 Obs = Literal["state", "point_cloud", "rgb"]
 Observation = dict[str, NDArray[Any]]

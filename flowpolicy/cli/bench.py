@@ -26,8 +26,8 @@ import torch
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
 from flowpolicy.cli.tasks import make_task, with_task, without_task
-from flowpolicy.deploy.bench import bench, describe_processor, format_bench, pin_to
-from flowpolicy.deploy.latency import example_observation
+from flowpolicy.inference.bench import bench, describe_processor, format_bench, pin_to
+from flowpolicy.inference.latency import example_observation
 from flowpolicy.tracking import versions, write_json
 
 

@@ -37,7 +37,7 @@ from flowpolicy.cli import config
 from flowpolicy.cli.tasks import task_for, without_task
 from flowpolicy.evaluation.arms import Arm, arm_names, recorded_arm
 from flowpolicy.evaluation.compare import Plan, compare
-from flowpolicy.evaluation.comparison import format_comparison
+from flowpolicy.results.comparison import format_comparison
 
 _PLAN = (
     "episodes",

@@ -11,7 +11,7 @@ from flowpolicy.cli.recipe import recipe
 from flowpolicy.evaluation.contest import Entry, train_all
 from flowpolicy.evaluation.protocol import require_same
 from flowpolicy.locks import only_writer
-from flowpolicy.trainers.run import DEBUG_STEPS
+from flowpolicy.trainers.imitate import DEBUG_STEPS
 
 
 @final

@@ -30,7 +30,7 @@ import torch
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
 from flowpolicy.cli.tasks import make_task, with_task, without_task
-from flowpolicy.evaluation.chunks import training_data
+from flowpolicy.evaluation.chunk_panels import training_data
 from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
 
 

@@ -33,7 +33,7 @@ from flowpolicy.cli.tasks import make_task, with_task, without_task
 from flowpolicy.deploy.export import refuse_existing, require_export
 from flowpolicy.evaluation.certificate import ParityError, export_with_certificate, format_certificate
 from flowpolicy.evaluation.observations import observe_simulator, observe_store
-from flowpolicy.evaluation.seen_seeds import seen_seeds
+from flowpolicy.results.seen_seeds import seen_seeds
 from flowpolicy.rollout.vector_env import make_vector_env
 
 

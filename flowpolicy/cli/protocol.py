@@ -30,7 +30,7 @@ from flowpolicy.cli import config, data, evaluate, train
 from flowpolicy.cli.contest import run_contest
 from flowpolicy.cli.recipe import recipe
 from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_protocol
-from flowpolicy.trainers.run import DEBUG_STEPS
+from flowpolicy.trainers.imitate import DEBUG_STEPS
 
 # what a rerun may change
 _CELLS = (

@@ -12,7 +12,7 @@ Success with intervals, action chunks, latency, training curves, videos, version
 
 from pathlib import Path
 
-from flowpolicy.evaluation.report import write_report
+from flowpolicy.report.report import write_report
 
 _OPTIONS = ("out=", "title=")
 

@@ -28,7 +28,7 @@ def validate(argv: list[str]) -> int:
 def view(argv: list[str]) -> int:
     """Write the contact sheet."""
     from flowpolicy.data.store import EpisodeStore
-    from flowpolicy.evaluation.contact_sheet import MAX_EPISODES, write_contact_sheet
+    from flowpolicy.report.contact_sheet import MAX_EPISODES, write_contact_sheet
 
     options = dict(word.split("=", 1) for word in argv if word.startswith(("out=", "episodes=")))
     path = _path("view", [word for word in argv if not word.startswith(("out=", "episodes="))])

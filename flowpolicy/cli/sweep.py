@@ -32,7 +32,7 @@ from flowpolicy.cli import config
 from flowpolicy.cli.sweep_arms import sweep_arms
 from flowpolicy.cli.tasks import without_task
 from flowpolicy.evaluation.sweep import Grid, sweep
-from flowpolicy.evaluation.sweep_page import format_failed, format_sweep
+from flowpolicy.report.sweep_page import format_failed, format_sweep
 
 
 def main(argv: list[str]) -> int:

@@ -7,8 +7,8 @@ from typing import Any
 from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint
 from flowpolicy.cli.tasks import task_for
 from flowpolicy.evaluation.arms import Arm, arm_names
-from flowpolicy.evaluation.comparison import Failure
 from flowpolicy.paths import config_dir
+from flowpolicy.results.comparison import Failure
 
 
 def sweep_arms(argv: list[str], facts: dict[str, Any]) -> tuple[list[Arm], list[Failure]]:

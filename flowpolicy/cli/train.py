@@ -55,8 +55,8 @@ from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.files import claim_folder
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
+from flowpolicy.trainers.imitate import SimulatorCheck, train_policy
 from flowpolicy.trainers.imitation import TrainerSettings
-from flowpolicy.trainers.run import SimulatorCheck, train_policy
 
 
 def main(argv: list[str]) -> int:

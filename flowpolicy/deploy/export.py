@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from flowpolicy.ambient import standard_torch
 from flowpolicy.checkpoint import require_finite
-from flowpolicy.deploy.latency import example_observation
 from flowpolicy.deploy.runtime import GRAPH_FILE, OUTPUT, SCHEMA_VERSION, import_onnxruntime, input_names
 from flowpolicy.embodiment import save_embodiment
 from flowpolicy.extras import how_to_install
 from flowpolicy.fingerprint import ENTRY, fingerprint
+from flowpolicy.inference.latency import example_observation
 from flowpolicy.policy import FlowPolicy, is_image
 from flowpolicy.tracking import versions, write_json
 

@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.deploy.bench import describe_processor
 from flowpolicy.deploy.export import seal, write_bundle
-from flowpolicy.deploy.latency import percentiles, time_in_turns
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.evaluation.observations import Observed
-from flowpolicy.evaluation.paired import paired_outcomes
-from flowpolicy.evaluation.seen_seeds import seen_warning
 from flowpolicy.files import atomic_directory
+from flowpolicy.inference.bench import describe_processor
+from flowpolicy.inference.latency import percentiles, time_in_turns
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.results.seen_seeds import seen_warning
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv
 from flowpolicy.seeding import normal, stream
+from flowpolicy.statistics.pairs import paired_outcomes
 from flowpolicy.tracking import write_json
 from flowpolicy.types import Observation
 

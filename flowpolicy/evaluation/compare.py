@@ -10,15 +10,16 @@ from typing import Any, final
 import torch
 from tqdm import tqdm
 
-from flowpolicy.evaluation.arms import Arm, ArmResult, Rollouts, asked_of, require_comparable
-from flowpolicy.evaluation.compare_page import comparison_page
-from flowpolicy.evaluation.comparison import Comparison, conclude
-from flowpolicy.evaluation.pairs import Requirement, check_requirement, compare_pairs
-from flowpolicy.evaluation.rows import append_rows, require_unchanged
-from flowpolicy.evaluation.seen_seeds import START_SEED, require_unseen
+from flowpolicy.evaluation.arms import Arm, Rollouts, asked_of, require_comparable
 from flowpolicy.files import drop_cut_line, write_atomic
 from flowpolicy.locks import only_writer
 from flowpolicy.records import read_object
+from flowpolicy.report.compare_page import comparison_page
+from flowpolicy.results.arm_result import ArmResult
+from flowpolicy.results.comparison import Comparison, conclude
+from flowpolicy.results.episodes import append_rows, require_unchanged
+from flowpolicy.results.seen_seeds import START_SEED, require_unseen
+from flowpolicy.statistics.pairs import Requirement, check_requirement, compare_pairs
 from flowpolicy.tracking import write_json
 
 LOOK_EVERY = 20  # episodes between two looks of a sequential comparison; not of `envs`, on which no result may depend

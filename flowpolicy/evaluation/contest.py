@@ -9,8 +9,8 @@ from typing import NamedTuple, final
 
 from tqdm import tqdm
 
-from flowpolicy.evaluation.processes import run_all
 from flowpolicy.evaluation.protocol import trained_steps
+from flowpolicy.launch.local import run_all
 
 
 class Entry(NamedTuple):

@@ -13,9 +13,8 @@ import torch
 from tqdm import tqdm
 
 from flowpolicy.checkpoint import Checkpoint
-from flowpolicy.deploy.latency import LatencyReport, example_observation, measure_latency
 from flowpolicy.embodiment import require_match
-from flowpolicy.evaluation.chunks import (
+from flowpolicy.evaluation.chunk_panels import (
     Demonstration,
     EpisodeRecord,
     load_demonstration,
@@ -23,15 +22,16 @@ from flowpolicy.evaluation.chunks import (
     write_chunks,
 )
 from flowpolicy.evaluation.journal import Journal
-from flowpolicy.evaluation.rows import FACTS, episode_row, left_to_solve, weights_digest
-from flowpolicy.evaluation.seen_seeds import START_SEED, remarks, require_unseen
-from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.inference.latency import LatencyReport, example_observation, measure_latency
 from flowpolicy.locks import only_writer
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.results.episodes import FACTS, episode_row, left_to_solve, weights_digest
+from flowpolicy.results.seen_seeds import START_SEED, remarks, require_unseen
 from flowpolicy.rollout.episodes import EpisodeResult, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
 from flowpolicy.rollout.video import require_video
 from flowpolicy.seeding import stream
+from flowpolicy.statistics.tests import wilson_interval
 from flowpolicy.tracking import numerics, versions, write_json
 
 

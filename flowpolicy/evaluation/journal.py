@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from flowpolicy.evaluation.folders import read_json, read_lines
-from flowpolicy.evaluation.rows import append_rows, require_unchanged
 from flowpolicy.files import drop_cut_line, replace_folder, write_atomic
+from flowpolicy.results.episodes import append_rows, require_unchanged
+from flowpolicy.results.folders import read_json, read_lines
 from flowpolicy.tracking import write_json
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.data.windows import window_index
 from flowpolicy.embodiment import require_match
-from flowpolicy.pointcloud import stage_times
+from flowpolicy.pointcloud.cloud import stage_times
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import StepResult, VectorEnv

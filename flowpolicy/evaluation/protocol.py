@@ -7,13 +7,13 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any, NamedTuple, final
 
-from flowpolicy.evaluation.folders import read_lines
-from flowpolicy.evaluation.seen_seeds import remarks
-from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.files import write_atomic
 from flowpolicy.locks import only_writer
 from flowpolicy.pointers import STEP_FILE, choose
 from flowpolicy.records import read_object
+from flowpolicy.results.folders import read_lines
+from flowpolicy.results.seen_seeds import remarks
+from flowpolicy.statistics.tests import wilson_interval
 from flowpolicy.tracking import write_json
 
 TOP = 5  # DP3, FlowPolicy and MP1 report the mean of the five best evaluations of a training run

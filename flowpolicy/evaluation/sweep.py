@@ -14,16 +14,17 @@ from typing import Any, NamedTuple, final
 import torch
 from tqdm import tqdm
 
-from flowpolicy.deploy.latency import example_observation, measure_latency
-from flowpolicy.evaluation.arms import Arm, ArmResult, Rollouts, asked_of, require_comparable
-from flowpolicy.evaluation.comparison import Comparison, Failure, conclude
-from flowpolicy.evaluation.folders import EPISODE, read_json, read_lines
-from flowpolicy.evaluation.processes import Outcome, run_all
-from flowpolicy.evaluation.rows import FACTS, append_rows, require_unchanged
-from flowpolicy.evaluation.seen_seeds import seen_text
-from flowpolicy.evaluation.sweep_page import sweep_markdown, sweep_page
+from flowpolicy.evaluation.arms import Arm, Rollouts, asked_of, require_comparable
 from flowpolicy.files import drop_cut_line, write_atomic
+from flowpolicy.inference.latency import example_observation, measure_latency
+from flowpolicy.launch.local import Outcome, run_all
 from flowpolicy.locks import only_writer
+from flowpolicy.report.sweep_page import sweep_markdown, sweep_page
+from flowpolicy.results.arm_result import ArmResult
+from flowpolicy.results.comparison import Comparison, Failure, conclude
+from flowpolicy.results.episodes import FACTS, append_rows, require_unchanged
+from flowpolicy.results.folders import EPISODE, read_json, read_lines
+from flowpolicy.results.seen_seeds import seen_text
 from flowpolicy.tracking import versions, write_json
 
 _CHUNK = 10  # episodes between two saves of a process

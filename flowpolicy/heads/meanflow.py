@@ -12,10 +12,10 @@ from flowpolicy.flow.meanflow import Derivative, Objective, meanflow_correction
 from flowpolicy.flow.path import interpolate
 from flowpolicy.flow.times import FlowTimes, TimeLaw, least_batch, num_equal_times
 from flowpolicy.heads.base import Head, Parameterization, check_parameterization, to_velocity
-from flowpolicy.heads.direction import DirectionAlignment
-from flowpolicy.heads.dispersive import DispersiveRegularizer
-from flowpolicy.heads.dispersive_legacy import LegacyDispersive
-from flowpolicy.heads.guidance import Guidance
+from flowpolicy.heads.terms.direction import DirectionAlignment
+from flowpolicy.heads.terms.dispersive import DispersiveRegularizer
+from flowpolicy.heads.terms.dispersive_legacy import LegacyDispersive
+from flowpolicy.heads.terms.guidance import Guidance
 from flowpolicy.nets.base import Features, VelocityNet
 from flowpolicy.types import LossOutput
 

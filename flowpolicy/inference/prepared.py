@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.ambient import without_autocast
-from flowpolicy.inference.record import record
 from flowpolicy.inference.rewrite import simplify
+from flowpolicy.inference.trace import record
 from flowpolicy.inputs import Inputs
 from flowpolicy.seeding import generator_of, normal
 from flowpolicy.types import Observation

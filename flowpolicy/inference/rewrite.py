@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from flowpolicy.inference.record import Recording, aten, shape_of, with_shape, writes
+from flowpolicy.inference.trace import Recording, aten, shape_of, with_shape, writes
 
 _nn: Any = vars(torch._C)["_nn"]  # torch.nn.functional's own functions, without their Python
 # The same operations as plain functions and methods: torch.ops takes 2 to 4 us more per call.

@@ -12,11 +12,11 @@ import torch
 from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint, save_policy
 from flowpolicy.checks import require_number
 from flowpolicy.embodiment import require_match
-from flowpolicy.evaluation.seen_seeds import START_SEED, require_selection, seen_seeds, seen_text
 from flowpolicy.exploration.base import Exploration
 from flowpolicy.fingerprint import ENTRY
 from flowpolicy.locks import only_writer
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.results.seen_seeds import START_SEED, require_selection, seen_seeds, seen_text
 from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
 from flowpolicy.rl.group import refuse_batch
 from flowpolicy.rl.ppo import PPOSettings
@@ -24,12 +24,12 @@ from flowpolicy.rollout.batched_env import BatchedChunkEnv, BatchedSimulator
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
 from flowpolicy.seeding import derive, seed_ranges, seeds_of
 from flowpolicy.tracking import Tracker, write_json
+from flowpolicy.trainers.checkpoints import Checkpoints, newest
+from flowpolicy.trainers.imitate import SimulatorCheck
 from flowpolicy.trainers.ppo import PPO_STATE, LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy.trainers.receipt import write_receipt
 from flowpolicy.trainers.resume import flat, threads
-from flowpolicy.trainers.run import SimulatorCheck
-from flowpolicy.trainers.state import Checkpoints, newest
 
 
 @final

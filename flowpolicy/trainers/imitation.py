@@ -24,9 +24,9 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import derive
 from flowpolicy.stopping import Stop, Terminated
 from flowpolicy.tracking import Tracker
+from flowpolicy.trainers.checkpoints import Checkpoints
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 from flowpolicy.trainers.schedule import warmup_cosine
-from flowpolicy.trainers.state import Checkpoints
 from flowpolicy.trainers.validation import Validation
 from flowpolicy.types import Batch, LossOutput
 

@@ -24,7 +24,7 @@ from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.seeding import derive
 from flowpolicy.stopping import Stop, Terminated
 from flowpolicy.tracking import CompositeTracker, Tracker
-from flowpolicy.trainers.state import Checkpoints, newest, optimizer_tensors, restore_optimizer
+from flowpolicy.trainers.checkpoints import Checkpoints, newest, optimizer_tensors, restore_optimizer
 from flowpolicy.types import Observation
 
 PPO_STATE = (

@@ -7,13 +7,13 @@ from typing import NamedTuple, final
 import torch
 from torch import nn
 
-from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import MAX_EPISODE, collect
 from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rl.rollout_buffer import Rollout, minibatches
 from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.seeding import derive, normal, stream
+from flowpolicy.statistics.tests import wilson_interval
 from flowpolicy.trainers.ppo import LoopSettings
 
 MAX_RATIO_ERROR = 1e-3  # float32 rounding stays below 1e-4; a wrong time grid or dropout is above 0.1

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from flowpolicy.checkpoint import load_policy
-from flowpolicy.evaluation.page import Section, facts, page, pairs, table
-from flowpolicy.evaluation.paired import paired_outcomes, success_rate
-from flowpolicy.evaluation.svg import Line, Row, interval_chart, line_chart, number
 from flowpolicy.files import write_atomic
 from flowpolicy.records import read_object, read_objects
+from flowpolicy.report.page import Section, facts, page, pairs, table
+from flowpolicy.report.svg import Line, Row, interval_chart, line_chart, number
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
+from flowpolicy.statistics.pairs import paired_outcomes, success_rate
 from flowpolicy.tracking import write_json
 
 _CURVES = (

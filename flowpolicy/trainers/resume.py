@@ -12,6 +12,7 @@ from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.records import read_object
+from flowpolicy.spec import with_names_of_today
 
 _FREE = {
     f"trainer.{name}" for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_best", "max_hours")
@@ -32,6 +33,7 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any], embodiment: Em
     opened = Checkpoint.open(checkpoint)
     recorded = {**opened.record, "embodiment": opened.embodiment.to_dict()}
     run = checkpoint.parent.parent / "run.json"
+    recorded["policy"] = with_names_of_today(recorded["policy"])
     if "seed" not in recorded and run.is_file():
         recorded |= read_object(run, {"seeds": dict})["seeds"]
     before = dict(flat({key: recorded[key] for key in _COMPARED if key in recorded}))

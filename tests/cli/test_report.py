@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from flowpolicy.cli.main import main
-from flowpolicy.deploy.latency import percentiles
-from flowpolicy.evaluation.folders import find_folders
-from flowpolicy.evaluation.statistics import wilson_interval
+from flowpolicy.inference.latency import percentiles
+from flowpolicy.results.folders import find_folders
+from flowpolicy.statistics.tests import wilson_interval
 
 VOID = {"meta", "link", "br", "img", "hr"}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowpolicy.evaluation.processes import run_all
+from flowpolicy.launch.local import run_all
 from flowpolicy.processes import Child, others_start_children
 from flowpolicy.stopping import Terminated, signals_raise
 from tests.cli.test_odd_homes import (
@@ -123,7 +123,7 @@ def test_a_protocol_hears_sigterm_and_its_trainings_write_a_checkpoint(tmp_path:
 
 STARTING = """
 import time
-from flowpolicy.evaluation.processes import run_all
+from flowpolicy.launch.local import run_all
 from flowpolicy.stopping import signals_raise
 if __name__ == "__main__":
     try:

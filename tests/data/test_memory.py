@@ -48,7 +48,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
 
 PEAK = """
 import resource, sys
-import flowpolicy.data.inspect, flowpolicy.data.validate, flowpolicy.evaluation.chunks, flowpolicy.trainers.imitation
+import flowpolicy.data.inspect, flowpolicy.data.validate
+import flowpolicy.evaluation.chunk_panels, flowpolicy.trainers.imitation
 from flowpolicy.data.store import EpisodeStore
 from tests.data.test_memory import DO
 store = EpisodeStore.open(sys.argv[1])
@@ -60,7 +61,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def _demonstration(store: EpisodeStore) -> None:
-    from flowpolicy.evaluation.chunks import load_demonstration
+    from flowpolicy.evaluation.chunk_panels import load_demonstration
 
     class Policy:
         embodiment, obs_keys = EMBODIMENT, ("agent_pos", "image")

@@ -12,7 +12,7 @@ import torch
 
 from flowpolicy.actions import REPRESENTATIONS
 from flowpolicy.deploy.runtime import OnnxPolicy
-from flowpolicy.pointcloud import make_cloud
+from flowpolicy.pointcloud.cloud import make_cloud
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import stream
 from flowpolicy.trainers.imitation import fit_normalizers
@@ -137,7 +137,7 @@ else:
     raise SystemExit("torch is there")
 import numpy as np
 from flowpolicy.deploy.runtime import OnnxPolicy
-from flowpolicy.pointcloud import make_cloud
+from flowpolicy.pointcloud.cloud import make_cloud
 
 policy = OnnxPolicy(sys.argv[1])
 given = dict(np.load(sys.argv[1] + "/given.npz", allow_pickle=False))

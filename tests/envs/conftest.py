@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowpolicy_envs.rendering_mujoco import choose_platform
+from flowpolicy_envs.rendering.mujoco import choose_platform
 
 choose_platform("auto")
 
@@ -11,7 +11,7 @@ choose_platform("auto")
 def opengl():
     """Skips with the reason where MuJoCo has no OpenGL."""
     mujoco = pytest.importorskip("mujoco", reason="needs the extra metaworld")
-    from flowpolicy_envs.rendering_mujoco import open_renderer
+    from flowpolicy_envs.rendering.mujoco import open_renderer
 
     model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><camera name='eye'/></worldbody></mujoco>")
     renderer = open_renderer(model, "auto", max_height=8, max_width=8, samples=0)
@@ -27,7 +27,7 @@ def opengl():
 def vulkan():
     """Skips with the reason where SAPIEN has no device that can draw."""
     pytest.importorskip("mani_skill", reason="needs the extra maniskill")
-    from flowpolicy_envs.rendering_maniskill import device
+    from flowpolicy_envs.rendering.maniskill import device
 
     try:
         with device():

@@ -14,9 +14,9 @@ pytest.importorskip("mani_skill", reason="needs the extra maniskill")
 
 from flowpolicy.embodiment import CloudSpec  # noqa: E402
 from flowpolicy.rollout.vector_env import make_vector_env  # noqa: E402
-from flowpolicy_envs import rendering_maniskill as rendering  # noqa: E402
 from flowpolicy_envs.experts.maniskill import make_expert  # noqa: E402
 from flowpolicy_envs.maniskill import View, make_env  # noqa: E402
+from flowpolicy_envs.rendering import maniskill as rendering  # noqa: E402
 
 STATE = ["tcp_pos", "agent_pos", "goal_pos", "tcp_to_goal"]  # the tool first: points enter relative to it
 

@@ -16,11 +16,11 @@ pytest.importorskip("metaworld", reason="needs the extra metaworld")
 from flowpolicy.data.collect import collect_episodes  # noqa: E402
 from flowpolicy.data.store import EpisodeStore  # noqa: E402
 from flowpolicy.paths import config_dir  # noqa: E402
-from flowpolicy.pointcloud import unproject  # noqa: E402
+from flowpolicy.pointcloud.cloud import unproject  # noqa: E402
 from flowpolicy.rollout.vector_env import make_vector_env  # noqa: E402
-from flowpolicy_envs import rendering_mujoco as rendering  # noqa: E402
 from flowpolicy_envs.experts.metaworld import make_expert  # noqa: E402
 from flowpolicy_envs.metaworld import CAMERA, View, make_env  # noqa: E402
+from flowpolicy_envs.rendering import mujoco as rendering  # noqa: E402
 
 ISSUE_TASKS = ["assembly-v3", "coffee-pull-v3", "disassemble-v3", "push-v3", "pick-place-wall-v3", "door-open-v3"]
 

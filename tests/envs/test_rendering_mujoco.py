@@ -10,8 +10,8 @@ import pytest
 
 mujoco = pytest.importorskip("mujoco", reason="needs the extra metaworld")
 
-from flowpolicy.pointcloud import unproject  # noqa: E402
-from flowpolicy_envs import rendering_mujoco as rendering  # noqa: E402
+from flowpolicy.pointcloud.cloud import unproject  # noqa: E402
+from flowpolicy_envs.rendering import mujoco as rendering  # noqa: E402
 
 SIZE = 96
 WORLD = """
@@ -99,7 +99,7 @@ def test_pictures_are_upright_and_coloured(opengl):
 CLOSING = """
 import sys
 import numpy as np
-from flowpolicy_envs import rendering_mujoco as rendering
+from flowpolicy_envs.rendering import mujoco as rendering
 name = sys.argv[1]
 rendering.choose_platform(name)
 from tests.envs.test_rendering_mujoco import opened, scene, SIZE
@@ -160,7 +160,7 @@ def test_without_a_driver_rays_are_cast_and_the_errors_say_what_to_install():
 
 
 def test_a_library_that_loads_is_chosen_unless_the_user_chose():
-    code = "import os; from flowpolicy_envs import rendering_mujoco as r; r._loads = lambda name: name in {}\n"
+    code = "import os; from flowpolicy_envs.rendering import mujoco as r; r._loads = lambda name: name in {}\n"
     code += "r.choose_platform('auto'); print(os.environ['MUJOCO_GL'])"
     assert run(code.format(["egl", "osmesa"])).stdout == "egl\n"
     assert run(code.format(["osmesa"])).stdout == "osmesa\n"
@@ -177,12 +177,12 @@ def test_triton_comes_before_the_first_context_but_not_into_workers(tmp_path):
     (tmp_path / "triton.py").write_text("")
     (tmp_path / "torch" / "_dynamo").mkdir(parents=True)
     (tmp_path / "torch" / "__init__.py").write_text("")
-    said = "from flowpolicy_envs import rendering_mujoco as r\nprint('dynamo', r._context.cache_info().currsize)\n"
+    said = "from flowpolicy_envs.rendering import mujoco as r\nprint('dynamo', r._context.cache_info().currsize)\n"
     (tmp_path / "torch" / "_dynamo" / "__init__.py").write_text(said)
     code = f"""
 import multiprocessing, sys
 sys.path[:0] = [{str(tmp_path)!r}]
-from flowpolicy_envs.rendering_mujoco import _context, choose_platform
+from flowpolicy_envs.rendering.mujoco import _context, choose_platform
 choose_platform("auto")
 def draw():
     try:

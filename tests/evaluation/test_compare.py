@@ -19,12 +19,13 @@ import pytest
 
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli.main import main
-from flowpolicy.evaluation.arms import Arm, ArmResult, arm_names, require_comparable
+from flowpolicy.evaluation.arms import Arm, arm_names, require_comparable
 from flowpolicy.evaluation.compare import Plan
-from flowpolicy.evaluation.compare_page import frontier
 from flowpolicy.evaluation.evaluate import Task
-from flowpolicy.evaluation.pairs import compare_pairs
 from flowpolicy.locks import only_writer
+from flowpolicy.report.compare_page import frontier
+from flowpolicy.results.arm_result import ArmResult
+from flowpolicy.statistics.pairs import compare_pairs
 from tests.catalogue import toy_run
 from tests.cli.test_report import tags
 from tests.helpers import last, rerecord

@@ -9,7 +9,7 @@ import pytest
 
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation.contest import Entry, train_all
-from flowpolicy.evaluation.one_step import MANY
+from flowpolicy.results.one_step import MANY
 from flowpolicy.tracking import write_json
 from tests.helpers import last
 

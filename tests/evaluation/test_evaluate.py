@@ -15,10 +15,10 @@ from gymnasium import spaces
 from flowpolicy.checkpoint import create_policy, load_policy, save_policy
 from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
 from flowpolicy.embodiment import Embodiment, KeySpec
-from flowpolicy.evaluation.chunks import record_episode, training_data
+from flowpolicy.evaluation.chunk_panels import record_episode, training_data
 from flowpolicy.evaluation.evaluate import Task, evaluate, evaluation_folders, format_table, success_so_far
-from flowpolicy.evaluation.statistics import wilson_interval
 from flowpolicy.rollout.vector_env import make_vector_env
+from flowpolicy.statistics.tests import wilson_interval
 
 EMBODIMENT = Embodiment(
     robot="point",

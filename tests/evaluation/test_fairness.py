@@ -12,10 +12,11 @@ import pytest
 from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint
 from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
-from flowpolicy.evaluation.arms import Arm, ArmResult, recorded_arm, require_comparable
-from flowpolicy.evaluation.comparison import conclude, format_comparison
+from flowpolicy.evaluation.arms import Arm, recorded_arm, require_comparable
 from flowpolicy.evaluation.evaluate import Task, evaluate
-from flowpolicy.evaluation.seen_seeds import require_selection, seen_seeds
+from flowpolicy.results.arm_result import ArmResult
+from flowpolicy.results.comparison import conclude, format_comparison
+from flowpolicy.results.seen_seeds import require_selection, seen_seeds
 from flowpolicy.rollout.episodes import EpisodeResult, left_to_solve
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import seed_ranges, seeds_of
@@ -125,7 +126,7 @@ def test_a_resumed_run_remembers_all_seeds_that_it_was_chosen_on(trained: Path, 
         "eval.start_seed=600",
         "trainer.steps=20",
     ]
-    from flowpolicy.trainers import run as module
+    from flowpolicy.trainers import imitate as module
 
     kept, module.DEBUG_STEPS = module.DEBUG_STEPS, 30
     try:

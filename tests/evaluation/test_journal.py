@@ -12,10 +12,10 @@ import pytest
 
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation import evaluate as module
-from flowpolicy.evaluation.compare_page import LOOK
 from flowpolicy.evaluation.evaluate import evaluate
 from flowpolicy.files import write_atomic
 from flowpolicy.locks import only_writer
+from flowpolicy.report.compare_page import LOOK
 from flowpolicy.rollout.video import require_video
 from tests.catalogue import toy_run
 from tests.evaluation.test_evaluate import TASK, lines, measured, run  # noqa: F401  fixtures

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from flowpolicy.evaluation import power
-from flowpolicy.evaluation.arms import ArmResult
-from flowpolicy.evaluation.comparison import ALL_PAIRS, conclude, format_comparison
-from flowpolicy.evaluation.pairs import compare_pairs
-from flowpolicy.evaluation.sweep_page import format_sweep, sweep_page
+from flowpolicy.report.sweep_page import format_sweep, sweep_page
+from flowpolicy.results.arm_result import ArmResult
+from flowpolicy.results.comparison import ALL_PAIRS, conclude, format_comparison
+from flowpolicy.statistics import power
+from flowpolicy.statistics.pairs import compare_pairs
 from tests.cli.test_report import tags
 
 

@@ -15,11 +15,11 @@ from flowpolicy.encoders.multimodal import MultiModalEncoder  # noqa: E402
 from flowpolicy.encoders.pointnet import PointNet  # noqa: E402
 from flowpolicy.encoders.resnet import ResNet18  # noqa: E402
 from flowpolicy.encoders.state import StateEncoder  # noqa: E402
-from flowpolicy.evaluation.chunks import RecordingPolicy  # noqa: E402
+from flowpolicy.evaluation.chunk_panels import RecordingPolicy  # noqa: E402
 from flowpolicy.evaluation.observations import observe_simulator, observe_store  # noqa: E402
 from flowpolicy.heads.regression import RegressionHead  # noqa: E402
 from flowpolicy.nets.mlp import ResidualMLP  # noqa: E402
-from flowpolicy.pointcloud import make_cloud, unproject  # noqa: E402
+from flowpolicy.pointcloud.cloud import make_cloud, unproject  # noqa: E402
 from flowpolicy.policy import FlowPolicy, build_policy  # noqa: E402
 from flowpolicy.rollout.episodes import run_episodes  # noqa: E402
 from flowpolicy.rollout.vector_env import make_vector_env  # noqa: E402

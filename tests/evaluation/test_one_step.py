@@ -2,9 +2,9 @@
 
 import pytest
 
-from flowpolicy.evaluation.arms import ArmResult
-from flowpolicy.evaluation.comparison import Comparison, conclude
-from flowpolicy.evaluation.one_step import format_one_step, one_against_many
+from flowpolicy.results.arm_result import ArmResult
+from flowpolicy.results.comparison import Comparison, conclude
+from flowpolicy.results.one_step import format_one_step, one_against_many
 
 
 def arm(name: str, num_steps: int, successes: int, p50: float | None, *, task: str = "a", n: int = 50) -> ArmResult:

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from flowpolicy.cli.main import main
-from flowpolicy.evaluation.arms import ArmResult
-from flowpolicy.evaluation.comparison import conclude
 from flowpolicy.evaluation.sweep import Grid
-from flowpolicy.evaluation.sweep_page import format_sweep
 from flowpolicy.locks import only_writer
+from flowpolicy.report.sweep_page import format_sweep
+from flowpolicy.results.arm_result import ArmResult
+from flowpolicy.results.comparison import conclude
 from tests.cli.test_report import tags
 from tests.evaluation.test_compare import lines, start, wait_until
 

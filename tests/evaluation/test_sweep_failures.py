@@ -13,8 +13,8 @@ from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation.arms import Arm
 from flowpolicy.evaluation.evaluate import Task
-from flowpolicy.evaluation.processes import Outcome, run_all
 from flowpolicy.evaluation.sweep import Grid, sweep
+from flowpolicy.launch.local import Outcome, run_all
 from flowpolicy_envs.toy import make_env
 from tests.catalogue import toy_run
 from tests.evaluation.test_compare import lines

@@ -14,10 +14,10 @@ from flowpolicy.exploration.renoise import Renoise
 from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.consistency import ConsistencyHead
 from flowpolicy.heads.diffusion import DiffusionHead
-from flowpolicy.heads.dispersive import DispersiveRegularizer
 from flowpolicy.heads.flow_matching import FlowMatchingHead
 from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.heads.regression import RegressionHead
+from flowpolicy.heads.terms.dispersive import DispersiveRegularizer
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.rl.actor_critic import ActorCritic
 from tests.catalogue import catalogue_policy, observations, options

@@ -12,7 +12,7 @@ from flowpolicy.flow.exact import without_tf32
 from flowpolicy.flow.losses import DISPERSIVE_KINDS, direction_loss, dispersive_loss
 from flowpolicy.flow.meanflow import Derivative, meanflow_correction, time_derivative
 from flowpolicy.flow.precision import excess_precision
-from flowpolicy.heads.dispersive_legacy import LegacyDispersive
+from flowpolicy.heads.terms.dispersive_legacy import LegacyDispersive
 from flowpolicy.nets.unet1d import UNet1D
 from flowpolicy.seeding import stream
 

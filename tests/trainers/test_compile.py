@@ -10,8 +10,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from flowpolicy.encoders.state import StateEncoder
-from flowpolicy.heads.dispersive import DispersiveRegularizer
 from flowpolicy.heads.meanflow import MeanFlowHead
+from flowpolicy.heads.terms.dispersive import DispersiveRegularizer
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.nets.joint_transformer import JointTransformer
 from flowpolicy.nets.mlp import ResidualMLP

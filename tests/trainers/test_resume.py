@@ -12,8 +12,8 @@ import torch
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.tracking import CompositeTracker
+from flowpolicy.trainers.imitate import SimulatorCheck, train_policy
 from flowpolicy.trainers.imitation import TrainerSettings
-from flowpolicy.trainers.run import SimulatorCheck, train_policy
 from tests.helpers import POLICY_CONFIG, last, write_store
 
 SETTINGS = TrainerSettings(steps=4, batch_size=8, log_every=2, checkpoint_every=2, warmup_steps=1)

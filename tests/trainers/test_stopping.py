@@ -20,9 +20,9 @@ from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rollout.chunk_env import Reward
 from flowpolicy.stopping import Stop, Terminated
 from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy.trainers.imitate import SimulatorCheck
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings
 from flowpolicy.trainers.ppo import LoopSettings
-from flowpolicy.trainers.run import SimulatorCheck
 from tests.helpers import named, write_store
 from tests.trainers.test_imitation import _trainer, _weights
 

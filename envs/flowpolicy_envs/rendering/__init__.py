@@ -1,0 +1,1 @@
+"""Renderers that need no screen: for MuJoCo and for ManiSkill."""

@@ -1,0 +1,1 @@
+"""Terms that heads add to their loss: dispersion, direction, guidance."""

@@ -1,0 +1,1 @@
+"""Point clouds from depth images: unproject, crop, thin out to a fixed number."""

@@ -1,0 +1,1 @@
+"""What evaluations leave behind: episode rows, their folders, comparisons of arms."""

@@ -1,0 +1,1 @@
+"""Intervals and exact tests of success rates: pure numbers, no files and no policies."""

@@ -10,7 +10,7 @@ import pytest
 
 from flowpolicy.checkpoint import load_weights, resolve_checkpoint
 from tests.helpers import named, small_policy
-from tests.trainers.test_state import Run
+from tests.trainers.test_checkpoints import Run
 
 FILES = (
     "policy/config.json",

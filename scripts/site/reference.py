@@ -14,8 +14,8 @@ APART = ("cli",)  # commands: the cheat sheet and --help are their reference
 
 def public(path: Path) -> bool:
     """Whether a module has a class or function without an underscore."""
-    kinds = ast.ClassDef | ast.FunctionDef
-    return any(isinstance(node, kinds) and node.name[0] != "_" for node in ast.parse(path.read_text()).body)
+    defined = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return any(node.name[0] != "_" for node in defined)
 
 
 def packages() -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from flowpolicy.cli.main import main
 from flowpolicy.files import append_lines, atomic_directory, remove_folder, write_atomic
 from tests.helpers import last, named, small_policy, write_store
 from tests.power import Disk, lay_out
-from tests.trainers.test_state import Run
+from tests.trainers.test_checkpoints import Run
 
 WEIGHTS = "policy/model.safetensors"
 

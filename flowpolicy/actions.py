@@ -44,7 +44,12 @@ class ActionRepresentation(nn.Module):
         self.register_buffer("mask", (index >= 0).float(), persistent=False)
 
     def encode(self, action: Tensor, obs: Observation) -> Tensor:
-        """Robot units -> represented.   action: (B, H, A).   obs: raw, key -> (B, To, ...)."""
+        """Robot units -> represented.
+
+        Args:
+            action: (B, H, A).
+            obs: Raw, key -> (B, To, ...).
+        """
         if self.kind == "absolute":
             return action
         reference = self._reference(obs)

@@ -316,8 +316,11 @@ def _files(folder: Path) -> Path:
 def load_weights(module: torch.nn.Module, file: Path, *, later: Collection[str] = _LATER) -> None:
     """Load a safetensors file into `module`, every name and shape matching.
 
-    later: names that an old file may lack; the module's own values stay.
-    Raises ValueError naming what differs, and for numbers that are not finite.
+    Args:
+        later: Names that an old file may lack; the module's own values stay.
+
+    Raises:
+        ValueError: Naming what differs, and for numbers that are not finite.
     """
     own = module.state_dict()
     tensors = read_tensors(file)

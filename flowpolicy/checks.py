@@ -16,7 +16,12 @@ def require_number(
 ) -> None:
     """Raise ValueError, naming `name` and the rule, unless `value` is a finite number within the bounds given.
 
-    least, most: bounds that it may take.   above, below: bounds that it may not.   whole: an int.
+    Args:
+        least: Bounds that it may take.
+        above: Bounds that it may not.
+        most: As `least`.
+        below: As `above`.
+        whole: An int.
     """
     fits = isinstance(value, int) if whole else isinstance(value, int | float) and math.isfinite(value)
     if not fits or isinstance(value, bool):

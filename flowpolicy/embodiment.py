@@ -16,7 +16,6 @@ SCHEMA_VERSION = 1
 DTYPES = ("float32", "uint8")  # what stores, policies and bundles carry; uint8 is for images
 _RESERVED = ("action", "reward")  # a store has arrays of these names beside the observations
 _LARGEST = 3.4e38  # of float32, in which policies compute
-_LISTED = 4  # differences that one error message names
 
 
 @final
@@ -24,10 +23,16 @@ _LISTED = 4  # differences that one error message names
 class CloudSpec:
     """How a point cloud is made of what a depth camera sees; `pointcloud.make_cloud` does it.
 
-    points: how many; 512 in DP3 and MP1.   crop_low, crop_high: corners of the box that is kept, metres in `frame`.
-    frame: "world", "base" or "camera:<name>".   color: whether red, green and blue in 0..1 follow the coordinates.
-    voxel_m: edge of the grid that thins the points before farthest-point sampling; 0 is no grid.
-    Raises ValueError for a box without volume or end, fewer than one point or a negative grid.
+    Args:
+        points: How many; 512 in DP3 and MP1.
+        crop_low: Corners of the box that is kept, metres in `frame`.
+        crop_high: As `crop_low`.
+        frame: "world", "base" or "camera:<name>".
+        color: Whether red, green and blue in 0..1 follow the coordinates.
+        voxel_m: Edge of the grid that thins the points before farthest-point sampling; 0 is no grid.
+
+    Raises:
+        ValueError: For a box without volume or end, fewer than one point or a negative grid.
     """
 
     points: int = 512
@@ -74,9 +79,13 @@ class CloudSpec:
 class KeySpec:
     """One observation key, or the action: shape per time step, unit, frame, and a name per entry (may be empty).
 
-    names: one per entry of the last axis.   dtype: "float32", or "uint8" for an image (height, width, channels).
-    cloud: how the point cloud was made, where the key is one.
-    Raises ValueError naming field, value and rule, also when the cloud says another shape or frame.
+    Args:
+        names: One per entry of the last axis.
+        dtype: "float32", or "uint8" for an image (height, width, channels).
+        cloud: How the point cloud was made, where the key is one.
+
+    Raises:
+        ValueError: Naming field, value and rule, also when the cloud says another shape or frame.
     """
 
     shape: tuple[int, ...]
@@ -120,16 +129,23 @@ class KeySpec:
 class Embodiment:
     """What a robot (or simulator) sees and accepts.
 
-    robot: model name, for people.
-    obs: key -> KeySpec; a key is letters, digits, -, _ and .    action: KeySpec of one action step, (A,).
-    action_kind: what the numbers mean: "joint_position", "eef_delta", "velocity", ...
-    action_low, action_high: bounds per action dimension, in action units; finite, low <= high. Equal bounds are an
-      entry that the robot takes at this value only.
-    reference_key, reference_index: the observation entry that each action dimension is an absolute target for, or -1
-      where there is none (a gripper command, a velocity); this is what `relative` and `delta` subtract. Empty key: no
-      dimension has one.
-    gripper: what the gripper numbers mean, in words.    control_hz: action steps per second.
-    Raises ValueError naming field, value and rule.
+    Args:
+        robot: Model name, for people.
+        obs: key -> KeySpec; a key is letters, digits, -, _ and .
+        action: KeySpec of one action step, (A,).
+        action_kind: What the numbers mean: "joint_position", "eef_delta", "velocity", ...
+        control_hz: Action steps per second.
+        action_low: Bounds per action dimension, in action units; finite, low <= high. Equal bounds are an entry that
+            the robot takes at this value only.
+        action_high: As `action_low`.
+        reference_key: The observation entry that each action dimension is an absolute target for, or -1 where there is
+            none (a gripper command, a velocity); this is what `relative` and `delta` subtract. Empty key: no dimension
+            has one.
+        reference_index: As `reference_key`.
+        gripper: What the gripper numbers mean, in words.
+
+    Raises:
+        ValueError: Naming field, value and rule.
     """
 
     robot: str
@@ -271,10 +287,16 @@ def _cloud_spec(data: Any) -> CloudSpec | None:
     return CloudSpec(**data)
 
 
+def short(value: Any) -> str:
+    """At most so much of a value as an error has room for."""
+    text = str(value) if value != "" else "nothing"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _require(holds: bool, name: str, rule: str, value: object) -> None:
     """Raise ValueError unless the rule holds: which field, what it must be, what it is."""
     if not holds:
-        raise ValueError(f"{name}: wanted {rule}, got {_short(repr(value))}")
+        raise ValueError(f"{name}: wanted {rule}, got {short(repr(value))}")
 
 
 def _require_key(key: object) -> None:
@@ -310,77 +332,6 @@ def _numbers(name: str, values: object) -> tuple[float, ...]:
         small = good and value <= _LARGEST and not value < -_LARGEST  # compared as they are: float() of 10**400 raises
         _require(small, name, "finite numbers", value)
     return tuple(float(value) for value in given)
-
-
-def differences(wanted: Embodiment, got: Embodiment) -> list[str]:
-    """One line for every field on which the two disagree, e.g. "control_hz: wanted 20.0, got 10.0"."""
-    a, b = wanted.to_dict(), got.to_dict()
-    lines = []
-    for name in a:
-        if name == "obs":
-            for key in sorted(set(a["obs"]) | set(b["obs"])):
-                lines += _spec_differences(f"obs.{key}", a["obs"].get(key), b["obs"].get(key))
-        elif name == "action":
-            lines += _spec_differences(name, a[name], b[name])
-        elif a[name] != b[name]:
-            lines.append(f"{name}: wanted {_short(a[name])}, got {_short(b[name])}")
-    return lines
-
-
-def _spec_differences(name: str, wanted: dict[str, Any] | None, got: dict[str, Any] | None) -> list[str]:
-    """Field by field, those of the cloud included; None where one of the two has no such key."""
-    if wanted is None or got is None:
-        return [f"{name}: wanted, but not there" if got is None else f"{name}: there, but not wanted"]
-    lines = []
-    for entry in sorted(set(wanted) | set(got), key=[*wanted, *got].index):
-        if entry == "cloud":
-            lines += _spec_differences(f"{name}.cloud", wanted.get(entry), got.get(entry))
-        elif wanted[entry] != got[entry]:
-            lines.append(f"{name}.{entry}: wanted {_short(wanted[entry])}, got {_short(got[entry])}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = str(value) if value != "" else "nothing"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def require_match(wanted: Embodiment, got: Embodiment, *, what: str, simulated: bool = False) -> None:
-    """Raise ValueError with the first differences when `got` is not the embodiment `wanted`.
-
-    what: who is being compared, e.g. "checkpoint and task".   simulated: whether `got` is a simulator's, which can be
-    told to see as `wanted` does; the error then says how.
-    """
-    if lines := differences(wanted, got):
-        more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-        words = " ".join(remedies(wanted, got)) if simulated else ""
-        fix = f". To see as the {what.partition(' ')[0]} does, pass {words}" if words else ""
-        raise ValueError(f"{what} disagree on the embodiment: " + "; ".join(lines[:_LISTED]) + more + fix)
-
-
-def remedies(wanted: Embodiment, got: Embodiment) -> list[str]:
-    """Words of the command line that make the simulator of `got` see what `wanted` does; none where sight agrees."""
-    kind = _kind(wanted)
-    if kind != _kind(got):
-        return [f"task.obs={kind}"]
-    values: dict[str, Any] = {}
-    for key in wanted.obs.keys() & got.obs.keys():
-        ours, theirs = wanted.obs[key], got.obs[key]
-        if ours.cloud is not None and theirs.cloud is not None:
-            settings = asdict(ours.cloud)
-            del settings["frame"]  # the simulator's own
-            values |= {name: value for name, value in settings.items() if value != getattr(theirs.cloud, name)}
-        elif len(ours.shape) == 3 and ours.shape[:2] != theirs.shape[:2]:
-            values["image_size"] = ours.shape[0]
-    words = [f"task.view.{name}={json.dumps(value, separators=(',', ':'))}" for name, value in values.items()]
-    return [f"'{word}'" if "[" in word else word for word in words]  # brackets mean something to a shell
-
-
-def _kind(embodiment: Embodiment) -> str:
-    """What `task.obs` must have been."""
-    if any(spec.cloud is not None for spec in embodiment.obs.values()):
-        return "point_cloud"
-    return "rgb" if any(len(spec.shape) == 3 for spec in embodiment.obs.values()) else "state"
 
 
 def save_embodiment(embodiment: Embodiment, path: Path) -> None:

@@ -10,8 +10,11 @@ _HOME = Path(__file__).resolve().parents[1]  # the checkout, or site-packages
 def how_to_install(extra: str = "") -> str:
     """The command that brings what `extra` needs: `pip install -e` in a checkout, the packages by name elsewhere.
 
-    extra: a name of pyproject's optional dependencies; "" is the core.
-    Raises ValueError for an extra that does not exist.
+    Args:
+        extra: a name of pyproject's optional dependencies; "" is the core.
+
+    Raises:
+        ValueError: For an extra that does not exist.
     """
     if (_HOME / "pyproject.toml").is_file():
         return f'pip install -e "{_HOME}{f"[{extra}]" if extra else ""}"'

@@ -48,7 +48,8 @@ def beside(path: Path, kind: str = "part") -> Path:
 def remove_leftovers(path: Path, name: str | None = None) -> None:
     """Remove what ended processes left beside `path` under hidden names; put back what they had only set aside.
 
-    name: regular expression of the names to look after; `path`'s own by default.
+    Args:
+        name: Regular expression of the names to look after; `path`'s own by default.
     """
     pattern = re.compile(rf"\.({re.escape(path.name) if name is None else name})\.{_OWNER}\.(part|old)(?:\.\w+)?")
     for sibling in list(path.parent.iterdir()) if path.parent.is_dir() else []:
@@ -97,7 +98,8 @@ def _delete(path: Path) -> None:
 def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes `path` when the block ends, and is removed when it raises.
 
-    replace: whether an existing `path` gives way; otherwise FileExistsError before anything is written.
+    Args:
+        replace: Whether an existing `path` gives way; otherwise FileExistsError before anything is written.
     """
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists already; choose another path or remove it")

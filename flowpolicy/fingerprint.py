@@ -21,10 +21,13 @@ def fingerprint(record: Mapping[str, Any], file: Path, others: Iterable[Path]) -
 def require_unedited(record: Mapping[str, Any], file: Path, needed: Collection[str], *, edited: bool) -> None:
     """Raise ValueError naming the files beside `file`, itself included, that are not as `record` says they were saved.
 
-    record: content of `file`. One from before there were fingerprints says nothing, and passes.
-    needed: names without which a fingerprint covers too little.
-    edited: the reader knows, and nothing is compared.
-    Raises FileNotFoundError for one that is missing.
+    Args:
+        record: Content of `file`. One from before there were fingerprints says nothing, and passes.
+        needed: Names without which a fingerprint covers too little.
+        edited: The reader knows, and nothing is compared.
+
+    Raises:
+        FileNotFoundError: For one that is missing.
     """
     if edited or ENTRY not in record:
         return

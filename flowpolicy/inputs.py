@@ -25,9 +25,14 @@ class NonFiniteError(ValueError):
 class Inputs:
     """The check for one policy.
 
-    keys: the observations that it reads.   batch: the one number of rows that it takes; None is any.
-    array: class of the arrays, `torch.Tensor` or `numpy.ndarray`.   dtypes: "float32" and "uint8" in their terms.
-    floats: the keys that could hold NaN: all but the images.
+    Args:
+        keys: The observations that it reads.
+        array: Class of the arrays, `torch.Tensor` or `numpy.ndarray`.
+        dtypes: "float32" and "uint8" in their terms.
+        batch: The one number of rows that it takes; None is any.
+
+    Attributes:
+        floats: The keys that could hold NaN: all but the images.
     """
 
     def __init__(
@@ -50,7 +55,8 @@ class Inputs:
     def check(self, obs: Mapping[str, Any]) -> int:
         """The number of rows of observations key -> (B, To, ...), after holding them against the embodiment.
 
-        Raises ValueError for a missing key, another shape or type, no rows, and keys that differ in their rows.
+        Raises:
+            ValueError: For a missing key, another shape or type, no rows, and keys that differ in their rows.
         """
         batch = self._batch
         for key, (shape, dtype) in self._wanted.items():
@@ -76,9 +82,10 @@ class Inputs:
     def judge(self, obs: Mapping[str, Any], action: Any, sums: Collection[Any], finite: Any = None) -> None:
         """Raise NonFiniteError naming key and row where an observation or the action (B, Ta, A) is not finite.
 
-        sums: of the observations in `floats`, and of the action, at the least: where they are finite, all is.
-        finite: a bool array (B,) that is told which rows are, in the place of the error; the others' actions become
-          NaN.
+        Args:
+            sums: Of the observations in `floats`, and of the action, at the least: where they are finite, all is.
+            finite: a bool array (B,) that is told which rows are, in the place of the error; the others' actions become
+                NaN.
         """
         if finite is not None:
             self._check_flag(finite, len(action))

@@ -16,10 +16,16 @@ from flowpolicy.files import make_folder
 def only_writer(folder: Path, name: str = "lock") -> Iterator[None]:
     """Hold `folder` for this process while the block runs; the system frees it however the process ends.
 
-    The folder is made, and goes again when nothing was written to it.   name: of the hidden lock file, which is there
-    while the lock is held and after a kill; another one is another lock.
-    Raises ValueError, with host and process where known, when a process that runs holds it. Warns where the file
-    system has no locks.
+    The folder is made, and goes again when nothing was written to it.
+
+    Warns where the file system has no locks.
+
+    Args:
+        name: Of the hidden lock file, which is there while the lock is held and after a kill; another one is another
+            lock.
+
+    Raises:
+        ValueError: With host and process where known, when a process that runs holds it.
     """
     made = [path for path in (folder, *folder.parents) if not path.is_dir()]
     lock = folder / f".{name}"

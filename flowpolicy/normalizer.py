@@ -24,7 +24,9 @@ _MOST_VALUES = 1 << 26  # numbers that are kept for quantiles: 256 MiB in float3
 class LinearNormalizer(nn.Module):
     """forward(x) = x * scale + offset, and its inverse, over the last axis of (..., D).
 
-    scale, offset: (D,), buffers; scale must not be 0.
+    Args:
+        scale: (D,), buffers; scale must not be 0.
+        offset: As `scale`.
     """
 
     scale: Tensor
@@ -55,11 +57,15 @@ class LinearNormalizer(nn.Module):
     ) -> "LinearNormalizer":
         """Fit to data (N, D) of the training split.
 
-        mode: "minmax" maps [min, max] to [-1, 1]; "quantile" maps [q01, q99] there; "meanstd" gives mean 0 and
-          standard deviation 1.
         Dimensions narrower than `min_range` (max - min, q99 - q01, or std) are only centred, scale 1, with a warning
         that names `key` and the dimensions: stretched to [-1, 1] they would be amplified noise.
-        Raises ValueError for an unknown mode, a wrong shape, no rows, NaN or infinity.
+
+        Args:
+            mode: "minmax" maps [min, max] to [-1, 1]; "quantile" maps [q01, q99] there; "meanstd" gives mean 0 and
+                standard deviation 1.
+
+        Raises:
+            ValueError: For an unknown mode, a wrong shape, no rows, NaN or infinity.
         """
         statistics = Statistics(mode, key=key)
         statistics.add(data if isinstance(data, Tensor) else torch.from_numpy(np.asarray(data)))
@@ -95,9 +101,16 @@ def named(dims: np.ndarray, names: Sequence[str]) -> str:
 class Statistics:
     """Per-dimension statistics of rows (N, D) that come in parts and are never in memory together.
 
-    mode, key: see `LinearNormalizer.fit`.   low, high: (D,) float64, after the first part.
     Minimum and maximum are exact; mean and standard deviation are merged in 64 bits (Chan, Golub & LeVeque 1979);
     quantiles are exact up to `_MOST_VALUES` numbers, then those of every second, fourth, ... row.
+
+    Args:
+        mode: See `LinearNormalizer.fit`.
+        key: As `mode`.
+
+    Attributes:
+        low: (D,) float64, after the first part.
+        high: As `low`.
     """
 
     low: np.ndarray
@@ -137,10 +150,15 @@ class Statistics:
     def normalizer(
         self, *, min_range: float = MIN_RANGE, floor: float = 0.0, names: Sequence[str] = ()
     ) -> LinearNormalizer:
-        """What `LinearNormalizer.fit` gives for all rows so far; the same warning. Raises ValueError for none.
+        """What `LinearNormalizer.fit` gives for all rows so far; the same warning.
 
-        floor: dimensions narrower than this are scaled as if they were so wide, with a warning that names them; those
-          below `min_range` stay as they are.   names: of the dimensions, or none.
+        Args:
+            floor: Dimensions narrower than this are scaled as if they were so wide, with a warning that names them;
+                those below `min_range` stay as they are.
+            names: Of the dimensions, or none.
+
+        Raises:
+            ValueError: For none.
         """
         if self._count == 0:
             raise ValueError(f"LinearNormalizer.fit: {self._key}: wanted (N, D) with N >= 1, got no rows")

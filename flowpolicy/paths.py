@@ -9,7 +9,9 @@ def config_dir() -> Path:
     """Absolute path of the folder with train.yaml, evaluate.yaml and the config groups.
 
     The copy inside the package wins: next to an installed package, a folder named configs is somebody else's.
-    Raises FileNotFoundError naming both places when neither holds train.yaml.
+
+    Raises:
+        FileNotFoundError: Naming both places when neither holds train.yaml.
     """
     places = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
     for place in places:

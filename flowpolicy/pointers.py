@@ -20,9 +20,10 @@ STEP_FILE = "state/step.json"
 def choose(folder: Path, name: Literal["best", "last"], needed: Sequence[str] = POLICY_FILES) -> Path | None:
     """The checkpoint in `folder` that `name` means; None where there is none at all.
 
-    needed: files that must be whole, relative to a checkpoint. Where they are not, the next best (or next older) one
-    with whole files is taken and a warning says so; where none has them, the one that was meant is returned, for the
-    reader to say what is wrong with it.
+    Args:
+        needed: Files that must be whole, relative to a checkpoint. Where they are not, the next best (or next older)
+            one with whole files is taken and a warning says so; where none has them, the one that was meant is
+            returned, for the reader to say what is wrong with it.
     """
     found = list(dict.fromkeys(_candidates(folder, name)))
     for path in found:

@@ -27,15 +27,21 @@ class FlowPolicy(nn.Module):
     """Observations to action chunks.
 
     Of the `horizon` predicted steps, index 0 is the time of the oldest of the `obs_horizon` observations
-    (diffusion_policy's convention); the steps [obs_horizon - 1, obs_horizon - 1 + action_horizon) are executed.
-    Build one with `build_policy`, which checks that the slice fits.
-    chunk_low, chunk_high: (A,), the range of the demonstrated actions as the head sees them (-1 and 1 for minmax):
-      nothing beyond it is decoded. `set_chunk_range` sets it, for the head too.
-    normalized_keys: the observations that have a normaliser: all but the images.
-    command_low, command_high: (A,), robot units: the embodiment's bounds, and for a command that was the same in every
-      demonstrated step that command, which is then returned as it is.
-    spec: what it was built from, for `save_policy`.
-    It draws noise of its own where `predict` is given none, from seed 0 on; `reset` starts another seed.
+    (diffusion_policy's convention); the steps [obs_horizon - 1, obs_horizon - 1 + action_horizon) are executed. Build
+    one with `build_policy`, which checks that the slice fits. It draws noise of its own where `predict` is given none,
+    from seed 0 on; `reset` starts another seed.
+
+    Args:
+        spec: What it was built from, for `save_policy`.
+
+    Attributes:
+        chunk_low: (A,), the range of the demonstrated actions as the head sees them (-1 and 1 for minmax): nothing
+            beyond it is decoded. `set_chunk_range` sets it, for the head too.
+        chunk_high: As `chunk_low`.
+        normalized_keys: The observations that have a normaliser: all but the images.
+        command_low: (A,), robot units: the embodiment's bounds, and for a command that was the same in every
+            demonstrated step that command, which is then returned as it is.
+        command_high: As `command_low`.
     """
 
     action_low: Tensor
@@ -141,19 +147,24 @@ class FlowPolicy(nn.Module):
     ) -> Tensor:
         """Action chunk (B, Ta, A) in robot units from `num_steps` network evaluations.
 
-        obs: key -> (B, To, ...) float32 in robot units, images uint8, on the policy's device.
-        sampler: "jump", "heun" or "hybrid", see `flow.sample.sample`; they count `num_steps` differently.
-          "ancestral" is DDPM's, for diffusion heads; its fresh noise comes from the generator.
         The starting noise (B, H, A) is `noise`, or drawn from `generator`, by default the policy's own (see `reset`).
         noise="zero" is the way to be deterministic, one action for one observation: the most likely one of a narrow
-        distribution, and a wrong one where there are several ways.
-        start: warm start from a whole chunk (B, H, A) in robot units, e.g. `shift_chunk(last_whole_chunk, executed)`,
-          at flow time start_time, e.g. 0.85.   whole: True returns all H steps, which the next warm start needs.
-        finite: bool (B,), for a loop that must not raise: told which rows are finite, observation and action; the
-          others' actions are NaN. Without it they are a NonFiniteError, which is a ValueError.
-        Raises ValueError for missing keys, wrong shapes or types, num_steps beyond the head's limit, samplers that need
-        an instantaneous velocity where the head has none, and warm starts of heads that are no flow.
-        Torch's global random state, default dtype and device, autocast and grad mode play no part.
+        distribution, and a wrong one where there are several ways. Torch's global random state, default dtype and
+        device, autocast and grad mode play no part.
+
+        Args:
+            obs: key -> (B, To, ...) float32 in robot units, images uint8, on the policy's device.
+            sampler: "jump", "heun" or "hybrid", see `flow.sample.sample`; they count `num_steps` differently.
+                "ancestral" is DDPM's, for diffusion heads; its fresh noise comes from the generator.
+            start: Warm start from a whole chunk (B, H, A) in robot units, e.g. `shift_chunk(last_whole_chunk,
+                executed)`, at flow time start_time, e.g. 0.85.
+            whole: True returns all H steps, which the next warm start needs.
+            finite: bool (B,), for a loop that must not raise: told which rows are finite, observation and action; the
+                others' actions are NaN. Without it they are a NonFiniteError, which is a ValueError.
+
+        Raises:
+            ValueError: For missing keys, wrong shapes or types, num_steps beyond the head's limit, samplers that need
+                an instantaneous velocity where the head has none, and warm starts of heads that are no flow.
         """
         self.check_steps(num_steps)
         batch = self.inputs.check(obs)
@@ -203,9 +214,13 @@ class FlowPolicy(nn.Module):
     ) -> PreparedPolicy:
         """A predictor for one device, batch size and number of steps that gives what `predict` gives, sooner.
 
-        threads: CPU threads of torch while it predicts; None leaves them as they are.
-        It keeps the weights of this moment. Raises ValueError where `predict` would, and for a policy whose Python
-        decides on numbers of the observation.
+        It keeps the weights of this moment.
+
+        Args:
+            threads: CPU threads of torch while it predicts; None leaves them as they are.
+
+        Raises:
+            ValueError: Where `predict` would, and for a policy whose Python decides on numbers of the observation.
         """
         self.check_steps(num_steps)
         return PreparedPolicy(self, device=torch.device(device), batch=batch, num_steps=num_steps, threads=threads)
@@ -223,7 +238,8 @@ class FlowPolicy(nn.Module):
     ) -> Tensor:
         """Normalised chunk (B, H, A) from noise (B, H, A), inside the range of the demonstrated actions.
 
-        start: normalised, (B, H, A).   The rest as in `predict` and `flow.sample.sample`.
+        Args:
+            start: Normalised, (B, H, A). The rest as in `predict` and `flow.sample.sample`.
         """
         if sampler == "ancestral":
             if start is not None or start_time != 1.0 or generator is None:
@@ -290,10 +306,15 @@ def build_policy(
 ) -> FlowPolicy:
     """Wire the parts: shapes flow from the embodiment and the horizons into encoder, net and head.
 
-    encoder, net, head: constructors with everything but the shapes filled in (Hydra's `_partial_`).
-    obs_keys: which of the embodiment's observations to use, in this order; None is all of them.
-    Raises ValueError when the executed slice does not fit into the horizon, a key is unknown, an image not uint8, or
-    actions are relative to a state that the policy does not see.
+    Args:
+        encoder: Constructors with everything but the shapes filled in (Hydra's `_partial_`).
+        net: As `encoder`.
+        head: As `encoder`.
+        obs_keys: Which of the embodiment's observations to use, in this order; None is all of them.
+
+    Raises:
+        ValueError: When the executed slice does not fit into the horizon, a key is unknown, an image not uint8, or
+            actions are relative to a state that the policy does not see.
     """
     if min(horizon, obs_horizon, action_horizon) < 1:
         raise ValueError(f"horizons must be positive, got {horizon=}, {obs_horizon=}, {action_horizon=}")

@@ -91,7 +91,8 @@ _EXCEPTIONS: dict[str, dict[str, dict[str, Any]]] = {"export": {"episodes": _COU
 def require_ranges(name: str, content: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the key, for a number of the config `name` that is out of its range.
 
-    content: plain containers; words, interpolations and keys that the yaml files do not have are no affair of this.
+    Args:
+        content: Plain containers; words, interpolations and keys that the yaml files do not have are no affair of this.
     """
     known = RANGES | _EXCEPTIONS.get(name, {})
     for key, value in _leaves(content, ""):

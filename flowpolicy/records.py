@@ -22,7 +22,9 @@ _NAMES = {
 def read_object(file: Path, wanted: Kind = dict) -> dict[str, Any]:
     """The object in a JSON file. wanted: its keys, see `Kind`.
 
-    Raises FileNotFoundError without the file, ValueError naming it for any other content.
+    Raises:
+        FileNotFoundError: Without the file.
+        ValueError: Naming it for any other content.
     """
     return _parsed(file.read_bytes(), str(file), wanted)
 
@@ -30,14 +32,19 @@ def read_object(file: Path, wanted: Kind = dict) -> dict[str, Any]:
 def read_objects(file: Path, wanted: Kind = dict) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, [] without the file. wanted: the keys of each line, see `Kind`.
 
-    Raises ValueError naming the file and the line.
+    Raises:
+        ValueError: Naming the file and the line.
     """
     lines = file.read_bytes().splitlines() if file.exists() else []
     return [_parsed(line, f"{file}, line {number}", wanted) for number, line in enumerate(lines, start=1)]
 
 
 def require(value: Any, wanted: Kind, where: str) -> None:
-    """Raise ValueError unless `value` is of the kind `wanted`.   where: the file, and the place in it."""
+    """Raise ValueError unless `value` is of the kind `wanted`.
+
+    Args:
+        where: The file, and the place in it.
+    """
     if isinstance(wanted, dict):
         _require_type(value, (dict,), where)
         for key, kind in wanted.items():

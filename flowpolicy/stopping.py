@@ -89,7 +89,8 @@ class Terminated(SystemExit):
 class Stop:
     """Whether a loop should save and end: asked after each of its steps.
 
-    max_hours: of wall time from `watched` on; 0 or None is no limit.
+    Args:
+        max_hours: Of wall time from `watched` on; 0 or None is no limit.
     """
 
     def __init__(self, max_hours: float | None = None) -> None:

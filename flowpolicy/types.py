@@ -15,7 +15,10 @@ Observation = dict[str, Tensor]
 class Batch(NamedTuple):
     """What the dataset yields and `FlowPolicy.loss` takes, in robot units.
 
-    obs: key -> (B, To, ...).   action: (B, H, A).   mask: (B, H), 1.0 where the step counts in the loss.
+    Args:
+        obs: key -> (B, To, ...).
+        action: (B, H, A).
+        mask: (B, H), 1.0 where the step counts in the loss.
     """
 
     obs: Observation

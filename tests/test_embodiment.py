@@ -6,16 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flowpolicy.embodiment import (
-    CloudSpec,
-    Embodiment,
-    KeySpec,
-    differences,
-    load_embodiment,
-    remedies,
-    require_match,
-)
+from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec, load_embodiment
 from flowpolicy.embodiment import save_embodiment as save
+from flowpolicy.matching import differences, remedies, require_match
 from tests.helpers import EMBODIMENT
 
 CLOUD = CloudSpec(crop_low=(-0.5, 0.3, 0.01), crop_high=(0.5, 1.0, 0.4))

@@ -35,13 +35,18 @@ _DRAWN = ("PushT-v1",)  # tasks that look into their own pictures' shapes while 
 @dataclass(frozen=True)
 class View:
     """What the task's cameras give. image_size, depth_size: height and width of pictures and of depth, pixels.
-      ManiSkill's are 128; a cube of 4 cm is 25 pixels then and 95 with 256, which takes hardly longer to draw.
+    ManiSkill's are 128; a cube of 4 cm is 25 pixels then and 95 with 256, which takes hardly longer to draw.
 
-    points, crop_low, crop_high: of the cloud, metres in the world's frame. The default box holds the cubes and the
-      gripper of the tabletop tasks, and of the table (z = 0) nothing: depth comes in whole millimetres.
-    color: whether red, green and blue in 0..1 follow the coordinates.
-    voxel_m: edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
-    Raises ValueError for a size or a crop that makes no sense.
+    Args:
+        points: Of the cloud, metres in the world's frame. The default box holds the cubes and the gripper of the
+            tabletop tasks, and of the table (z = 0) nothing: depth comes in whole millimetres.
+        crop_low: As `points`.
+        crop_high: As `points`.
+        color: Whether red, green and blue in 0..1 follow the coordinates.
+        voxel_m: Edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
+
+    Raises:
+        ValueError: For a size or a crop that makes no sense.
     """
 
     image_size: int = 128
@@ -72,10 +77,16 @@ def make_env(
 ) -> gymnasium.Env:
     """One ManiSkill task, simulated by PhysX on the CPU.
 
-    id: e.g. "PickCube-v1".   obs: "state", "point_cloud" or "rgb".   render: whether `render()` is wanted.
-    view: cameras and cloud; None is `View()`.
-    Raises ImportError without ManiSkill, ValueError for an unknown id or obs, RuntimeError when nothing can draw and
-    something must be drawn.
+    Args:
+        id: e.g. "PickCube-v1".
+        obs: "state", "point_cloud" or "rgb".
+        render: Whether `render()` is wanted.
+        view: Cameras and cloud; None is `View()`.
+
+    Raises:
+        ImportError: Without ManiSkill.
+        ValueError: For an unknown id or obs.
+        RuntimeError: When nothing can draw and something must be drawn.
     """
     if obs not in get_args(Obs):
         raise ValueError(f"task.obs: ManiSkill gives {', '.join(get_args(Obs))}, got {obs!r}")
@@ -185,7 +196,12 @@ class ManiSkillEnv(gymnasium.Env):
 
 
 def state_specs(base: Any, raw: dict[str, Any]) -> dict[str, KeySpec]:
-    """The keys of obs="state".   base: ManiSkill's environment.   raw: one observation of it."""
+    """The keys of obs="state".
+
+    Args:
+        base: ManiSkill's environment.
+        raw: One observation of it.
+    """
     agent_pos = _joint_positions(base)
     flat = _flatten(raw)
     rest = tuple(f"{path}.{i}" for path, value in flat.items() if path not in JOINTS for i in range(value.size))
@@ -319,7 +335,9 @@ def assets_at_hand(id: str) -> Iterator[None]:
     """While it is made, a task whose objects or robot must be downloaded first says so; ManiSkill would ask on stdin.
 
     MS_SKIP_ASSET_DOWNLOAD_PROMPT=1 is ManiSkill's own way to answer yes beforehand.
-    Raises FileNotFoundError naming what is missing, the place it is looked for, and the command that fetches it.
+
+    Raises:
+        FileNotFoundError: Naming what is missing, the place it is looked for, and the command that fetches it.
     """
     from mani_skill import ASSET_DIR
     from mani_skill.utils import assets, download_asset

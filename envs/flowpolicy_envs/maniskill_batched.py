@@ -18,11 +18,16 @@ Backend = Literal["physx_cuda", "physx_cpu"]
 class ManiSkillBatch:
     """See `BatchedSimulator`: the observations and actions of `make_env(id, obs="state")`, N at a time.
 
-    backend: "physx_cpu" simulates one environment only.
     Through `ManiSkillVectorEnv` with its own resets off: it would restart an environment in the middle of a chunk, and
     the rest of the chunk would run in the next episode. The scene is not rebuilt between episodes, as that cannot be
     done for some environments alone; contacts may so depend on the episode before, in the last digits.
-    Raises ImportError without ManiSkill, ValueError for an unknown id, no steps, or CUDA without a GPU.
+
+    Args:
+        backend: "physx_cpu" simulates one environment only.
+
+    Raises:
+        ImportError: Without ManiSkill.
+        ValueError: For an unknown id, no steps, or CUDA without a GPU.
     """
 
     def __init__(

@@ -35,13 +35,18 @@ _HAND = 4  # observation entries 0..3: hand x, y, z and gripper opening; objects
 class View:
     """What the camera gives. image_size, depth_size: height and width of pictures and of depth, pixels; 128 in DP3.
 
-    points, crop_low, crop_high: of the cloud, metres in the world's frame. Above 2 mm, as in DP3, there
-      is no table but all of the goal's marker in coffee-pull-v3, 1 cm high. What else DP3 keeps is mostly arm and table
-      edge, beyond y = 0.95 and z = 0.35; without it 3 to 10 times as many of the 512 points lie on the object.
-    color: whether red, green and blue in 0..1 follow the coordinates; rays cannot give them.
-    voxel_m: edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
-    renderer: "egl", "osmesa", "ray" (clouds without a graphics library), or "auto", the first of them that works.
-    Raises ValueError for a size or a crop that makes no sense.
+    Args:
+        points: Of the cloud, metres in the world's frame. Above 2 mm, as in DP3, there is no table but all of the
+            goal's marker in coffee-pull-v3, 1 cm high. What else DP3 keeps is mostly arm and table edge, beyond y =
+            0.95 and z = 0.35; without it 3 to 10 times as many of the 512 points lie on the object.
+        crop_low: As `points`.
+        crop_high: As `points`.
+        color: Whether red, green and blue in 0..1 follow the coordinates; rays cannot give them.
+        voxel_m: Edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
+        renderer: "egl", "osmesa", "ray" (clouds without a graphics library), or "auto", the first of them that works.
+
+    Raises:
+        ValueError: For a size or a crop that makes no sense.
     """
 
     image_size: int = 128
@@ -76,10 +81,15 @@ def make_env(
 ) -> gymnasium.Env:
     """One Meta-World task.
 
-    id: e.g. "assembly-v3".   obs: "state", "point_cloud" or "rgb".   render: whether `render()` is wanted.
-    view: camera, cloud and renderer; None is `View()`.
-    Raises ImportError without Meta-World, ValueError for an unknown id or obs; the first picture raises RuntimeError
-    when nothing can draw it.
+    Args:
+        id: e.g. "assembly-v3".
+        obs: "state", "point_cloud" or "rgb".
+        render: Whether `render()` is wanted.
+        view: Camera, cloud and renderer; None is `View()`.
+
+    Raises:
+        ImportError: Without Meta-World.
+        ValueError: For an unknown id or obs; the first picture raises RuntimeError when nothing can draw it.
     """
     if obs not in get_args(Obs):
         raise ValueError(f"task.obs: Meta-World gives {', '.join(get_args(Obs))}, got {obs!r}")

@@ -41,7 +41,8 @@ def make_env(
 ) -> gymnasium.Env:
     """The only task is "two-ways", its only observation "state"; it can always be rendered.
 
-    Raises ValueError for another id or obs.
+    Raises:
+        ValueError: For another id or obs.
     """
     if id != "two-ways" or obs != "state":
         raise ValueError(f"task: toy has id=two-ways with obs=state, got id={id} with obs={obs}")
@@ -59,9 +60,13 @@ def way_of(positions: NDArray[np.floating]) -> str:
 def move(position: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
     """One control step of N point masses.
 
-    position: (N, 2), m.   velocity: (N, 2), m/s, clipped to MAX_SPEED per axis.
-    Returns the next positions (N, 2) and which masses (N,) hit the obstacle on the way: a step is long enough to cut
-    its edge, so the whole segment counts.
+    Args:
+        position: (N, 2), m.
+        velocity: (N, 2), m/s, clipped to MAX_SPEED per axis.
+
+    Returns:
+        The next positions (N, 2) and which masses (N,) hit the obstacle on the way: a step is long enough to cut its
+        edge, so the whole segment counts.
     """
     after = (position + velocity.clamp(-MAX_SPEED, MAX_SPEED) / CONTROL_HZ).clamp(-_ARENA, _ARENA)
     segment = after - position

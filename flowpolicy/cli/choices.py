@@ -14,8 +14,9 @@ _RENAMED = {("finetune", "sampler"): "how fine-tuning explores is exploration=â€
 def group_choices(name: str, argv: Sequence[str]) -> list[str]:
     """The words of `argv` that choose an option of a group, for the yaml `name`.
 
-    Raises ValueError for one whose value is no name (for several, `-m` runs each), and for a word that is called
-    otherwise now.
+    Raises:
+        ValueError: For one whose value is no name (for several, `-m` runs each), and for a word that is called
+            otherwise now.
     """
     for word in argv:
         if said := _RENAMED.get((name, re.split(r"[=./]", word.lstrip("+~"), maxsplit=1)[0])):

@@ -47,7 +47,10 @@ def run_contest(
 ) -> int:
     """Finish what is missing, then sweep, which prints the table and where the page is; its exit code.
 
-    words: of `flowpolicy train`.   collect: (task id, store to write).   same: what a rerun may not change.
+    Args:
+        words: Of `flowpolicy train`.
+        collect: (task id, store to write).
+        same: What a rerun may not change.
     """
     arms, seeds = _arms(facts), list(dict.fromkeys(facts["seeds"]))
     entries = [Entry(task, arm, seed) for task in tasks for arm in arms for seed in seeds]

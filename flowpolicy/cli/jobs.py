@@ -12,9 +12,12 @@ _MOST = 125  # a shell has its own meanings for the codes above
 
 
 def run_jobs(jobs: Sequence[Job], run: Callable[[Job], None], words: Sequence[Sequence[str]]) -> int:
-    """Run each; the exit code, 0 or how many failed, which stderr names.   words: what was typed for each.
+    """Run each; the exit code, 0 or how many failed, which stderr names.
 
     A single job that fails raises, as if there were no -m; Ctrl-C and SIGTERM stop all.
+
+    Args:
+        words: What was typed for each.
     """
     if len(jobs) == 1:
         run(jobs[0])
@@ -33,7 +36,11 @@ def run_jobs(jobs: Sequence[Job], run: Callable[[Job], None], words: Sequence[Se
 
 
 def require_own_folders(outs: Sequence[Path | None]) -> None:
-    """Raise ValueError where two jobs would write to one folder.   outs: None is a new one."""
+    """Raise ValueError where two jobs would write to one folder.
+
+    Args:
+        outs: None is a new one.
+    """
     named = [out.resolve() for out in outs if out is not None]
     if twice := sorted({str(out) for out in named if named.count(out) > 1}):
         raise ValueError(

@@ -18,8 +18,9 @@ from flowpolicy.ranges import require_ranges
 def compose_checked(name: str, argv: Sequence[str]) -> DictConfig:
     """`hydra.compose` with errors that say what was wanted. Call it inside `initialize_config_dir`.
 
-    Raises ValueError for a key or an option that does not exist, for a value of another kind than the yaml's, and for
-    a number out of its range.
+    Raises:
+        ValueError: For a key or an option that does not exist, for a value of another kind than the yaml's, and for a
+            number out of its range.
     """
     groups = group_choices(name, argv)
     try:

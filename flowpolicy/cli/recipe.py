@@ -12,7 +12,11 @@ def digest(facts: Mapping[str, Any]) -> str:
 
 
 def recipe(facts: Mapping[str, Any]) -> str:
-    """Digest of the numbers that `flowpolicy train` trains and evaluates with.   facts: its config, resolved."""
+    """Digest of the numbers that `flowpolicy train` trains and evaluates with.
+
+    Args:
+        facts: Its config, resolved.
+    """
     trainer = {name: value for name, value in facts["trainer"].items() if name != "max_hours"}
     own = {key: facts[key] for key in ("policy", "task", "normalization", "dataset", "eval")}
     return digest(own | {"trainer": trainer})

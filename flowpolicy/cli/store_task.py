@@ -22,8 +22,9 @@ _SEEN = ("id", "obs", "view")  # where the family is named: its rules are then t
 def load(argv: Sequence[str]) -> "tuple[DictConfig, EpisodeStore]":
     """The composed train.yaml and the store, with what the store says of its task where the overrides do not.
 
-    Raises ValueError where neither names a task, where the store's has no yaml, or where both disagree: a policy would
-    be filed and evaluated as another task's.
+    Raises:
+        ValueError: Where neither names a task, where the store's has no yaml, or where both disagree: a policy would be
+            filed and evaluated as another task's.
     """
     from flowpolicy.data.store import EpisodeStore
 
@@ -73,7 +74,11 @@ def _require_same(own: Mapping[str, Any], task: Any, source: str) -> None:
 
 
 def store_facts(task: dict[str, Any]) -> dict[str, Any]:
-    """What a store records of the task it is of, as group attributes.   task: its composed node, plain."""
+    """What a store records of the task it is of, as group attributes.
+
+    Args:
+        task: Its composed node, plain.
+    """
     facts = {f"task_{key}": value for key, value in task.items() if not isinstance(value, dict)}
     view = {key: value for key, value in (task.get("view") or {}).items() if re.fullmatch(r"[a-z]\w*", key)}
     return {"task": facts.pop("task_name"), **facts} | ({"task_view": view} if view else {})

@@ -55,7 +55,8 @@ def make_task(cfg: DictConfig) -> "Task":
 def task_for(name: str, checkpoint: "Checkpoint", words: Sequence[str]) -> "tuple[Task, dict[str, Any]]":
     """The task that `words` name, else the checkpoint's own, and the settings of its environment.
 
-    name: of the yaml that the words override.
+    Args:
+        name: Of the yaml that the words override.
     """
     cfg = config.load(name, with_task(words, checkpoint.task))
     task = make_task(cfg)

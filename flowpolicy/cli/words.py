@@ -20,7 +20,8 @@ def quoted(text: str | Path) -> str:
 def path_words(argv: Sequence[str], *, sweep: bool = False) -> list[str]:
     """The overrides, with every path quoted for Hydra and its `~` expanded. What is quoted already stays as it is.
 
-    sweep: whether a comma separates the values of a sweep, as after -m; otherwise it belongs to the path.
+    Args:
+        sweep: Whether a comma separates the values of a sweep, as after -m; otherwise it belongs to the path.
     """
     return [_path_word(word, sweep) for word in argv]
 

@@ -19,17 +19,20 @@ _LUMA = (0.299, 0.587, 0.114)  # brightness of red, green and blue, ITU-R BT.601
 class Augmentation:
     """How clouds and images are disturbed in training; each number off at 0, image_crop at 1. One draw per sample.
 
-    image_shift: pixels an image may move in each direction, its border repeated; 4 in DrQ and DM1.
-    image_crop: least side of a random window, as share of the image's, drawn up to 1 and resized back (nearest pixel).
-    image_color: brightness, contrast and saturation are each multiplied by 1 +- this; 0.2 in LeRobot (brightness,
-    contrast).
-    point_jitter_m: standard deviation of the noise on each coordinate, metres; a choice, small against a finger.
-    point_dropout: share of the points that is replaced by others of the cloud; 0.25 keeps about 384 of 512, which is
-    what Meta-World's assembly was first learnt with (0.92 from ten demonstrations).
-    train_points: train on that many random points of each cloud (cheaper than dropout, and the policy still sees all).
-    rotation_deg: largest turn of a cloud about a vertical axis through (rotation_x, rotation_y), metres. State and
-    actions do not turn with it: an arm's length r away the cloud is off by r times the angle, 1 cm at 0.6 m and 1
-    degree, which is what the policy then learns to ignore. Keep it below the precision that the task needs.
+    Args:
+        image_shift: Pixels an image may move in each direction, its border repeated; 4 in DrQ and DM1.
+        image_crop: Least side of a random window, as share of the image's, drawn up to 1 and resized back (nearest
+            pixel).
+        image_color: Brightness, contrast and saturation are each multiplied by 1 +- this; 0.2 in LeRobot (brightness,
+            contrast).
+        point_jitter_m: Standard deviation of the noise on each coordinate, metres; a choice, small against a finger.
+        point_dropout: Share of the points that is replaced by others of the cloud; 0.25 keeps about 384 of 512, which
+            is what Meta-World's assembly was first learnt with (0.92 from ten demonstrations).
+        train_points: Train on that many random points of each cloud (cheaper than dropout, and the policy still sees
+            all).
+        rotation_deg: Largest turn of a cloud about a vertical axis through (rotation_x, rotation_y), metres. State and
+            actions do not turn with it: an arm's length r away the cloud is off by r times the angle, 1 cm at 0.6 m and
+            1 degree, which is what the policy then learns to ignore. Keep it below the precision that the task needs.
     """
 
     image_shift: int = 4
@@ -64,12 +67,20 @@ def augment(
 ) -> Batch:
     """Disturb each observation by its kind: state (B, To, D), cloud (B, To, N, 3 or 6), uint8 image (B, To, H, W, 3).
 
-    batch: raw, robot units.   normalizers: of the state keys at least.   generator: on the data's device.
-    obs_noise: standard deviation of the noise on state, in normalised units (the training range is 2 wide), scaled
-    back through each key's normaliser.
-    The actions stay as recorded. A chunk-relative action is computed from the disturbed state afterwards, so it
-    points back to the recorded path: the policy learns to recover from its own small errors.
-    State draws first, so its noise does not depend on what else is seen. Raises ValueError for any other kind of key.
+    The actions stay as recorded. A chunk-relative action is computed from the disturbed state afterwards, so it points
+    back to the recorded path: the policy learns to recover from its own small errors. State draws first, so its noise
+    does not depend on what else is seen.
+
+    Args:
+        batch: Raw, robot units.
+        normalizers: Of the state keys at least.
+        obs_noise: Standard deviation of the noise on state, in normalised units (the training range is 2 wide), scaled
+            back through each key's normaliser.
+        generator: On the data's device.
+
+    Raises:
+        ValueError: For any other kind of key.
+
     Source: the state-noise view of DART (Laskey et al. 2017), with labels from the recording instead of an expert.
     """
     obs = dict(batch.obs)

@@ -27,11 +27,17 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 class StoreBuilder:
     """Context manager that writes episodes beside `path` and moves them there on a clean exit; nothing else is kept.
 
-    attrs: JSON-ready facts about the task, stored as group attributes.
-    base: a whole store of the same contract whose episodes come first; it is copied.
-    overwrite: replace an existing store, at the moment the new one is complete.
-    Raises FileExistsError when `path` exists, ValueError for an episode that does not fit the embodiment or when none
-    was added, OSError when the disk is full. After any exception nothing of the new store is left.
+    After any exception nothing of the new store is left.
+
+    Args:
+        attrs: JSON-ready facts about the task, stored as group attributes.
+        base: a whole store of the same contract whose episodes come first; it is copied.
+        overwrite: Replace an existing store, at the moment the new one is complete.
+
+    Raises:
+        FileExistsError: When `path` exists.
+        ValueError: For an episode that does not fit the embodiment or when none was added.
+        OSError: When the disk is full.
     """
 
     def __init__(

@@ -28,7 +28,8 @@ _MIN_SUCCESS_RATE = 0.05
 class CollectReport(NamedTuple):
     """What was collected. attempts: seeds tried up to the last one kept; success_rate: episodes / attempts.
 
-    crashed: those of them whose process died, which are left out.
+    Args:
+        crashed: Those of them whose process died, which are left out.
     """
 
     episodes: int
@@ -52,15 +53,20 @@ def collect_episodes(
 ) -> CollectReport:
     """Write the first `episodes` successes of the seeds seed, seed + 1, ... to a new episode store at `path`.
 
-    make_expert: picklable when workers > 1 (a module's function, or a functools.partial of one).
-    workers: processes; 1 stays in this one. The store is the same, bit for bit, for every number.
-    attrs: facts about the task for the store.
     Every attempt is noted in the hidden folder .NAME.journal beside the store; after a kill, a crash or an error the
     same call goes on from there, with any number of workers, to the same store. A seed on which a worker process dies
     is left out.
-    Raises FileExistsError when `path` exists, ValueError for arguments out of range, a folder that another process is
-    collecting into, actions outside the action space, or an expert that nearly always fails; RuntimeError when workers
-    keep dying.
+
+    Args:
+        make_expert: Picklable when workers > 1 (a module's function, or a functools.partial of one).
+        workers: Processes; 1 stays in this one. The store is the same, bit for bit, for every number.
+        attrs: Facts about the task for the store.
+
+    Raises:
+        FileExistsError: When `path` exists.
+        ValueError: For arguments out of range, a folder that another process is collecting into, actions outside the
+            action space, or an expert that nearly always fails.
+        RuntimeError: When workers keep dying.
     """
     if episodes < 1 or workers < 1 or seed < 0:
         raise ValueError(f"collect: wanted episodes >= 1, workers >= 1, seed >= 0, got {episodes}, {workers}, {seed}")

@@ -17,13 +17,20 @@ from flowpolicy.types import Batch
 class SequenceDataset:
     """Windows of observations and actions over episodes.
 
-    obs: key -> (S, ...).   action: (S, A), robot units.   episode_ends: (E,).   S steps of all episodes together.
-    horizon: H.   obs_horizon: To.   device: where the batches appear, and the steps live unless `mapped`.
-    mapped: obs and action stay where they are.
-    mask_padding: whether the steps past the episode's end, where the last action is repeated, are left out of the loss
-      (mask 0). Off, as in Diffusion Policy: a policy that never learns to hold its last target overshoots.
-    len() is the number of windows: one per step of every episode; `windows.window_index` defines them.
-    Raises ValueError when lengths disagree.
+    Args:
+        obs: key -> (S, ...).
+        action: (S, A), robot units.
+        episode_ends: (E,). S steps of all episodes together.
+        horizon: H.
+        obs_horizon: To.
+        mask_padding: Whether the steps past the episode's end, where the last action is repeated, are left out of the
+            loss (mask 0). Off, as in Diffusion Policy: a policy that never learns to hold its last target overshoots.
+            len() is the number of windows: one per step of every episode; `windows.window_index` defines them.
+        device: Where the batches appear, and the steps live unless `mapped`.
+        mapped: Obs and action stay where they are.
+
+    Raises:
+        ValueError: When lengths disagree.
     """
 
     def __init__(
@@ -71,9 +78,13 @@ class SequenceDataset:
     ) -> "SequenceDataset":
         """Read `keys` (default: the embodiment's) and the actions; floats become float32, images stay uint8.
 
-        episodes: consecutive episodes to take, all by default.   residence: where they lie; None is `Residence()`.
-        Raises ValueError for an unknown key, for a store without embodiment when `keys` is None, for shapes that are
-        not the embodiment's, for NaN or infinity, naming key, episode and step, and where they do not fit.
+        Args:
+            episodes: Consecutive episodes to take, all by default.
+            residence: Where they lie; None is `Residence()`.
+
+        Raises:
+            ValueError: For an unknown key, for a store without embodiment when `keys` is None, for shapes that are not
+                the embodiment's, for NaN or infinity, naming key, episode and step, and where they do not fit.
         """
         if keys is None:
             if store.embodiment is None:
@@ -110,7 +121,8 @@ class SequenceDataset:
     def batch(self, index: Tensor, *, keys: Collection[str] | None = None) -> Batch:
         """The windows `index` (B,) int64: obs key -> (B, To, ...), action (B, H, A), mask (B, H).
 
-        keys: which observations; None is all.
+        Args:
+            keys: Which observations; None is all.
         """
         index = index.to(self._home)
         obs_rows = self._obs_rows.index_select(0, index)

@@ -8,7 +8,11 @@ import numpy as np
 class Episode(NamedTuple):
     """One demonstration of T steps: `obs[key][t]` was seen, then `action[t]` was sent, then `reward[t]` came.
 
-    obs: key -> (T, ...).   action: (T, A), robot units.   reward: (T,).   seed: the one that fixed the episode.
+    Args:
+        obs: key -> (T, ...).
+        action: (T, A), robot units.
+        reward: (T,).
+        seed: The one that fixed the episode.
     """
 
     obs: dict[str, np.ndarray]

@@ -30,11 +30,16 @@ _KEPT = ("success", "kept")  # outcomes of which there is an episode
 class Journal:
     """The hidden folder .NAME.journal beside the store NAME to be. One process at a time (`reserved`).
 
-    Numbers stand for seeds that were tried, or count what was accepted.
-    settings: JSON-ready facts that fix every episode: where they differ, the attempts are another command's.
-    who, goes_on: whose journal it is, and how that goes on, in words.
-    As a context manager it keeps the folder after an exception, and says so, if there is an episode to keep.
-    Raises ValueError naming what differs from the settings that the folder was begun with.
+    Numbers stand for seeds that were tried, or count what was accepted. As a context manager it keeps the folder after
+    an exception, and says so, if there is an episode to keep.
+
+    Args:
+        settings: JSON-ready facts that fix every episode: where they differ, the attempts are another command's.
+        who: Whose journal it is, and how that goes on, in words.
+        goes_on: As `who`.
+
+    Raises:
+        ValueError: Naming what differs from the settings that the folder was begun with.
     """
 
     def __init__(
@@ -215,7 +220,8 @@ def reserved(store: Path) -> Iterator[None]:
 def unfinished(store: Path) -> dict[str, Any] | None:
     """The settings of the journal beside the place of a store, None where none holds an episode.
 
-    Raises ValueError naming its file where that is damaged.
+    Raises:
+        ValueError: Naming its file where that is damaged.
     """
     folder = journal_folder(store)
     return _settings(folder / _SETTINGS) if _count(folder) and (folder / _SETTINGS).is_file() else None

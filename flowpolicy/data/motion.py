@@ -50,7 +50,8 @@ def moved_steps(key: str, store: EpisodeStore, episodes: list[slice]) -> np.ndar
 def idle_starts(moved: np.ndarray, episodes: list[slice]) -> np.ndarray:
     """(E,) steps at the start of each episode whose actions move nothing; 0 where nothing moves at all.
 
-    moved: (S,) bool, of all observations together.
+    Args:
+        moved: (S,) bool, of all observations together.
     """
     firsts = [moved[rows].argmax() if moved[rows].any() else 0 for rows in episodes]
     return np.array([max(0, first - 1) for first in firsts], dtype=np.int64)
@@ -59,7 +60,8 @@ def idle_starts(moved: np.ndarray, episodes: list[slice]) -> np.ndarray:
 def jumps(store: EpisodeStore, keys: list[str], episodes: list[slice]) -> np.ndarray:
     """(S,) bool: much of what moves changes at once by far more than it does in other steps, as at a reset.
 
-    keys: vectors. A single dimension may switch, as grippers and phases do.
+    Args:
+        keys: Vectors. A single dimension may switch, as grippers and phases do.
     """
     ratios = []
     first = np.zeros(store.num_steps, dtype=bool)

@@ -23,10 +23,16 @@ _BLOCK_BYTES = 16 << 20  # what is decoded at a time
 class EpisodeStore:
     """Read access to a store; `load` reads whole arrays, everything else is small.
 
-    embodiment: None for a foreign zarr (diffusion_policy, DP3) without our record.   attrs: the task's facts.
-    episode_ends: (E,) int64.   episode_seeds, episode_success: (E,), or None when not recorded.
-    keys: names under data/.   shapes, dtypes: of the stored arrays, (S, ...).
-    obs_keys: the embodiment's keys, or all but action and reward without one.
+    Attributes:
+        embodiment: None for a foreign zarr (diffusion_policy, DP3) without our record.
+        attrs: The task's facts.
+        episode_ends: (E,) int64.
+        episode_seeds: (E,), or None when not recorded.
+        episode_success: As `episode_seeds`.
+        keys: Names under data/.
+        shapes: Of the stored arrays, (S, ...).
+        dtypes: As `shapes`.
+        obs_keys: The embodiment's keys, or all but action and reward without one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,8 +67,9 @@ class EpisodeStore:
     def open(path: Path | str) -> "EpisodeStore":
         """Open and check the episode table.
 
-        Raises FileNotFoundError for a missing path, ValueError when it is no store, holds no episode, or its episode
-        table does not fit its arrays.
+        Raises:
+            FileNotFoundError: For a missing path.
+            ValueError: When it is no store, holds no episode, or its episode table does not fit its arrays.
         """
         store = EpisodeStore(Path(path))
         if problems := store.table_problems():
@@ -82,7 +89,8 @@ class EpisodeStore:
     def load(self, key: str, steps: slice = slice(None)) -> np.ndarray:
         """The array data/<key>, (S, ...), or consecutive steps of it, in its stored type.
 
-        Raises ValueError for an unknown key, and for a missing or damaged chunk, naming it.
+        Raises:
+            ValueError: For an unknown key, and for a missing or damaged chunk, naming it.
         """
         first, last = self._bounds(key, steps)
         whole: np.ndarray | None = None

@@ -23,8 +23,10 @@ _ROOM = 0.8  # share of what is available that a dataset may take: the training 
 class Residence:
     """in_memory: True, False (in a mapped file: a dataset larger than memory trains, as fast as the disk gives it), or
     "auto", which is True where it fits.
-    cache: folder for that file, the store's own by default. It has no name, so it is gone with the process, however
-    that ends. It holds what is decoded: a multiple of the store's size.
+
+    Args:
+        cache: Folder for that file, the store's own by default. It has no name, so it is gone with the process, however
+            that ends. It holds what is decoded: a multiple of the store's size.
     """
 
     in_memory: InMemory = "auto"
@@ -38,8 +40,11 @@ class Residence:
     def folder(self, store: EpisodeStore, keys: list[str], steps: int, *, window_bytes: int = 0) -> Path | None:
         """Where the file for `steps` steps of these keys is to lie, None for in memory.
 
-        window_bytes: per step, of what the dataset makes beside the data.
-        Raises ValueError before anything is read where in_memory=True does not fit, or the file would not.
+        Args:
+            window_bytes: Per step, of what the dataset makes beside the data.
+
+        Raises:
+            ValueError: Before anything is read where in_memory=True does not fit, or the file would not.
         """
         per_step = sum(step_bytes(store, key) for key in keys)
         wanted, free = steps * (per_step + window_bytes), available_memory()
@@ -70,7 +75,8 @@ class Residence:
 def read_steps(store: EpisodeStore, key: str, first: int, last: int, *, folder: Path | None) -> Tensor:
     """Steps first ... last - 1 of one key: float32, or uint8 as stored; in memory, or in a nameless file in `folder`.
 
-    Raises ValueError for NaN or infinity, naming key, episode and step.
+    Raises:
+        ValueError: For NaN or infinity, naming key, episode and step.
     """
     store.require_key(key)
     shape, dtype = (last - first, *store.shapes[key][1:]), _dtype(store, key)

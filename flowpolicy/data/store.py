@@ -24,8 +24,9 @@ from flowpolicy.data.episode import Episode as Episode
 from flowpolicy.data.journal import Journal, how_to_finish, journal_folder, reserved, unfinished
 from flowpolicy.data.motion import trim_idle_starts
 from flowpolicy.data.reading import EpisodeStore as EpisodeStore
-from flowpolicy.embodiment import Embodiment, require_match
+from flowpolicy.embodiment import Embodiment
 from flowpolicy.files import remove_folder, remove_leftovers, write_atomic
+from flowpolicy.matching import require_match
 
 
 @final
@@ -33,16 +34,21 @@ class EpisodeWriter:
     """Context manager that accepts episodes and writes the store at `path` of them on a clean exit.
 
     What `add` has accepted is safe: after an exception, Ctrl-C or a kill it lies in the hidden folder .NAME.journal
-    beside `path`, where `unfinished_episodes` reads it, append=True goes on with it, and `finish_store` or
-    `flowpolicy data finish PATH` makes the store of it. A power cut costs at most the last second.
-    attrs: JSON-ready facts about the task, stored as group attributes.
-    overwrite: replace an existing store, at the moment the new one is complete.
-    append: go on with what a writer that ended early has accepted, and behind the episodes of a whole store, which is
-      there unchanged until the longer one replaces it. Contract and facts are those of the first writer; given again,
-      they must be the same. Where there is nothing yet, a store begins.
-    Raises FileExistsError when `path` exists or a writer ended early there, ValueError for a contract or facts that
-    differ, while another process writes there, for an episode that does not fit the embodiment, or when none was added;
-    OSError when the disk is full, which costs only the episode that was being added: free some space and go on.
+    beside `path`, where `unfinished_episodes` reads it, append=True goes on with it, and `finish_store` or `flowpolicy
+    data finish PATH` makes the store of it. A power cut costs at most the last second.
+
+    Args:
+        attrs: JSON-ready facts about the task, stored as group attributes.
+        overwrite: Replace an existing store, at the moment the new one is complete.
+        append: Go on with what a writer that ended early has accepted, and behind the episodes of a whole store, which
+            is there unchanged until the longer one replaces it. Contract and facts are those of the first writer; given
+            again, they must be the same. Where there is nothing yet, a store begins.
+
+    Raises:
+        FileExistsError: When `path` exists or a writer ended early there.
+        ValueError: For a contract or facts that differ, while another process writes there, for an episode that does
+            not fit the embodiment, or when none was added.
+        OSError: When the disk is full, which costs only the episode that was being added: free some space and go on.
     """
 
     def __init__(
@@ -121,8 +127,12 @@ def finish_store(path: Path | str, *, overwrite: bool = False) -> int:
     """Make the store at `path` of what a writer or a collection that ended early has accepted; how many episodes it
     then has.
 
-    overwrite: also where a store is there by now; a writer's own overwrite=True or append=True is kept to anyway.
-    Raises FileNotFoundError where nothing is unfinished, ValueError while another process writes there.
+    Args:
+        overwrite: Also where a store is there by now; a writer's own overwrite=True or append=True is kept to anyway.
+
+    Raises:
+        FileNotFoundError: Where nothing is unfinished.
+        ValueError: While another process writes there.
     """
     path = Path(path).absolute()
     if journal_folder(path).is_dir():
@@ -150,8 +160,12 @@ def unfinished_episodes(path: Path | str) -> Iterator[Episode]:
 def trim_store(path: Path | str, out: Path | str, *, overwrite: bool = False) -> tuple[int, int]:
     """Write the store at `path` again to `out`, without the steps at the start of episodes in which nothing moves.
 
-    Returns how many steps were left out, and of how many episodes. Raises FileExistsError when `out` exists, ValueError
-    for a store that flowpolicy did not write.
+    Returns:
+        How many steps were left out, and of how many episodes.
+
+    Raises:
+        FileExistsError: When `out` exists.
+        ValueError: For a store that flowpolicy did not write.
     """
     store = _own(EpisodeStore.open(path))
     assert store.embodiment is not None
@@ -163,8 +177,12 @@ def trim_store(path: Path | str, out: Path | str, *, overwrite: bool = False) ->
 def add_record(path: Path | str, embodiment: Embodiment, attrs: dict[str, Any] | None = None) -> None:
     """Say what the numbers of somebody else's zarr mean, so that it can be trained on; only its .zattrs changes.
 
-    attrs: facts about the task, e.g. {"task": "mine"}, beside those that are there. Raises ValueError for a store that
-    has a record, and naming the key whose shape or type is not what the record says; floats of any size may be float32.
+    Args:
+        attrs: Facts about the task, e.g. {"task": "mine"}, beside those that are there.
+
+    Raises:
+        ValueError: For a store that has a record, and naming the key whose shape or type is not what the record says;
+            floats of any size may be float32.
     """
     store = EpisodeStore.open(path)
     if store.embodiment is not None:

@@ -35,7 +35,8 @@ class Finding(NamedTuple):
 def validate_store(path: Path) -> list[Finding]:
     """All findings about the store at `path`, errors first; an empty list means nothing was found.
 
-    Raises FileNotFoundError for a missing path; a broken store is a finding.
+    Raises:
+        FileNotFoundError: For a missing path; a broken store is a finding.
     """
     try:
         store = EpisodeStore(path)

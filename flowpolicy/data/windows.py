@@ -9,8 +9,10 @@ import numpy as np
 class Windows(NamedTuple):
     """One window per step c of every episode, in the order of the store (W = number of steps).
 
-    obs: (W, To) int64, rows c-To+1 .. c.   action: (W, H) int64, rows c-To+1 .. c-To+H.
-    mask: (W, H) float32, 0 where the window runs past the episode's last action (which is then repeated).
+    Args:
+        obs: (W, To) int64, rows c-To+1 .. c.
+        action: (W, H) int64, rows c-To+1 .. c-To+H.
+        mask: (W, H) float32, 0 where the window runs past the episode's last action (which is then repeated).
     """
 
     obs: np.ndarray
@@ -21,10 +23,16 @@ class Windows(NamedTuple):
 def window_index(episode_ends: np.ndarray, *, horizon: int, obs_horizon: int) -> Windows:
     """Index tables for episodes that end (exclusively) at `episode_ends` (E,).
 
-    horizon: H, action steps per window.   obs_horizon: To, observation steps per window, To <= H.
     Rows are clipped into the window's own episode: at the start the first row is repeated, with mask 1 (a policy that
     has just begun sees the same repetition); at the end the last row is repeated, with mask 0.
-    Raises ValueError for horizons that cannot be, or ends that do not increase.
+
+    Args:
+        horizon: H, action steps per window.
+        obs_horizon: To, observation steps per window, To <= H.
+
+    Raises:
+        ValueError: For horizons that cannot be, or ends that do not increase.
+
     Source: the sampler of Chi et al. 2023, Diffusion Policy (action index 0 is the time of the oldest observation).
     """
     if obs_horizon < 1 or horizon < obs_horizon:

@@ -66,8 +66,13 @@ class InProcess:
 class Workers:
     """Attempts in spawned processes (simulators do not survive a fork), each handed one seed at a time.
 
-    make_expert: picklable.   crashed: seeds whose process died on them.
     Raises what `make_expert` raises there, RuntimeError when a process dies at the start.
+
+    Args:
+        make_expert: Picklable.
+
+    Attributes:
+        crashed: Seeds whose process died on them.
     """
 
     def __init__(self, make_expert: Callable[[], Expert], workers: int) -> None:

@@ -122,11 +122,13 @@ assert slope.sum() == 2
 @final
 @dataclass(frozen=True)
 class Probe:
-    """One thing to try. needs: distributions without which it counts as missing.   code: run in a fresh interpreter;
-    what it prints last belongs to the finding (who draws).
+    """One thing to try. needs: distributions without which it counts as missing.
 
-    install: what to run when it is missing, empty when nobody needs it.   fix: what to run when it fails.
-    driver: whether failing without a crash means that a system library is absent, which is not a breakage.
+    Args:
+        code: Run in a fresh interpreter; what it prints last belongs to the finding (who draws).
+        install: What to run when it is missing, empty when nobody needs it.
+        fix: What to run when it fails.
+        driver: Whether failing without a crash means that a system library is absent, which is not a breakage.
     """
 
     name: str
@@ -140,7 +142,11 @@ class Probe:
 
 @final
 class Finding(NamedTuple):
-    """Outcome of one probe. detail: version or error, one line.   fix: command, empty when ok."""
+    """Outcome of one probe. detail: version or error, one line.
+
+    Args:
+        fix: Command, empty when ok.
+    """
 
     name: str
     status: Status

@@ -52,13 +52,14 @@ def write_bundle(
 ) -> None:
     """Write what `runtime.OnnxPolicy` reads into `folder`, for one observation at a time.
 
-    policy.onnx: inputs obs.<key> (1, To, ...) in robot units, images uint8, and noise (1, H, A); output action
-      (1, Ta, A) in robot units. The flow times of `num_steps` steps are constants of the graph.
-    policy.json: shapes and types of the inputs, the fingerprint of all files, versions, and `facts` (checkpoint, task,
-      ...).
-    embodiment.json: keys, units, frames, control rate.   preprocess.json: how clouds and pictures must be made.
-    Raises ImportError without the extra `export`, ValueError for num_steps beyond the head's limit and for weights that
-    are not finite.
+    policy.onnx: inputs obs.<key> (1, To, ...) in robot units, images uint8, and noise (1, H, A); output action (1, Ta,
+    A) in robot units. The flow times of `num_steps` steps are constants of the graph. policy.json: shapes and types of
+    the inputs, the fingerprint of all files, versions, and `facts` (checkpoint, task, ...). embodiment.json: keys,
+    units, frames, control rate. preprocess.json: how clouds and pictures must be made.
+
+    Raises:
+        ImportError: Without the extra `export`.
+        ValueError: For num_steps beyond the head's limit and for weights that are not finite.
     """
     require_export()
     require_finite(policy.state_dict(), "export")

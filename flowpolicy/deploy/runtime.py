@@ -40,15 +40,24 @@ def input_names(keys: Sequence[str]) -> list[str]:
 class OnnxPolicy:
     """Observations to action chunks, one at a time, as the policy that was exported.
 
-    facts: policy.json.   embodiment: what the robot must be like.   num_steps: steps of the head inside the graph.
-    threads: of one prediction; more than one pays only for large nets.
-    edited: take files that are not as they were exported, for somebody who changed them on purpose. Bundles from before
-      there were fingerprints are taken without, if their weights are in the graph's own file.
-    It draws noise of its own where `predict` is given none, from seed 0 on; `reset` starts another seed.
-    It can be pickled and copied: a pickle holds the folder, not the weights, and opens it again; a deep copy shares the
-    session, which keeps nothing between two calls.
-    Raises FileNotFoundError for a folder that is no bundle or lacks a file, ValueError for one that is damaged, edited
-    or of another schema, for files that contradict each other, and for weights that are not finite.
+    It draws noise of its own where `predict` is given none, from seed 0 on; `reset` starts another seed. It can be
+    pickled and copied: a pickle holds the folder, not the weights, and opens it again; a deep copy shares the session,
+    which keeps nothing between two calls.
+
+    Args:
+        threads: Of one prediction; more than one pays only for large nets.
+        edited: Take files that are not as they were exported, for somebody who changed them on purpose. Bundles from
+            before there were fingerprints are taken without, if their weights are in the graph's own file.
+
+    Attributes:
+        facts: policy.json.
+        embodiment: What the robot must be like.
+        num_steps: Steps of the head inside the graph.
+
+    Raises:
+        FileNotFoundError: For a folder that is no bundle or lacks a file.
+        ValueError: For one that is damaged, edited or of another schema, for files that contradict each other, and for
+            weights that are not finite.
     """
 
     def __init__(self, folder: Path | str, *, threads: int = 1, edited: bool = False) -> None:
@@ -84,13 +93,17 @@ class OnnxPolicy:
     ) -> NDArray[np.float32]:
         """Action chunk (1, Ta, A) in robot units.
 
-        obs: key -> (1, To, ...), float32 in robot units, images uint8.
         The starting noise (1, H, A), standard normal, is `noise`, or drawn from `rng`, by default the policy's own (see
         `reset`). noise="zero" is the way to be deterministic, one action for one observation: the most likely one of a
         narrow distribution, and a wrong one where there are several ways.
-        finite: bool (1,), for a loop that must not raise: told whether observation and action are finite; the action is
-          NaN where not. Without it that is a NonFiniteError, which is a ValueError.
-        Raises ValueError for missing keys, wrong shapes or types.
+
+        Args:
+            obs: key -> (1, To, ...), float32 in robot units, images uint8.
+            finite: bool (1,), for a loop that must not raise: told whether observation and action are finite; the
+                action is NaN where not. Without it that is a NonFiniteError, which is a ValueError.
+
+        Raises:
+            ValueError: For missing keys, wrong shapes or types.
         """
         self._inputs.check(obs)
         if noise is None:
@@ -108,7 +121,8 @@ class OnnxPolicy:
     def reset(self, seed: int) -> None:
         """Start the policy's own noise again, as np.random.default_rng(seed) draws it; a torch policy draws another.
 
-        Raises ValueError for a negative seed.
+        Raises:
+            ValueError: For a negative seed.
         """
         require_number("seed", seed, least=0, most=2**63 - 1, whole=True)
         self._rng = np.random.default_rng(seed)

@@ -39,7 +39,16 @@ class KeyEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, value: Tensor, state: Tensor) -> Tensor:
-        """value: (M, *shape), M = B * To.   state: (M, state_dim), normalised; may have no entries."""
+        """value: (M, *shape), M = B * To.
+
+        Args:
+            state: (M, state_dim), normalised; may have no entries.
+        """
 
     def align(self, value: LinearNormalizer, state: LinearNormalizer) -> None:
-        """See `Encoder.align`.   value: this key's normaliser.   state: that of the first state key."""
+        """See `Encoder.align`.
+
+        Args:
+            value: This key's normaliser.
+            state: That of the first state key.
+        """

@@ -15,12 +15,15 @@ from flowpolicy.types import Observation
 class MultiModalEncoder(Encoder):
     """[cloud and image features, in the order of the keys | state], for each observation step, step after step.
 
-    obs_shapes: key -> shape per time step, which alone decides the kind: (D,) is state, (N, C) a point cloud,
-      (H, W, 3) an image.   obs_horizon: To.
-    point, image: constructors of a `KeyEncoder`, completed with shape and state_dim; every cloud and every camera gets
-      one of its own.
-    state_widths: layers of the MLP on the state, with ReLU in between; none leaves the state as it is. DP3 and MP1:
-      64, 64.
+    Args:
+        obs_shapes: key -> shape per time step, which alone decides the kind: (D,) is state, (N, C) a point cloud, (H,
+            W, 3) an image.
+        obs_horizon: To.
+        point: Constructors of a `KeyEncoder`, completed with shape and state_dim; every cloud and every camera gets one
+            of its own.
+        image: As `point`.
+        state_widths: Layers of the MLP on the state, with ReLU in between; none leaves the state as it is. DP3 and MP1:
+            64, 64.
     """
 
     def __init__(

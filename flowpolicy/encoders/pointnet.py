@@ -17,11 +17,14 @@ class PointNet(KeyEncoder):
     """Cloud (M, N, 3), or (M, N, 6) with colour, to (M, feature_dim).
 
     Every point: Linear - LayerNorm - ReLU for each of `widths`, and with colour one more bare Linear to twice the last
-    width. Maximum over the points, so a repeated point (padding) changes nothing. Linear - LayerNorm.
-    color: whether the columns after x, y, z are read; DP3's and MP1's published results leave them out.
-    relative: each point enters a second time, relative to the hand. The first state key must then begin with the
-      hand's x, y, z in the cloud's frame and unit, as Meta-World's does; joint positions do not.
-    Sizes at the defaults: 59,072 parameters for xyz, 207,232 with colour.
+    width. Maximum over the points, so a repeated point (padding) changes nothing. Linear - LayerNorm. Sizes at the
+    defaults: 59,072 parameters for xyz, 207,232 with colour.
+
+    Args:
+        color: Whether the columns after x, y, z are read; DP3's and MP1's published results leave them out.
+        relative: Each point enters a second time, relative to the hand. The first state key must then begin with the
+            hand's x, y, z in the cloud's frame and unit, as Meta-World's does; joint positions do not.
+
     Source: Ze et al. 2024, 3D Diffusion Policy; Sheng et al. 2025, MP1.
     """
 
@@ -62,7 +65,11 @@ class PointNet(KeyEncoder):
         self.register_buffer("hand_offset", torch.zeros(3))
 
     def forward(self, value: Tensor, state: Tensor) -> Tensor:
-        """value: (M, N, 3 or 6).   state: (M, Ds).   Both normalised; see `KeyEncoder`."""
+        """value: (M, N, 3 or 6).
+
+        Args:
+            state: (M, Ds). Both normalised; see `KeyEncoder`.
+        """
         points = value[..., : self.columns]
         if self.relative:
             hand = state[:, None, :3] * self.hand_scale + self.hand_offset  # (M, 1, 3), in the cloud's normalised unit

@@ -24,8 +24,14 @@ class ResNet18(KeyEncoder):
     The convolutions of ResNet-18 (11,176,512 parameters), a 1x1 convolution to `keypoints` maps, the mean position of
     each under its softmax, in [-1, 1], and a linear layer. Group norm (channels / 16 groups) instead of batch norm,
     whose running statistics do not go with averaged weights.
-    weights: file of torchvision's resnet18 to start from, safetensors or its own .pth; null starts from random
-      numbers. Batch statistics and the classifier in it are not used. Raises ValueError for any other difference.
+
+    Args:
+        weights: File of torchvision's resnet18 to start from, safetensors or its own .pth; null starts from random
+            numbers. Batch statistics and the classifier in it are not used.
+
+    Raises:
+        ValueError: For any other difference.
+
     Source: Chi et al. 2023, Diffusion Policy; He et al. 2015.
     """
 
@@ -74,7 +80,11 @@ class ResNet18(KeyEncoder):
 def spatial_softmax(maps: Tensor) -> Tensor:
     """Mean position under the softmax of each map.
 
-    maps: (M, C, H, W).   Returns (M, C, 2): x to the right, y down, both -1 at the first and 1 at the last pixel.
+    Args:
+        maps: (M, C, H, W).
+
+    Returns:
+        (M, C, 2): x to the right, y down, both -1 at the first and 1 at the last pixel.
     """
     height, width = maps.shape[-2:]
     share = maps.float().flatten(2).softmax(dim=-1).unflatten(-1, (height, width))
@@ -86,8 +96,12 @@ def spatial_softmax(maps: Tensor) -> Tensor:
 def load_torchvision(module: nn.Module, file: Path) -> None:
     """Copy the weights of torchvision's resnet18 into `module`, which has the same names.
 
-    file: .safetensors, or what torch wrote (read without running code from it).
-    Raises FileNotFoundError, and ValueError naming what is missing, unknown or of another shape.
+    Args:
+        file: .safetensors, or what torch wrote (read without running code from it).
+
+    Raises:
+        FileNotFoundError: See above.
+        ValueError: Naming what is missing, unknown or of another shape.
     """
     if not file.is_file():
         raise FileNotFoundError(f"encoder weights: no file {file}; weights=null starts from random numbers")

@@ -14,10 +14,14 @@ from flowpolicy.types import Observation
 class StateEncoder(Encoder):
     """Concatenate the keys; no parameters, because the nets start with a linear layer of their own.
 
-    obs_shapes: key -> (D,) per time step, in the order in which they are concatenated.   obs_horizon: To.
-    step_by_step: all keys of the first step, then of the next, as nets need that cut them into steps
-      (`JointTransformer`); or all steps of the first key, then of the next, as in checkpoints that do not say.
-    Raises ValueError for a cloud or an image: as a row of numbers neither would be learnt.
+    Args:
+        obs_shapes: key -> (D,) per time step, in the order in which they are concatenated.
+        obs_horizon: To.
+        step_by_step: All keys of the first step, then of the next, as nets need that cut them into steps
+            (`JointTransformer`); or all steps of the first key, then of the next, as in checkpoints that do not say.
+
+    Raises:
+        ValueError: For a cloud or an image: as a row of numbers neither would be learnt.
     """
 
     def __init__(self, *, obs_shapes: dict[str, tuple[int, ...]], obs_horizon: int, step_by_step: bool = False) -> None:

@@ -16,9 +16,10 @@ class LightViT(KeyEncoder):
     """Image (M, H, W, 3) uint8 -> (M, feature_dim).
 
     Two convolutions (8x8 stride 4, 3x3 stride 2) make one token per 8 x 8 pixels, 121 at 96 x 96; learned positions,
-    `depth` pre-norm transformer layers, LayerNorm, then a `SpatialEmbedding` that also sees the state.
-    Sizes at the defaults, 96 x 96 and 9 state entries: 386,304 parameters and 33,408 for the embedding.
-    Left out: the source's dropout of 0.1 behind the embedding, whose masks a resumed run could not repeat.
+    `depth` pre-norm transformer layers, LayerNorm, then a `SpatialEmbedding` that also sees the state. Sizes at the
+    defaults, 96 x 96 and 9 state entries: 386,304 parameters and 33,408 for the embedding. Left out: the source's
+    dropout of 0.1 behind the embedding, whose masks a resumed run could not repeat.
+
     Source: Ren et al. 2024 (DPPO), which DM1 takes over.
     """
 

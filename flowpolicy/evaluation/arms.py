@@ -11,8 +11,8 @@ from typing import Any, final
 import torch
 
 from flowpolicy.checkpoint import Checkpoint
-from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.evaluate import Task, check_steps, describe, rules_of
+from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.episodes import FACTS, episode_row, weights_digest
 from flowpolicy.results.folders import read_json, read_lines, short_names
@@ -42,9 +42,12 @@ _EPISODE = {
 class Arm:
     """A policy to roll out, or episodes recorded earlier.
 
-    name: for people, one of its own per arm.   folder: where its results.jsonl lies, or will.
-    checkpoint, task: None for recorded episodes, to which none is added.
-    conditions: JSON-ready settings of its environment, apart from the seed.
+    Args:
+        name: For people, one of its own per arm.
+        folder: Where its results.jsonl lies, or will.
+        checkpoint: None for recorded episodes, to which none is added.
+        task: As `checkpoint`.
+        conditions: JSON-ready settings of its environment, apart from the seed.
     """
 
     name: str
@@ -88,8 +91,10 @@ def arm_names(
 ) -> list[str]:
     """A name per arm: as little of its path as tells it apart, and its number of steps unless all have the same.
 
-    places: the folder that was named for each arm.   labels: instead of paths, one per place in order of appearance.
-    task_ids: per arm; folders of that name say nothing that the task does not.
+    Args:
+        places: The folder that was named for each arm.
+        labels: Instead of paths, one per place in order of appearance.
+        task_ids: Per arm; folders of that name say nothing that the task does not.
     """
     folders = list(dict.fromkeys(place.absolute() for place in places))
     if labels and len(labels) != len(folders):
@@ -119,8 +124,9 @@ def recorded_arm(name: str, folder: Path) -> Arm:
 def require_comparable(arms: Sequence[Arm], *, may_differ: Sequence[str] = ()) -> None:
     """Raise ValueError unless there are two arms or more, with names of their own, all on the same task and rules.
 
-    may_differ: names of rules, as the error names them, that need not be the same. Recorded episodes are held to what
-    their summary.json says; older ones do not say all.
+    Args:
+        may_differ: Names of rules, as the error names them, that need not be the same. Recorded episodes are held to
+            what their summary.json says; older ones do not say all.
     """
     if len(arms) < 2:
         raise ValueError(f"wanted at least two arms, got {len(arms)}; pass DIR DIR, or DIR num_steps=[1,4]")
@@ -180,7 +186,8 @@ def _task_of(arm: Arm) -> str:
 class Rollouts:
     """Policies and simulators of arms, made when they are first needed; close it after use.
 
-    envs: parallel simulators per kind of environment; the results do not depend on it.
+    Args:
+        envs: Parallel simulators per kind of environment; the results do not depend on it.
     """
 
     def __init__(
@@ -194,7 +201,8 @@ class Rollouts:
     def open(self, arms: Sequence[Arm]) -> None:
         """Load and check everything, so that nothing fails between two episodes; what is open stays as it is.
 
-        Raises ValueError when a policy and its environment disagree, or a head does not take that many steps.
+        Raises:
+            ValueError: When a policy and its environment disagree, or a head does not take that many steps.
         """
         for arm in arms:
             policy = self.policy(arm)

@@ -77,11 +77,18 @@ def export_with_certificate(
 ) -> dict[str, Any]:
     """Write the bundle and its certificate.json to the folder `out`, whole or not at all; returns the certificate.
 
-    policy: on the CPU.   observed: what parity is measured on.   facts: for policy.json (checkpoint, task).
-    env, seeds: closed-loop episodes of both, None and () for none.   seen: see `seen_seeds`.
-    threads: of the bundle's session.
-    Raises ParityError when the largest deviation exceeds `tolerance` (robot units); FileExistsError when `out` exists
-    and is not to be overwritten.
+    Args:
+        policy: On the CPU.
+        observed: What parity is measured on.
+        facts: For policy.json (checkpoint, task).
+        env: Closed-loop episodes of both, None and () for none.
+        seeds: As `env`.
+        seen: See `seen_seeds`.
+        threads: Of the bundle's session.
+
+    Raises:
+        ParityError: When the largest deviation exceeds `tolerance` (robot units).
+        FileExistsError: When `out` exists and is not to be overwritten.
     """
     with atomic_directory(out, replace=overwrite) as folder:
         write_bundle(policy, folder, num_steps=num_steps, facts=facts)
@@ -181,7 +188,9 @@ def compare_latency(
 ) -> dict[str, dict[str, float]]:
     """Percentiles in ms of one prediction by `predict`, by the prepared policy and by the bundle, taking turns.
 
-    policy: on the CPU.   obs: key -> (1, To, ...).
+    Args:
+        policy: On the CPU.
+        obs: key -> (1, To, ...).
     """
     steps, generator, rng = bundle.num_steps, stream(0, "latency"), np.random.default_rng(0)
     prepared, arrays = policy.prepare(num_steps=steps), {key: value.numpy() for key, value in obs.items()}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowpolicy.data.store import EpisodeStore
-from flowpolicy.embodiment import require_match
+from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv
@@ -29,8 +29,10 @@ DRAWS = 8  # noise draws per moment
 class EpisodeRecord(NamedTuple):
     """One episode as the policy lived it.
 
-    seen: what it saw at each prediction, obs key -> (1, To, ...).   chunks: what it answered, each (1, Ta, A).
-    episode_len: steps taken; the last chunk may be cut short by the end of the episode.
+    Args:
+        seen: What it saw at each prediction, obs key -> (1, To, ...).
+        chunks: What it answered, each (1, Ta, A).
+        episode_len: Steps taken; the last chunk may be cut short by the end of the episode.
     """
 
     seed: int
@@ -40,7 +42,11 @@ class EpisodeRecord(NamedTuple):
 
 
 class Demonstration(NamedTuple):
-    """The first episode of a store. obs: key -> (T, ...).   action: (T, A)."""
+    """The first episode of a store. obs: key -> (T, ...).
+
+    Args:
+        action: (T, A).
+    """
 
     title: str
     obs: Observation
@@ -143,7 +149,8 @@ def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
 def training_data(recorded: Mapping[str, Any]) -> Path | None:
     """The store that a checkpoint was trained on, if it still lies there unchanged.
 
-    recorded: the checkpoint's config.json.
+    Args:
+        recorded: The checkpoint's config.json.
     """
     dataset = recorded.get("dataset") or {}
     path = Path(dataset.get("path", ""))

@@ -31,10 +31,14 @@ _PER_ENV = 10  # episodes per simulator between two saves, as in `evaluate`
 class Plan:
     """How many episodes, and what is wanted of them.
 
-    episodes: of each arm, on seeds start_seed, start_seed + 1, ...; when sequential, before the first look.
-    sequential: look again and again, drop arms that are decided, stop when every pair is or at max_episodes.
-    alpha: chance of calling any equal pair different.   require, margin: see `judge`; about the first arm.
-    may_differ: see `require_comparable`.   allow_seen_seeds: see `require_unseen`.
+    Args:
+        episodes: Of each arm, on seeds start_seed, start_seed + 1, ...; when sequential, before the first look.
+        sequential: Look again and again, drop arms that are decided, stop when every pair is or at max_episodes.
+        alpha: Chance of calling any equal pair different.
+        require: See `judge`; about the first arm.
+        margin: As `require`.
+        may_differ: See `require_comparable`.
+        allow_seen_seeds: See `require_unseen`.
     """
 
     episodes: int = 100
@@ -87,9 +91,13 @@ def compare(
 ) -> Comparison:
     """Roll out what is missing, test every pair, write out/compare.json and out/compare.html.
 
-    arms: those with a task are rolled out, each into its own folder; recorded ones are taken as they are.
     After a kill, call it again: finished episodes are kept. More episodes or arms may be asked for later.
-    Raises ValueError when the arms cannot be compared, or `out` was begun with other policies or conditions.
+
+    Args:
+        arms: Those with a task are rolled out, each into its own folder; recorded ones are taken as they are.
+
+    Raises:
+        ValueError: When the arms cannot be compared, or `out` was begun with other policies or conditions.
     """
     require_comparable(arms, may_differ=plan.may_differ)
     seeds = range(plan.start_seed, plan.start_seed + [*plan.looks()][-1])

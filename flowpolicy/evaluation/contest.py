@@ -14,7 +14,11 @@ from flowpolicy.launch.local import run_all
 
 
 class Entry(NamedTuple):
-    """One training run. arm: its name.   seed: of weights, data order and noise."""
+    """One training run. arm: its name.
+
+    Args:
+        seed: Of weights, data order and noise.
+    """
 
     task_id: str
     arm: str
@@ -38,7 +42,8 @@ class Entry(NamedTuple):
 class Training:
     """What trains an entry, in a process of its own; picklable.
 
-    train: (entry, store, run folder), going on where an earlier call stopped.
+    Args:
+        train: (entry, store, run folder), going on where an earlier call stopped.
     """
 
     out: Path
@@ -68,8 +73,13 @@ def train_all(
 ) -> None:
     """Collect and train what is missing; a killed contest goes on where it was.
 
-    collect: (task id, store to write).   steps: arm -> at which its training is complete.   workers: trainings at a
-    time. Raises RuntimeError naming the trainings that failed, after all others.
+    Args:
+        collect: (task id, store to write).
+        steps: arm -> at which its training is complete.
+        workers: Trainings at a time.
+
+    Raises:
+        RuntimeError: Naming the trainings that failed, after all others.
     """
     for entry in entries:
         if not (store := entry.store(out)).exists():

@@ -13,7 +13,6 @@ import torch
 from tqdm import tqdm
 
 from flowpolicy.checkpoint import Checkpoint
-from flowpolicy.embodiment import require_match
 from flowpolicy.evaluation.chunk_panels import (
     Demonstration,
     EpisodeRecord,
@@ -24,6 +23,7 @@ from flowpolicy.evaluation.chunk_panels import (
 from flowpolicy.evaluation.journal import Journal
 from flowpolicy.inference.latency import LatencyReport, example_observation, measure_latency
 from flowpolicy.locks import only_writer
+from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.episodes import FACTS, episode_row, left_to_solve, weights_digest
 from flowpolicy.results.seen_seeds import START_SEED, remarks, require_unseen
@@ -38,7 +38,8 @@ from flowpolicy.tracking import numerics, versions, write_json
 class Task(NamedTuple):
     """What to evaluate on: family name, id, and how to make one environment (takes `render=`; must pickle).
 
-    settings: JSON-ready, what `make_env` makes it with (episode limit, view, …), apart from the seed.
+    Args:
+        settings: JSON-ready, what `make_env` makes it with (episode limit, view, …), apart from the seed.
     """
 
     name: str
@@ -72,15 +73,21 @@ def evaluate(
 ) -> list[Evaluation]:
     """Roll out seeds start_seed .. start_seed + episodes - 1 at every number of steps in `outs`.
 
-    checkpoint: as for `Checkpoint.open`.   outs: number of network evaluations per chunk -> folder to write.
-    envs: parallel simulators; the results do not depend on it.   video: record the first so many episodes.
-    demonstrations: store whose first episode the chunk picture shows too.   trusted_modules,
-    edited: as in `load_policy`.
-    allow_seen_seeds: also seeds that the policy has seen (`seen_seeds`); the result is marked.
-    Each folder appears whole, with results.jsonl, summary.json, latency.json (batch 1, after warm-up), chunks.json,
-    and videos/ when asked for. A killed call goes on at the episode where it was; a finished one is not done again.
-    Raises ValueError when checkpoint and task disagree on the embodiment, a count is out of range, a folder holds
-    anything else than this evaluation, or seeds had been seen.
+    Each folder appears whole, with results.jsonl, summary.json, latency.json (batch 1, after warm-up), chunks.json, and
+    videos/ when asked for. A killed call goes on at the episode where it was; a finished one is not done again.
+
+    Args:
+        checkpoint: As for `Checkpoint.open`.
+        outs: Number of network evaluations per chunk -> folder to write.
+        envs: Parallel simulators; the results do not depend on it.
+        video: Record the first so many episodes.
+        demonstrations: Store whose first episode the chunk picture shows too. trusted_modules,.
+        edited: As in `load_policy`.
+        allow_seen_seeds: Also seeds that the policy has seen (`seen_seeds`); the result is marked.
+
+    Raises:
+        ValueError: When checkpoint and task disagree on the embodiment, a count is out of range, a folder holds
+            anything else than this evaluation, or seeds had been seen.
     """
     _check_counts(episodes=episodes, envs=envs, video=video, start_seed=start_seed)
     if video:
@@ -155,8 +162,9 @@ def _check_counts(**counts: int) -> None:
 def rules_of(policy: FlowPolicy, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What two evaluations must share to be compared, and which weights these were; part of summary.json.
 
-    settings: of the task's environment.   action_horizon: steps executed of each chunk.   sampler, noise: how a chunk
-    is drawn.   weights: digest of the checkpoint.
+    Args:
+        settings: Of the task's environment. action_horizon: steps executed of each chunk. sampler, noise: how a chunk
+            is drawn. weights: digest of the checkpoint.
     """
     return {
         "settings": dict(settings),
@@ -180,9 +188,14 @@ def describe(
 ) -> dict[str, Any]:
     """Write latency.json (batch 1, after warm-up), chunks.json and last summary.json of the episodes `rows`.
 
-    rows: lines of results.jsonl, of one policy at one number of steps.   env: takes the first of these episodes again.
-    rules: see `rules_of`; and what else is to be said.   env_steps_per_s: None is the speed of that episode.
-    Returns the summary.
+    Args:
+        env: Takes the first of these episodes again.
+        rows: Lines of results.jsonl, of one policy at one number of steps.
+        rules: See `rules_of`; and what else is to be said.
+        env_steps_per_s: None is the speed of that episode.
+
+    Returns:
+        The summary.
     """
     num_steps, start_seed = rows[0]["num_steps"], rows[0]["seed"]
     start = time.monotonic()
@@ -227,9 +240,11 @@ def evaluation_folders(
 ) -> dict[int, Path]:
     """Number of steps -> folder: `out` itself for a single number, out/steps_<K> for several.
 
-    out: None is RUN_DIR/evaluation/<checkpoint>, always with steps_<K>, so that no evaluation overwrites another's.
-    task_id: a folder more for a task that is not the checkpoint's own; None is its own. Without effect on a given out.
-    checkpoint: the resolved folder, RUN_DIR/checkpoints/<step>.
+    Args:
+        checkpoint: The resolved folder, RUN_DIR/checkpoints/<step>.
+        out: None is RUN_DIR/evaluation/<checkpoint>, always with steps_<K>, so that no evaluation overwrites another's.
+        task_id: a folder more for a task that is not the checkpoint's own; None is its own. Without effect on a given
+            out.
     """
     several = num_steps if isinstance(num_steps, Sequence) else [num_steps]
     if out is not None and several is not num_steps:
@@ -262,7 +277,10 @@ def check_steps(policy: FlowPolicy, num_steps: Collection[int]) -> None:
 
 def success_so_far(found: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> str:
     """For a progress bar: of the seeds before the first one that has not ended. Of whatever has ended, the short
-    episodes come first, and they are mostly successes.   found: seed -> line of results.jsonl.
+    episodes come first, and they are mostly successes.
+
+    Args:
+        found: seed -> line of results.jsonl.
     """
     ended = [found[seed] for seed in takewhile(found.__contains__, seeds)]
     counted = [row["success_once"] for row in ended if not row.get("solved_at_reset")]

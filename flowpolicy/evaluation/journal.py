@@ -19,8 +19,12 @@ from flowpolicy.tracking import write_json
 class Journal:
     """The folder `out` of one evaluation, and the hidden one beside it until then.
 
-    asked: JSON-ready, all that decides the results. Raises ValueError where `out` holds anything else than what was
-    asked for in the same words, or an unfinished evaluation of other words lies beside it.
+    Args:
+        asked: JSON-ready, all that decides the results.
+
+    Raises:
+        ValueError: Where `out` holds anything else than what was asked for in the same words, or an unfinished
+            evaluation of other words lies beside it.
     """
 
     def __init__(self, out: Path, asked: Mapping[str, Any]) -> None:

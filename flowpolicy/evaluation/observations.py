@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.data.windows import window_index
-from flowpolicy.embodiment import require_match
+from flowpolicy.matching import require_match
 from flowpolicy.pointcloud.cloud import stage_times
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
@@ -20,8 +20,10 @@ from flowpolicy.types import Observation
 class Observed(NamedTuple):
     """N observations as a policy gets them.
 
-    obs: key -> (N, To, ...).   preprocess_ms: stage -> N milliseconds, of what the environment did to its clouds; empty
-    where it made none.   source: where they come from, in words.
+    Args:
+        obs: key -> (N, To, ...).
+        preprocess_ms: stage -> N milliseconds, of what the environment did to its clouds; empty where it made none.
+        source: Where they come from, in words.
     """
 
     obs: Observation
@@ -38,8 +40,11 @@ def observe_simulator(
 ) -> Observed:
     """The first `count` observations of the policy's episodes from `start_seed` on, one per control step.
 
-    env: of one environment, in this process where clouds are to be timed.
-    Raises ValueError when policy and environment disagree on the embodiment.
+    Args:
+        env: Of one environment, in this process where clouds are to be timed.
+
+    Raises:
+        ValueError: When policy and environment disagree on the embodiment.
     """
     if count < 1:
         raise ValueError(f"observations must be at least 1, got {count}")

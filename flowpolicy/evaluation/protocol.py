@@ -31,8 +31,11 @@ class Cell(NamedTuple):
 class Stages:
     """What a cell consists of; each is called only when what it writes is not there yet.
 
-    collect: (cell, store to write).   train: (cell, store, run folder), going on where an earlier call stopped.
-    evaluate: (cell, run folder, evaluation folder).   steps: at which training is complete.
+    Args:
+        collect: (cell, store to write).
+        train: (cell, store, run folder), going on where an earlier call stopped.
+        evaluate: (cell, run folder, evaluation folder).
+        steps: At which training is complete.
     """
 
     collect: Callable[[Cell, Path], None]
@@ -48,9 +51,13 @@ def run_protocol(
 
         out/demonstrations/<task>.zarr   out/<task>/seed_<n>/   out/<task>/seed_<n>/evaluation/last/   out/protocol.json
 
-    words: what was asked for, apart from which cells.   recipe: digest of all numbers. Both kept in protocol.json.
-    Raises ValueError when `out` was begun with others: its cells would not be comparable; and while another process
-    writes to it.
+    Args:
+        words: What was asked for, apart from which cells.
+        recipe: Digest of all numbers. Both kept in protocol.json.
+
+    Raises:
+        ValueError: When `out` was begun with others: its cells would not be comparable; and while another process
+            writes to it.
     """
     with only_writer(out):
         require_same(out / "protocol.json", words, {"": recipe})
@@ -91,7 +98,9 @@ def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:
     """Both conventions for one cell: the top five of the in-training evaluations, and the last checkpoint's summary.
 
     top5 is optimistic: it picks checkpoints by the episodes that it reports. Fewer than five evaluations: all of them.
-    Raises ValueError when training made none.
+
+    Raises:
+        ValueError: When training made none.
     """
     lines = read_lines(run / "metrics.jsonl")
     scores = [line["eval/success_once"] for line in lines if isinstance(line.get("eval/success_once"), float)]
@@ -127,8 +136,10 @@ def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:
 def format_protocol(rows: Sequence[dict[str, Any]], difficulty: Callable[[str], str]) -> str:
     """A line per task over its seeds, then the mean over the tasks of each difficulty, and over all.
 
-    top-5: mean and standard deviation over the seeds.   last: all seeds' episodes together, with Wilson's interval.
-    difficulty: task id -> its group, "" for none.
+    top-5: mean and standard deviation over the seeds. last: all seeds' episodes together, with Wilson's interval.
+
+    Args:
+        difficulty: Task id -> its group, "" for none.
     """
     tasks = list(dict.fromkeys(row["task_id"] for row in rows))
     width = max([10, *(len(task) for task in tasks)])
@@ -159,8 +170,10 @@ def format_protocol(rows: Sequence[dict[str, Any]], difficulty: Callable[[str], 
 def require_same(file: Path, words: Sequence[str], recipes: Mapping[str, str]) -> None:
     """Keep what was asked for in `file`, or raise ValueError where it holds something else.
 
-    words: as they were typed.   recipes: name of what is trained -> digest of all its numbers, which a file of defaults
-    may change though the words stay; names that are new are added.
+    Args:
+        words: As they were typed.
+        recipes: Name of what is trained -> digest of all its numbers, which a file of defaults may change though the
+            words stay; names that are new are added.
     """
     record = {"words": sorted(words), "recipes": dict(recipes)}
     before = read_object(file, {"words": list}) if file.exists() else record

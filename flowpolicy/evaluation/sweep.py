@@ -35,8 +35,11 @@ _CHUNK = 10  # episodes between two saves of a process
 class Grid:
     """Which episodes, by whom.
 
-    seeds: first seeds of blocks of `episodes`; an arm and a block are a cell.   workers: processes.
-    part, parts: this call does every parts-th cell, from the part-th on (1 is the first).
+    Args:
+        seeds: First seeds of blocks of `episodes`; an arm and a block are a cell.
+        workers: Processes.
+        part: This call does every parts-th cell, from the part-th on (1 is the first).
+        parts: As `part`.
     """
 
     seeds: Sequence[int]
@@ -104,7 +107,8 @@ _BROKEN = (
 class Sweep(NamedTuple):
     """What was found: one comparison per task; names of arms whose head does not take that many steps; what failed.
 
-    waits: whether other parts have not finished theirs.
+    Args:
+        waits: Whether other parts have not finished theirs.
     """
 
     comparisons: list[Comparison]
@@ -129,10 +133,16 @@ def sweep(
 ) -> Sweep:
     """Run every missing episode, adding lines to out/results.jsonl; then write out/sweep.json, sweep.md and sweep.html.
 
-    arms: with tasks; on one task all under the same conditions.   failed: what could not even become an arm.
-    may_differ: see `require_comparable`.   allow_seen_seeds: see `require_unseen`.
     While other parts have not finished theirs there is no comparison yet: the last one writes the page.
-    Raises ValueError when `out` was begun with other policies or settings, or when not one arm could be run.
+
+    Args:
+        arms: With tasks; on one task all under the same conditions.
+        failed: What could not even become an arm.
+        may_differ: See `require_comparable`.
+        allow_seen_seeds: See `require_unseen`.
+
+    Raises:
+        ValueError: When `out` was begun with other policies or settings, or when not one arm could be run.
     """
     means, failed = Means(device, threads, tuple(trusted_modules), edited), list(failed)
     able, left_out, asked = _sorted_out(arms, means, read_json(out / "asked.json") or {}, failed)

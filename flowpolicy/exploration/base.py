@@ -20,8 +20,12 @@ Needs = Literal["jumps", "velocity", "flow_map"]
 class Chain(NamedTuple):
     """The stochastic transitions of one sampled chunk, S of the K steps; the others were deterministic.
 
-    before, after: (B, S, H, A), state at both ends, never clamped.   step: (B, S) int64, which of the K steps, rising.
-    log_prob: (B, S, H, A), of each entry of `after`.   action: (B, H, A), the state at t = 0.
+    Args:
+        before: (B, S, H, A), state at both ends, never clamped.
+        after: As `before`.
+        step: (B, S) int64, which of the K steps, rising.
+        log_prob: (B, S, H, A), of each entry of `after`.
+        action: (B, H, A), the state at t = 0.
     """
 
     before: Tensor
@@ -42,9 +46,12 @@ class ChainScore(NamedTuple):
 class Exploration(nn.Module, ABC):
     """Gaussian transitions over flow times.
 
-    num_steps: K, steps of the chain.   deploy_steps: network evaluations of the noise-free policy that it trains.
-    needs: what the head must give.
     Left out of every density is that of the starting noise: it has no parameters and cancels in every ratio.
+
+    Attributes:
+        num_steps: K, steps of the chain.
+        deploy_steps: Network evaluations of the noise-free policy that it trains.
+        needs: What the head must give.
     """
 
     num_steps: int
@@ -61,7 +68,13 @@ class Exploration(nn.Module, ABC):
 
     @abstractmethod
     def transition(self, velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Gaussian:
-        """Distribution of the state at r given x_t (B, H, A) at t.   t, r: (B,).   cond: (B, D)."""
+        """Distribution of the state at r given x_t (B, H, A) at t.
+
+        Args:
+            t: (B,).
+            r: As `t`.
+            cond: (B, D).
+        """
 
     def set_progress(self, progress: float) -> None:
         """Called before every iteration with the share of fine-tuning done; for schedules."""

@@ -21,13 +21,16 @@ class FlowNoise(Exploration):
     """x_r = x_t - (t - r) u(x_t, t, r) + std * N(0, 1), all K steps; one ratio from the joint density of the chain.
 
     Exact: the policy gradient is that of the noisy policy, for every K, and at K = 1 it goes straight through the
-    one-step map that is deployed. The noise widens the marginals by design: this samples no flow's own law.
-    std_min, std_max: bounds of the standard deviation, in normalised action units (the demonstrated range is 2 wide);
-      equal bounds make a constant without parameters. π_RL: 0.08 to 0.16; on the toy task wide bounds learn fastest.
-    std_inputs: what the standard deviation depends on: "all" (x_t, t, cond), or "state" (cond alone, as in DBPO).
-    decay: let std_max fall by a cosine after 35 % of training, to 0.3 std_min + 0.7 std_max (ReinFlow).
-    Condition features reach the noise net detached: noise does not shape the encoder.
-    Sources: Zhang et al. 2025 (ReinFlow); Chen et al. 2025 (π_RL).
+    one-step map that is deployed. The noise widens the marginals by design: this samples no flow's own law. Condition
+    features reach the noise net detached: noise does not shape the encoder. Sources: Zhang et al. 2025 (ReinFlow); Chen
+    et al. 2025 (π_RL).
+
+    Args:
+        std_min: Bounds of the standard deviation, in normalised action units (the demonstrated range is 2 wide); equal
+            bounds make a constant without parameters. π_RL: 0.08 to 0.16; on the toy task wide bounds learn fastest.
+        std_max: As `std_min`.
+        std_inputs: What the standard deviation depends on: "all" (x_t, t, cond), or "state" (cond alone, as in DBPO).
+        decay: Let std_max fall by a cosine after 35 % of training, to 0.3 std_min + 0.7 std_max (ReinFlow).
     """
 
     needs = "jumps"

@@ -18,18 +18,20 @@ Mode = Literal["hybrid", "full", "window"]
 class FlowSDE(Exploration):
     """Euler-Maruyama on the reverse-time SDE, from the instantaneous velocity u(x_t, t, t).
 
-    mode: which of the K steps are stochastic; the others are those of the deployed policy.
-      "hybrid": one, drawn anew for every sample (π_RL). A semi-gradient: what the deterministic steps contribute is in
-        no density, so neither ratio nor KL sees them drift. One network evaluation per update, whatever K.
-      "full": all. The exact gradient of the noisy policy.
-      "window": `window` neighbouring steps, the same for every sample, which move from the noisiest to the cleanest
-        in the course of training (MixGRPO). A semi-gradient like hybrid.
-    num_steps: K; below 4 the discretisation is poor, and at K = 1 the policy is another one (its spread is wrong by
-      O(1): 0.52 where the data have 0.20).   noise_level: a; 0.5 in π_RL.
     It trains u(x, t, t). Flow matching deploys just that, in K steps. A MeanFlow head deploys u(x, t, r) instead, which
-    improves only through shared weights (toy: 0.84 where flow matching has 1.00): take flow_noise there.
-    Flow matching learns best here with parameterization "u": on the reach task "x" diverged at twice the learning rate.
-    Sources: Chen et al. 2025 (π_RL); Liu et al. 2025 (Flow-GRPO); Li et al. 2025 (MixGRPO).
+    improves only through shared weights (toy: 0.84 where flow matching has 1.00): take flow_noise there. Flow matching
+    learns best here with parameterization "u": on the reach task "x" diverged at twice the learning rate. Sources: Chen
+    et al. 2025 (π_RL); Liu et al. 2025 (Flow-GRPO); Li et al. 2025 (MixGRPO).
+
+    Args:
+        num_steps: K; below 4 the discretisation is poor, and at K = 1 the policy is another one (its spread is wrong by
+            O(1): 0.52 where the data have 0.20).
+        noise_level: a; 0.5 in π_RL.
+        mode: Which of the K steps are stochastic; the others are those of the deployed policy. "hybrid": one, drawn
+            anew for every sample (π_RL). A semi-gradient: what the deterministic steps contribute is in no density, so
+            neither ratio nor KL sees them drift. One network evaluation per update, whatever K. "full": all. The exact
+            gradient of the noisy policy. "window": `window` neighbouring steps, the same for every sample, which move
+            from the noisiest to the cleanest in the course of training (MixGRPO). A semi-gradient like hybrid.
     """
 
     needs = "velocity"

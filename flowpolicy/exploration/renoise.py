@@ -23,7 +23,10 @@ class Renoise(Exploration):
     nothing ties it to the first: on the reach task the noisy policy is then whole while the deployed jump comes and
     goes (compare `eval/success_once` with `env/success_once`), on push-v3 both fell. With "u" the deployed jump rose
     from 0.52 to 0.86 on push-v3 and fell from 0.50 to 0.23 on pick-place-v3.
-    time: r; towards 0 local noise, towards 1 a fresh draw.
+
+    Args:
+        time: r; towards 0 local noise, towards 1 a fresh draw.
+
     Source: multistep sampling of Song et al. 2023 (Consistency Models), read as a policy; ours.
     """
 

@@ -14,6 +14,7 @@ def cosine_signal(train_steps: int) -> Tensor:
     """(T+1,) share of the action's variance left at each noise level: 1 at level 0, almost 0 at level T.
 
     Level k is diffusers' time step k - 1 of the schedule "squaredcos_cap_v2".
+
     Source: Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", equation 17.
     """
     if train_steps < 1:
@@ -24,9 +25,15 @@ def cosine_signal(train_steps: int) -> Tensor:
 
 
 def add_noise(action: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
-    """sqrt(signal) action + sqrt(1 - signal) noise.   action, noise: (B, H, A).   signal: (B,) in (0, 1].
+    """sqrt(signal) action + sqrt(1 - signal) noise.
 
     Also the state at the next level in DDIM, of the action and the noise that the present one was split into.
+
+    Args:
+        action: (B, H, A).
+        noise: As `action`.
+        signal: (B,) in (0, 1].
+
     Source of the latter: Song et al. 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0.
     """
     signal = expand(signal, action)
@@ -36,11 +43,17 @@ def add_noise(action: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
 def ancestral_step(x: Tensor, action: Tensor, noise: Tensor, signal: Tensor, next_signal: Tensor) -> Tensor:
     """A draw from q(x_next | x, action), the Gaussian posterior of the forward process; (B, H, A).
 
-    x: the state at the present level.   action: what the net makes of it, inside the range of actions.
-    noise: fresh, N(0, 1).   signal, next_signal: (B,), `cosine_signal` at both levels, next_signal >= signal.
-    With a = signal / next_signal the mean is (sqrt(next_signal) (1 - a) action + sqrt(a) (1 - next_signal) x) /
-    (1 - signal) and the variance (1 - a) (1 - next_signal) / (1 - signal): none at the last level, where next_signal
-    is 1. Between neighbouring levels that is DDPM's smaller variance ("fixed_small").
+    With a = signal / next_signal the mean is (sqrt(next_signal) (1 - a) action + sqrt(a) (1 - next_signal) x) / (1 -
+    signal) and the variance (1 - a) (1 - next_signal) / (1 - signal): none at the last level, where next_signal is 1.
+    Between neighbouring levels that is DDPM's smaller variance ("fixed_small").
+
+    Args:
+        x: The state at the present level.
+        action: What the net makes of it, inside the range of actions.
+        noise: Fresh, N(0, 1).
+        signal: (B,), `cosine_signal` at both levels, next_signal >= signal.
+        next_signal: As `signal`.
+
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", equations 6 and 7, for levels further apart.
     """
     signal, next_signal = expand(signal, x), expand(next_signal, x)

@@ -18,8 +18,11 @@ _DISTANCE, _SCALE, _AFFINITY, _POWER = 1e-8, 1e-3, 1e-6, 1e-8  # floors, as in t
 class Drift(NamedTuple):
     """The field and what it was measured with.
 
-    field: (B, G, S), a sum of terms of root mean square 1, one for each temperature.   scale: (B,), action units of
-    one entry.   distance: () mean normaliser of the distances.   forces: (T,) root mean square before normalisation.
+    Args:
+        field: (B, G, S), a sum of terms of root mean square 1, one for each temperature.
+        scale: (B,), action units of one entry.
+        distance: () mean normaliser of the distances.
+        forces: (T,) root mean square before normalisation.
     """
 
     field: Tensor
@@ -39,13 +42,18 @@ def drift(
 ) -> Drift:
     """The drifting field at `samples`, (B, G, S); add it, times `scale`, to move them towards the positives.
 
-    samples: (B, G, S), G of each condition.   positives: (B, P, S), the demonstrated actions of it.
-    temperatures: in units of the mean distance.
-    scale: which distances have a mean of 1: "all", from samples to samples and positives as published, or "positive",
-      from samples to positives. With "all" and P < G the field loses sight of the positives once the samples
-      coincide, and never parts them again: mean regression.
-    valid: (B, S), 1.0 where an entry counts; None is everywhere. Entries that do not count must be 0 in the others.
-    Raises ValueError for an unknown scale.
+    Args:
+        samples: (B, G, S), G of each condition.
+        positives: (B, P, S), the demonstrated actions of it.
+        temperatures: In units of the mean distance.
+        scale: Which distances have a mean of 1: "all", from samples to samples and positives as published, or
+            "positive", from samples to positives. With "all" and P < G the field loses sight of the positives once the
+            samples coincide, and never parts them again: mean regression.
+        valid: (B, S), 1.0 where an entry counts; None is everywhere. Entries that do not count must be 0 in the others.
+
+    Raises:
+        ValueError: For an unknown scale.
+
     Source: Deng et al. 2026, "Generative Modeling via Drifting" (arXiv 2602.04770); DBP (arXiv 2604.03540). The scale
     "positive" is ours.
     """

@@ -12,7 +12,11 @@ _LOG_2PI = math.log(2.0 * math.pi)
 
 
 class Gaussian(NamedTuple):
-    """mean: (B, H, A).   std: positive, broadcasts against mean.   Densities are float32 at least."""
+    """mean: (B, H, A).
+
+    Args:
+        std: Positive, broadcasts against mean. Densities are float32 at least.
+    """
 
     mean: Tensor
     std: Tensor
@@ -44,11 +48,14 @@ class SdeStep(NamedTuple):
 def sde_step(t: Tensor, r: Tensor, *, noise_level: float) -> SdeStep:
     """Coefficients of the reverse-time SDE with the flow's marginals and diffusion sigma = a sqrt(t / (1 - t)).
 
-    t, r: (B,), r < t: one step of length d = t - r.   noise_level: a; 0.5 in π_RL.
-    w0 = 1 - r, w1 = r - sigma^2 d / (2 t), std = sigma sqrt(d). At t = 1, where sigma diverges, 1 - r stands for 1 - t,
-    so the first step's std is a for every number of steps.
     Sources: Liu et al. 2025, Flow-GRPO; Chen et al. 2025, π_RL, whose code, not whose printed equation 7 to 9, has this
     time convention.
+
+    Args:
+        t: (B,), r < t: one step of length d = t - r.
+        r: As `t`.
+        noise_level: a; 0.5 in π_RL. w0 = 1 - r, w1 = r - sigma^2 d / (2 t), std = sigma sqrt(d). At t = 1, where sigma
+            diverges, 1 - r stands for 1 - t, so the first step's std is a for every number of steps.
     """
     length = t - r
     sigma = noise_level * (t / torch.where(t < 1.0, 1.0 - t, length)).sqrt()

@@ -18,7 +18,12 @@ DISPERSIVE_KINDS: tuple[DispersiveKind, ...] = ("infonce_l2", "infonce_cosine", 
 def masked_mean_square(delta: Tensor, mask: Tensor) -> Tensor:
     """Mean of delta^2 over the valid steps and all action entries of each sample.
 
-    delta: (B, H, A).   mask: (B, H), 1.0 where the step counts.   Returns (B,); 0 for a sample without valid steps.
+    Args:
+        delta: (B, H, A).
+        mask: (B, H), 1.0 where the step counts.
+
+    Returns:
+        (B,); 0 for a sample without valid steps.
     """
     per_step = delta.square().mean(dim=-1) * mask  # (B, H)
     return per_step.sum(dim=-1) / mask.sum(dim=-1).clamp_min(1.0)
@@ -27,7 +32,12 @@ def masked_mean_square(delta: Tensor, mask: Tensor) -> Tensor:
 def adaptive_weight(error: Tensor, *, power: float, eps: float) -> Tensor:
     """error / stop-gradient((error + eps)^power): power 0 is plain error, 0.5 close to an L2 norm, 1 pins it near 1.
 
-    error: (B,) non-negative.   Returns (B,).
+    Args:
+        error: (B,) non-negative.
+
+    Returns:
+        (B,).
+
     Source: Geng et al. 2025, equation 22, with the per-sample mean as error (MP1: power 0.5, eps 1e-3).
     """
     if power == 0.0:
@@ -40,7 +50,8 @@ def adaptive_weight(error: Tensor, *, power: float, eps: float) -> Tensor:
 class LossWeighting:
     """How the squared errors of a batch become its loss: the mean of `adaptive_weight`; the same for every head.
 
-    Raises ValueError for a negative power or eps.
+    Raises:
+        ValueError: For a negative power or eps.
     """
 
     power: float = 0.5
@@ -58,7 +69,14 @@ class LossWeighting:
 def direction_loss(u: Tensor, velocity: Tensor, mask: Tensor) -> Tensor:
     """-log((cos(u, velocity) + 1) / 2 + 1e-6) over the valid entries of each chunk; blind to the length of u.
 
-    u, velocity: (B, H, A).   mask: (B, H).   Returns (B,): 0 where they point the same way, 13.8 where opposite ways.
+    Args:
+        u: (B, H, A).
+        velocity: As `u`.
+        mask: (B, H).
+
+    Returns:
+        (B,): 0 where they point the same way, 13.8 where opposite ways.
+
     Source: OMP (arXiv 2512.19347), the direction alignment loss.
     """
     u, velocity = ((value * mask[..., None]).flatten(1) for value in (u, velocity))
@@ -75,17 +93,25 @@ def dispersive_loss(
 ) -> Tensor:
     """Push the features of different samples of a batch apart; no positive pairs needed.
 
-    features: (B, ...), flattened to (B, F).   Returns a scalar; 0 for B = 1, where there is nothing to disperse.
       infonce_l2      log mean_ij exp(-|z_i - z_j|^2 / (F temperature))      between log(1/B) and 0
       infonce_cosine  log mean_ij exp(cos(z_i, z_j) / temperature)
       hinge           mean over i != j of max(0, margin - |z_i - z_j|^2 / F)^2
       covariance      mean squared off-diagonal covariance + mean max(0, 1 - variance)
-    The mean runs over all B^2 pairs, the pair (i, i) included, which only bounds the InfoNCE forms from below.
-    Sources: Wang & He 2025, "Diffuse and Disperse", table 1; the squared distance is divided by F as in their code.
-    covariance is DM1's form: a mean in place of a sum, of features that are not normalised, and a floor of variance.
-    divide_by: "width", as above, or "largest", MP1's code: each squared distance by the largest of the batch in place
-      of F, with its gradient. Then only their proportions count, and one outlier satisfies infonce_l2.
-    Raises ValueError for an unknown kind or divisor.
+
+    The mean runs over all B^2 pairs, the pair (i, i) included, which only bounds the InfoNCE forms from below. Sources:
+    Wang & He 2025, "Diffuse and Disperse", table 1; the squared distance is divided by F as in their code. covariance
+    is DM1's form: a mean in place of a sum, of features that are not normalised, and a floor of variance.
+
+    Args:
+        features: (B, ...), flattened to (B, F).
+        divide_by: "width", as above, or "largest", MP1's code: each squared distance by the largest of the batch in
+            place of F, with its gradient. Then only their proportions count, and one outlier satisfies infonce_l2.
+
+    Returns:
+        a scalar; 0 for B = 1, where there is nothing to disperse.
+
+    Raises:
+        ValueError: For an unknown kind or divisor.
     """
     if divide_by not in get_args(DividedBy):
         raise ValueError(f"divide_by must be one of {', '.join(get_args(DividedBy))}, got {divide_by!r}")

@@ -27,12 +27,22 @@ def time_derivative(
 ) -> Tensor:
     """Total derivative du/dt along dx_t/dt = tangent with r held fixed, no graph.
 
-    x_t, tangent: (B, H, A).   t, r: (B,).   cond: (B, D).   Returns (B, H, A), detached.
-    derivative: "jvp" is one Jacobian-vector product; "difference" two plain evaluations, see `time_difference`, for
-      nets that a Jacobian product cannot go through (fused attention, sharded weights).
-    Runs in the dtype of its inputs, with autocast and TF32 off: bf16 keeps 8 significant bits, so for t - r < 0.004
-    the correction (t - r) du/dt would round away against u; convolutions in TF32 cost a Jacobian product 0.1 % and the
+    Runs in the dtype of its inputs, with autocast and TF32 off: bf16 keeps 8 significant bits, so for t - r < 0.004 the
+    correction (t - r) du/dt would round away against u; convolutions in TF32 cost a Jacobian product 0.1 % and the
     quotient of differences up to all its digits (`without_tf32`).
+
+    Args:
+        x_t: (B, H, A).
+        t: (B,).
+        r: As `t`.
+        cond: (B, D).
+        tangent: As `x_t`.
+        derivative: "jvp" is one Jacobian-vector product; "difference" two plain evaluations, see `time_difference`, for
+            nets that a Jacobian product cannot go through (fused attention, sharded weights).
+
+    Returns:
+        (B, H, A), detached.
+
     Source: Geng et al. 2025, equation 8: du/dt = v d_x u + d_t u.
     """
     with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False), without_tf32():
@@ -73,13 +83,18 @@ def meanflow_correction(
 ) -> Tensor:
     """(t - r) du/dt, detached, (B, H, A); exactly zero in the first `num_equal` rows, where r = t.
 
-    The training residual of both objectives is  u + (t - r) stop-gradient(du/dt) - (noise - action); they differ in
-    the direction of the derivative: `meanflow` follows the sampled path velocity (Geng et al. 2025, equation 11),
-    `imf` the predicted instantaneous velocity u(x_t, t, t), which depends on x_t alone and so has less variance
-    (Geng et al. 2025, "Improved Mean Flows", boundary form).
-    path_velocity: (B, H, A) = noise - action.   derivative: see `time_derivative`.
-    Raises ValueError for an unknown objective.
-    All of it with autocast and TF32 off, for the reason that `time_derivative` gives.
+    The training residual of both objectives is  u + (t - r) stop-gradient(du/dt) - (noise - action); they differ in the
+    direction of the derivative: `meanflow` follows the sampled path velocity (Geng et al. 2025, equation 11), `imf` the
+    predicted instantaneous velocity u(x_t, t, t), which depends on x_t alone and so has less variance (Geng et al.
+    2025, "Improved Mean Flows", boundary form). All of it with autocast and TF32 off, for the reason that
+    `time_derivative` gives.
+
+    Args:
+        path_velocity: (B, H, A) = noise - action.
+        derivative: See `time_derivative`.
+
+    Raises:
+        ValueError: For an unknown objective.
     """
     if objective not in ("meanflow", "imf"):
         raise ValueError(f"objective must be 'meanflow' or 'imf', got {objective!r}")

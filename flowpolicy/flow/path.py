@@ -11,9 +11,17 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
 def interpolate(action: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Point on the straight path from the action (t = 0) to noise (t = 1), and its velocity.
 
-    action, noise: (B, H, A), normalised.   t: (B,) flow time in [0, 1], unitless.
-    Returns x_t = (1 - t) action + t noise and dx_t/dt = noise - action, both (B, H, A).
-    Raises ValueError when the shapes differ or t is not one number per sample.
+    Args:
+        action: (B, H, A), normalised.
+        noise: As `action`.
+        t: (B,) flow time in [0, 1], unitless.
+
+    Returns:
+        x_t = (1 - t) action + t noise and dx_t/dt = noise - action, both (B, H, A).
+
+    Raises:
+        ValueError: When the shapes differ or t is not one number per sample.
+
     Source: Geng et al. 2025, "Mean Flows for One-step Generative Modeling", section 3 (z_t and v there).
     """
     if action.shape != noise.shape:
@@ -30,8 +38,12 @@ def interpolate(action: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tenso
 def velocity_from_action(x_t: Tensor, action: Tensor, t: Tensor, *, t_min: float) -> Tensor:
     """Average velocity over [0, t] of the path through x_t that ends at `action`: (x_t - action) / max(t, t_min).
 
-    x_t, action: (B, H, A).   t: (B,).   t_min bounds the factor 1/t, which has no limit at t = 0.
-    Used by heads whose net predicts the action itself (x-prediction, imitation of pixel MeanFlow; the identity is
-    exact for a path that ends in a single action).
+    Used by heads whose net predicts the action itself (x-prediction, imitation of pixel MeanFlow; the identity is exact
+    for a path that ends in a single action).
+
+    Args:
+        x_t: (B, H, A).
+        action: As `x_t`.
+        t: (B,). t_min bounds the factor 1/t, which has no limit at t = 0.
     """
     return (x_t - action) / expand(t.clamp_min(t_min), x_t)

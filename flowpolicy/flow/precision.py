@@ -10,11 +10,17 @@ from flowpolicy.flow.exact import without_tf32
 def excess_precision(action: Tensor, cond: Tensor, mask: Tensor) -> Tensor:
     """relu(s_cond / s_all - 1), (B, H, A): 0 where similar observations agree no better than the batch does.
 
-    action: (B, H, A).   cond: (B, D).   mask: (B, H), 1.0 where the step counts.
-    s is 1 / standard deviation, divided by its mean over the chunk's entries, so that only their proportions count:
-    s_all over the batch, s_cond over the rows of the batch weighted by how similar their conditions are, a row itself
-    excluded. Similarity is the cosine, standardised over each row's others, through a softmax.
-    Raises ValueError for fewer than 3 rows, of which no proportions can be told.
+    Args:
+        action: (B, H, A).
+        cond: (B, D).
+        mask: (B, H), 1.0 where the step counts. s is 1 / standard deviation, divided by its mean over the chunk's
+            entries, so that only their proportions count: s_all over the batch, s_cond over the rows of the batch
+            weighted by how similar their conditions are, a row itself excluded. Similarity is the cosine, standardised
+            over each row's others, through a softmax.
+
+    Raises:
+        ValueError: For fewer than 3 rows, of which no proportions can be told.
+
     Source: Implicit Drifting Policy (arXiv 2606.01098), its conditional expert geometry, with a diagonal metric.
     """
     batch = action.shape[0]

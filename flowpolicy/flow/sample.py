@@ -18,8 +18,14 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 def sample_ode(velocity: Velocity, noise: Tensor, cond: Tensor, times: Tensor) -> Tensor:
     """x <- x - (t - r) u(x, t, r) for each neighbouring pair of `times`; len(times) - 1 network evaluations.
 
-    noise: (B, H, A), the state at times[0].   cond: (B, D).   times: (K+1,), falling, e.g. `time_grid(K)`.
-    Returns the state at times[-1], (B, H, A). With a flow-matching velocity (which ignores r) this is Euler's method.
+    Args:
+        noise: (B, H, A), the state at times[0].
+        cond: (B, D).
+        times: (K+1,), falling, e.g. `time_grid(K)`.
+
+    Returns:
+        The state at times[-1], (B, H, A). With a flow-matching velocity (which ignores r) this is Euler's method.
+
     Source: Geng et al. 2025, equation 12 (one step) and algorithm 2.
     """
     x = noise
@@ -34,6 +40,7 @@ def sample_heun(velocity: Velocity, noise: Tensor, cond: Tensor, times: Tensor) 
 
     Arguments as for `sample_ode`. Second order in the interval; the last interval is Euler's, because a net that
     predicts the action has no velocity at t = 0.
+
     Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", algorithm 1.
     """
 
@@ -56,9 +63,15 @@ def sample_hybrid(
     """Jump to an action as `sample_ode` does, noise it again to time tau, and denoise it with u(x, tau, tau).
 
     One network evaluation more than `sample_ode`; the last line is the mean of the actions that x may come from.
-    second_noise: (B, H, A); fresh noise. The first `noise` again is off what training saw: with actions of standard
-      deviation 0.5 and an exact u, fresh noise gives 0.47, used noise 0.60.
-    tau: 0.15 to 0.2 is best in the paper.   Raises ValueError for a tau outside [0, 1).
+
+    Args:
+        second_noise: (B, H, A); fresh noise. The first `noise` again is off what training saw: with actions of standard
+            deviation 0.5 and an exact u, fresh noise gives 0.47, used noise 0.60.
+        tau: 0.15 to 0.2 is best in the paper.
+
+    Raises:
+        ValueError: For a tau outside [0, 1).
+
     Source: HybridFlow (arXiv 2602.13718), with t = 1 at the noise.
     """
     if not 0.0 <= tau < 1.0:
@@ -78,7 +91,9 @@ def sample_ancestral(
 ) -> Tensor:
     """A draw of the next state, with fresh noise, for each neighbouring pair of `times`; for diffusion heads.
 
-    Arguments as for `sample_ode`; K network evaluations.   Source: Ho et al. 2020 (DDPM), algorithm 2.
+    Arguments as for `sample_ode`; K network evaluations.
+
+    Source: Ho et al. 2020 (DDPM), algorithm 2.
     """
     x = noise
     steps = times.tolist()
@@ -101,11 +116,16 @@ def sample(
 ) -> Tensor:
     """Action (B, H, A) from noise (B, H, A) by one of the samplers of this file that follow a velocity.
 
-    num_steps: network evaluations of "jump" and "hybrid", which keeps the last for denoising; intervals of "heun".
-    start, start_time: warm start. Sampling begins at x = (1 - start_time) start + start_time noise instead of noise:
-      an action that is about right saves the flow the way to it. start: (B, H, A); 0.85 is a good time (OFP).
-    generator: of the second noise that "hybrid" needs; None uses `noise` again.
-    Raises ValueError for an unknown sampler, "hybrid" in one step, a time outside (0, 1], a time below 1 with no start.
+    Args:
+        num_steps: Network evaluations of "jump" and "hybrid", which keeps the last for denoising; intervals of "heun".
+        start: Warm start. Sampling begins at x = (1 - start_time) start + start_time noise instead of noise: an action
+            that is about right saves the flow the way to it. start: (B, H, A); 0.85 is a good time (OFP).
+        start_time: As `start`.
+        generator: Of the second noise that "hybrid" needs; None uses `noise` again.
+
+    Raises:
+        ValueError: For an unknown sampler, "hybrid" in one step, a time outside (0, 1], a time below 1 with no start.
+
     Source of the warm start: One-Step Flow Policy (arXiv 2603.12480), with t = 1 at the noise.
     """
     if sampler not in SAMPLERS:
@@ -134,7 +154,11 @@ def sample(
 def shift_chunk(chunk: Tensor, executed: int) -> Tensor:
     """The part of a chunk (B, H, A) that is still to come, its last action repeated to fill H steps; for warm starts.
 
-    executed: steps of it that are over.   Raises ValueError unless 0 <= executed <= H.
+    Args:
+        executed: Steps of it that are over.
+
+    Raises:
+        ValueError: Unless 0 <= executed <= H.
     """
     horizon = chunk.shape[1]
     if not 0 <= executed <= horizon:

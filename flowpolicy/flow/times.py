@@ -17,9 +17,12 @@ TimeLaw = Literal["logit_normal", "uniform"]
 class FlowTimes:
     """The flow times that a head trains on; the same object draws them for every head.
 
-    law: "logit_normal" of mean and std, or "uniform" on [0, 1), where mean and std play no part.
-    p_start: share of the draws with t = 1, where sampling starts and which neither law ever reaches.
-    Raises ValueError for an unknown law, a share outside of [0, 1] or a negative std.
+    Args:
+        law: "logit_normal" of mean and std, or "uniform" on [0, 1), where mean and std play no part.
+        p_start: Share of the draws with t = 1, where sampling starts and which neither law ever reaches.
+
+    Raises:
+        ValueError: For an unknown law, a share outside of [0, 1] or a negative std.
     """
 
     law: TimeLaw = "logit_normal"
@@ -50,8 +53,11 @@ class FlowTimes:
         """Pairs 0 <= r <= t <= 1, the first `num_equal_times(batch, p_equal)` of them with r = t.
 
         Two times of the law, the larger is t; with probability p_start t is 1 instead.
-        Returns t and r, both (B,), on the generator's device. Batches are drawn independently, so which rows get r = t
-        does not matter; fixing them to the front lets the Jacobian product run on a slice of static shape.
+
+        Returns:
+            t and r, both (B,), on the generator's device. Batches are drawn independently, so which rows get r = t does
+            not matter; fixing them to the front lets the Jacobian product run on a slice of static shape.
+
         Source: Geng et al. 2025, section 4.2 (there the share of r != t is given); p_start is ours.
         """
         pair = self.draw((2, batch), generator)

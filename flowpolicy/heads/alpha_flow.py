@@ -22,20 +22,29 @@ from flowpolicy.types import LossOutput
 class AlphaFlowHead(Head):
     """Flow matching on every row; on a share of them u(x_t, t, r) also follows `alpha_flow_target` of a teacher.
 
-        loss = |u(x_t, t, t) - v|^2 + consistency_weight |u(x_t, t, r) - target|^2 + guidance_weight L_guidance
+    loss = |u(x_t, t, t) - v|^2 + consistency_weight |u(x_t, t, r) - target|^2 + guidance_weight L_guidance
 
     kappa is uniform on [0, rho], and rho falls as (1 - progress)^2 to kappa_end, where it must stay for a while: with
-    kappa up to 1 until the end, Gaussian actions come out half as wide as they are, with 0.05 they lose 1.4 %.
-    teacher_decay: of the averaged copy of the net, per training step. It sees the student's condition, detached. What
-      the path teaches reaches the target at a rate of kappa for each teacher's lifetime, 1 / (1 - teacher_decay) steps:
-      on eight Gaussians, after 800 steps, one step is 0.13 away with 0, 0.5 and 0.9, and 1.0 with 0.99 and 0.999.
-    guidance_weight: of |y - stop-gradient(y + g)|^2 for the one-step answer y = u(x_t, t, 0), whose action is noised
-      again to a time t' where g = teacher(condition) - teacher(null); pushes actions towards what tells this condition
-      from the others. 0 is no null condition and no further cost; else it must be small, for it never stops pushing.
-    cond_dropout: share of the rows trained on the null condition, where there is guidance.
-    consistency_share: of the rows.
-    p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in `MeanFlowHead`.
-    Sources: One-Step Flow Policy (arXiv 2603.12480); its weights, shares and decay are not in the text, these are ours.
+    kappa up to 1 until the end, Gaussian actions come out half as wide as they are, with 0.05 they lose 1.4 %. Sources:
+    One-Step Flow Policy (arXiv 2603.12480); its weights, shares and decay are not in the text, these are ours.
+
+    Args:
+        consistency_share: Of the rows.
+        teacher_decay: Of the averaged copy of the net, per training step. It sees the student's condition, detached.
+            What the path teaches reaches the target at a rate of kappa for each teacher's lifetime, 1 / (1 -
+            teacher_decay) steps: on eight Gaussians, after 800 steps, one step is 0.13 away with 0, 0.5 and 0.9, and
+            1.0 with 0.99 and 0.999.
+        guidance_weight: Of |y - stop-gradient(y + g)|^2 for the one-step answer y = u(x_t, t, 0), whose action is
+            noised again to a time t' where g = teacher(condition) - teacher(null); pushes actions towards what tells
+            this condition from the others. 0 is no null condition and no further cost; else it must be small, for it
+            never stops pushing.
+        cond_dropout: Share of the rows trained on the null condition, where there is guidance.
+        p_start: As in `MeanFlowHead`.
+        time_law: As `p_start`.
+        time_mean: As `p_start`.
+        time_std: As `p_start`.
+        loss_power: As `p_start`.
+        loss_eps: As `p_start`.
     """
 
     has_velocity = True

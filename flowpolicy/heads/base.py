@@ -16,11 +16,14 @@ Parameterization = Literal["u", "x"]
 class Head(nn.Module, ABC):
     """A velocity and a loss over one net.
 
-    min_batch: fewest rows of a batch with which every term of its loss is trained; see `require_batch`.
-    max_steps: most network evaluations that make sense, None where any number does (1 for heads without an ODE).
-    has_velocity: whether velocity(x_t, t, t) is the instantaneous one of the straight path between action and noise.
-    has_flow_map: whether velocity(x_t, t, r) is trained as the average over [r, t] for every r, also to r = 0.
-    parameterization: what the net of a head with a flow map predicts, "u" the velocity, "x" the action; None: unsaid.
+    Attributes:
+        min_batch: Fewest rows of a batch with which every term of its loss is trained; see `require_batch`.
+        max_steps: Most network evaluations that make sense, None where any number does (1 for heads without an ODE).
+        has_velocity: Whether velocity(x_t, t, t) is the instantaneous one of the straight path between action and
+            noise.
+        has_flow_map: Whether velocity(x_t, t, r) is trained as the average over [r, t] for every r, also to r = 0.
+        parameterization: What the net of a head with a flow map predicts, "u" the velocity, "x" the action; None:
+            unsaid.
     """
 
     net: VelocityNet
@@ -34,20 +37,34 @@ class Head(nn.Module, ABC):
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
         """Average velocity over [r, t] at x_t, (B, H, A); instantaneous where r = t.
 
-        x_t: (B, H, A).   t, r: (B,), r <= t.   cond: (B, D).
+        Args:
+            x_t: (B, H, A).
+            t: (B,), r <= t.
+            r: As `t`.
+            cond: (B, D).
         """
 
     @abstractmethod
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """Training loss on normalised chunks.
 
-        action: (B, H, A).   cond: (B, D).   mask: (B, H).   generator: on the tensors' device.
+        Args:
+            action: (B, H, A).
+            cond: (B, D).
+            mask: (B, H).
+            generator: On the tensors' device.
         """
 
     def ancestral_step(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
-        """The state at r, drawn given that at t; for heads with noise levels. Raises ValueError for all others.
+        """The state at r, drawn given that at t; for heads with noise levels.
 
-        Arguments as for `velocity`.   noise: (B, H, A), fresh.
+        Arguments as for `velocity`.
+
+        Args:
+            noise: (B, H, A), fresh.
+
+        Raises:
+            ValueError: For all others.
         """
         raise ValueError(f"{type(self).__name__} has no noise levels, which sampler='ancestral' walks down; use 'jump'")
 

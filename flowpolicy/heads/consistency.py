@@ -21,20 +21,23 @@ Target = Literal["gradient", "stop_gradient", "ema"]
 class ConsistencyHead(Head):
     """f(x_t, t) = x_t - (t - e) v(x_t, t), e the nearer end of t's segment, must equal f(x_r, r) for r = t - delta.
 
-    Where r reaches 0, f(x_r, r) is the action itself: those few rows tie the field to the data.
-    segments: of equal length on [0, 1]; 2 in FlowPolicy.   delta: distance of the two times; 0.01 there.
-    eps: training stays below t = 1 - eps, and sampling starts there; 0.01.
-    velocity_weight: of |v(x_t, t) - v(x_r, r)|^2, where both lie inside the segment; 1e-5.
-    target: what becomes of f(x_r, r). "gradient": trained like f(x_t, t), as FlowPolicy's code does;
-      "stop_gradient": a constant; "ema": a constant from an averaged copy of the net, as the paper writes.
-    teacher_decay: of that copy, per training step.
-    parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in `MeanFlowHead`.
-      The times are of t, shrunk to [0, 1 - eps], so that p_start is the share at 1 - eps, where sampling starts; the
-      weighting is of the endpoint term, and that of the velocities stays a squared error. As published: time_law
-      "uniform", p_start 0 and loss_power 0.
-    The loss is the published one over delta^2, so that it is no smaller than that of other heads: Adam divides by
-    sqrt(second moment) + 1e-8, and the published one's gradients come near 1e-8.
-    Sources: Zhang et al. 2025 (FlowPolicy); Yang et al. 2024 (Consistency Flow Matching); times are 1 - theirs.
+    Where r reaches 0, f(x_r, r) is the action itself: those few rows tie the field to the data. The loss is the
+    published one over delta^2, so that it is no smaller than that of other heads: Adam divides by sqrt(second moment) +
+    1e-8, and the published one's gradients come near 1e-8. Sources: Zhang et al. 2025 (FlowPolicy); Yang et al. 2024
+    (Consistency Flow Matching); times are 1 - theirs.
+
+    Args:
+        parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in
+            `MeanFlowHead`. The times are of t, shrunk to [0, 1 - eps], so that p_start is the share at 1 - eps, where
+            sampling starts; the weighting is of the endpoint term, and that of the velocities stays a squared error. As
+            published: time_law "uniform", p_start 0 and loss_power 0.
+        segments: Of equal length on [0, 1]; 2 in FlowPolicy.
+        delta: Distance of the two times; 0.01 there.
+        eps: Training stays below t = 1 - eps, and sampling starts there; 0.01.
+        velocity_weight: Of |v(x_t, t) - v(x_r, r)|^2, where both lie inside the segment; 1e-5.
+        target: What becomes of f(x_r, r). "gradient": trained like f(x_t, t), as FlowPolicy's code does;
+            "stop_gradient": a constant; "ema": a constant from an averaged copy of the net, as the paper writes.
+        teacher_decay: Of that copy, per training step.
     """
 
     def __init__(

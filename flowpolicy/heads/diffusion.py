@@ -21,17 +21,20 @@ class DiffusionHead(Head):
     """The net denoises; DDIM's jump from one noise level to another is handed out as a velocity.
 
     The state x_t is diffusion's own, sqrt(signal) action + sqrt(1 - signal) noise at level `train_steps` t, not a point
-    on the straight path: (x_t - DDIM step) / (t - r) makes `sample_ode` walk DDIM's states exactly.
-    prediction: "sample" is the action, as in DP3; "epsilon" the noise, as in Diffusion Policy.
-    train_steps: noise levels; 100 in both.   Sample with num_steps=10 as DP3 does.
-    spacing: which levels K steps visit. "trailing" starts at the last one, so that any K works; "leading" is what DP3
-      and Diffusion Policy use: it starts K levels earlier and calls pure noise what is not (one step gives 0 success).
-      Both equal diffusers' wherever K divides train_steps.
-    loss_power, loss_eps: `LossWeighting`; power 0 is the published squared error.
-    What the net makes of a state is clamped to the range of the demonstrated actions before it is noised again; DP3 and
-    Diffusion Policy clamp at [-1, 1], which is that range where actions are normalised to it.
-    Sources: Ho et al. 2020 (DDPM); Song et al. 2021 (DDIM); Chi et al. 2023; Ze et al. 2024 (DP3); Lin et al. 2024,
-    "Common Diffusion Noise Schedules and Sample Steps are Flawed" (spacing).
+    on the straight path: (x_t - DDIM step) / (t - r) makes `sample_ode` walk DDIM's states exactly. What the net makes
+    of a state is clamped to the range of the demonstrated actions before it is noised again; DP3 and Diffusion Policy
+    clamp at [-1, 1], which is that range where actions are normalised to it. Sources: Ho et al. 2020 (DDPM); Song et
+    al. 2021 (DDIM); Chi et al. 2023; Ze et al. 2024 (DP3); Lin et al. 2024, "Common Diffusion Noise Schedules and
+    Sample Steps are Flawed" (spacing).
+
+    Args:
+        prediction: "sample" is the action, as in DP3; "epsilon" the noise, as in Diffusion Policy.
+        train_steps: Noise levels; 100 in both. Sample with num_steps=10 as DP3 does.
+        spacing: Which levels K steps visit. "trailing" starts at the last one, so that any K works; "leading" is what
+            DP3 and Diffusion Policy use: it starts K levels earlier and calls pure noise what is not (one step gives 0
+            success). Both equal diffusers' wherever K divides train_steps.
+        loss_power: `LossWeighting`; power 0 is the published squared error.
+        loss_eps: As `loss_power`.
     """
 
     signal: Tensor

@@ -22,18 +22,22 @@ class DriftHead(Head):
 
     As a velocity x_t - f(x_t, cond), so one step from noise lands on f. The loss does not fall as training goes on: the
     field has a fixed length. Watch drift_distance and drift_best instead; learning-rate decay and averaged weights are
-    what lets it come to rest.
-    parameterization: "x": the net's output is f, as published; "u": noise minus the output, so that training starts
-      with samples as wide as the noise. On two ways at +-1 (one observation, 500 steps, 8 samples) a plain two-layer
-      net has a spread of 0.88 to 0.93 with "x" (5 of 5 seeds, truth 1.0), but `ResidualMLP`, whose output hardly varies
-      with the noise at first, takes one way only in 1 of 5 seeds, and with 4 samples in 4 of 5; with "u" in none of 8.
-      A single way of spread 0.05 however comes out at 0.12 with "u" after 2,000 steps, at 0.05 with "x".
-    num_samples: chunks for each observation, G; 4 as in DBP.   temperatures: 0.02, 0.05, 0.2 everywhere.
-    scale: "positive", or "all" as published, which collapses to mean regression where there is one demonstrated action
-      for each observation: `flow.drift.drift`.
-    mse_until: share of training before which the loss is the squared error to the expert (each sample's), then the
-      drift; 0.7 in Ada3Drift, 0 is no squared error.
-    Sources: Deng et al. 2026 (arXiv 2602.04770); DBP (arXiv 2604.03540); Ada3Drift (arXiv 2603.11984).
+    what lets it come to rest. Sources: Deng et al. 2026 (arXiv 2602.04770); DBP (arXiv 2604.03540); Ada3Drift (arXiv
+    2603.11984).
+
+    Args:
+        parameterization: "x": the net's output is f, as published; "u": noise minus the output, so that training starts
+            with samples as wide as the noise. On two ways at +-1 (one observation, 500 steps, 8 samples) a plain
+            two-layer net has a spread of 0.88 to 0.93 with "x" (5 of 5 seeds, truth 1.0), but `ResidualMLP`, whose
+            output hardly varies with the noise at first, takes one way only in 1 of 5 seeds, and with 4 samples in 4 of
+            5; with "u" in none of 8. A single way of spread 0.05 however comes out at 0.12 with "u" after 2,000 steps,
+            at 0.05 with "x".
+        num_samples: Chunks for each observation, G; 4 as in DBP.
+        temperatures: 0.02, 0.05, 0.2 everywhere.
+        scale: "positive", or "all" as published, which collapses to mean regression where there is one demonstrated
+            action for each observation: `flow.drift.drift`.
+        mse_until: Share of training before which the loss is the squared error to the expert (each sample's), then the
+            drift; 0.7 in Ada3Drift, 0 is no squared error.
     """
 
     max_steps = 1

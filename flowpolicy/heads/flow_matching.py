@@ -17,8 +17,12 @@ from flowpolicy.types import LossOutput
 class FlowMatchingHead(Head):
     """v(x_t, t) regressed on noise - action; sampling with K jumps is Euler's method with K steps.
 
-    parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in `MeanFlowHead`.
     The papers' are uniform times, never t = 1, and loss_power 0, the plain squared error.
+
+    Args:
+        parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in
+            `MeanFlowHead`.
+
     Source: Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023 (rectified flow).
     """
 

@@ -19,10 +19,20 @@ class DualMeanFlowHead(Head):
     """v = u(x_t, t, t) and u(x_t, t, r) + (t - r) stop-gradient(du/dt along v), both regressed on noise - action.
 
     Where MeanFlow sets r = t on a share of the rows, here all rows train both, so r = t needs no share of its own, and
-    the instantaneous velocity is the direction of the derivative as in "imf" of `MeanFlowHead`.
-    parameterization, p_start, time_law, time_mean, time_std, loss_power, loss_eps, derivative: as in `MeanFlowHead`.
-    velocity_weight: of the instantaneous term; 1 as published, where leaving it out costs 3 to 10 points.
-    A step costs a forward and backward pass of twice the batch and one Jacobian product of the batch.
+    the instantaneous velocity is the direction of the derivative as in "imf" of `MeanFlowHead`. A step costs a forward
+    and backward pass of twice the batch and one Jacobian product of the batch.
+
+    Args:
+        parameterization: As in `MeanFlowHead`.
+        velocity_weight: Of the instantaneous term; 1 as published, where leaving it out costs 3 to 10 points.
+        p_start: As `parameterization`.
+        time_law: As `parameterization`.
+        time_mean: As `parameterization`.
+        time_std: As `parameterization`.
+        loss_power: As `parameterization`.
+        loss_eps: As `parameterization`.
+        derivative: As `parameterization`.
+
     Source: UCA-Flow (arXiv 2608.16153); Geng et al. 2025, "Improved Mean Flows".
     """
 

@@ -19,13 +19,17 @@ _SHORTEST = 1e-3  # of a jump, in flow time; what r = t is read as
 class IterativeRegressionHead(Head):
     """f(0, t = 1) and f(action + noise_level noise, t = noise_level), both regressed on the action; deterministic.
 
-    One step gives the first answer; two steps put it in for the noisy action and give the second. As a velocity
-    (x_t - answer) / (t - r), so that either jump lands on its answer. The starting noise plays no part.
-    noise_level: 0.1 in both papers.   The second term weighs ((1 - noise_level) / noise_level)^2 = 81 times the first.
-    precision: IDP's weighting: an action entry counts 1 + `excess_precision` times, more where similar observations
-      agree on it; with it one step is meant. False is MIP, meant for two.
-    loss_power, loss_eps: `LossWeighting` of each of the two terms; power 0 is the published squared error.
-    Sources: Pan et al. 2025, "Much Ado About Noising" (MIP); Implicit Drifting Policy (arXiv 2606.01098).
+    One step gives the first answer; two steps put it in for the noisy action and give the second. As a velocity (x_t -
+    answer) / (t - r), so that either jump lands on its answer. The starting noise plays no part. Sources: Pan et al.
+    2025, "Much Ado About Noising" (MIP); Implicit Drifting Policy (arXiv 2606.01098).
+
+    Args:
+        noise_level: 0.1 in both papers. The second term weighs ((1 - noise_level) / noise_level)^2 = 81 times the
+            first.
+        precision: IDP's weighting: an action entry counts 1 + `excess_precision` times, more where similar observations
+            agree on it; with it one step is meant. False is MIP, meant for two.
+        loss_power: `LossWeighting` of each of the two terms; power 0 is the published squared error.
+        loss_eps: As `loss_power`.
     """
 
     max_steps = 2

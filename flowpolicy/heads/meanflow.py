@@ -24,18 +24,25 @@ from flowpolicy.types import LossOutput
 class MeanFlowHead(Head):
     """u(x_t, t, r) trained on the MeanFlow identity; DM1 adds dispersion, MP1 that and guidance, OMP a direction loss.
 
-    objective: "meanflow" (Geng et al. 2025) or "imf" (boundary form of "Improved Mean Flows").
-    parameterization: what the net predicts: "u" the velocity, "x" the action, u = (x_t - x) / max(t, t_min).
-    p_equal: share of pairs with r = t; 0.75 as in MeanFlow on ImageNet, 0.5 in MP1 and DM1.
-    p_start, time_law, time_mean, time_std: `FlowTimes`; the defaults of every head with flow times.
-      MP1's and DM1's times (p_equal 0.5, logit-normal(-0.4, 1), never t = 1) leave the one step that a policy takes to
-      extrapolation: on PickCube-v1 the defaults cut its validation error from 0.156 to 0.113 and its spread over noise
-      draws from 0.058 to 0.016 in the same 2,000 training steps.
-    loss_power, loss_eps: `LossWeighting`; 0.5 and 1e-3 in MP1, power 0 in DM1.
-    derivative: how du/dt is found, "jvp" or "difference", see `flow.meanflow.time_derivative`.
-    dispersive: None, or which features to spread.   direction: None, or how strongly u follows the sampled direction.
-    guidance: None, or `Guidance` with all but its cond_dim filled in.
     Sources: Geng et al. 2025 (MeanFlow); Sheng et al. 2025 (MP1); Zou et al. 2025 (DM1); OMP (arXiv 2512.19347).
+
+    Args:
+        objective: "meanflow" (Geng et al. 2025) or "imf" (boundary form of "Improved Mean Flows").
+        parameterization: What the net predicts: "u" the velocity, "x" the action, u = (x_t - x) / max(t, t_min).
+        p_equal: Share of pairs with r = t; 0.75 as in MeanFlow on ImageNet, 0.5 in MP1 and DM1.
+        p_start: `FlowTimes`; the defaults of every head with flow times. MP1's and DM1's times (p_equal 0.5,
+            logit-normal(-0.4, 1), never t = 1) leave the one step that a policy takes to extrapolation: on PickCube-v1
+            the defaults cut its validation error from 0.156 to 0.113 and its spread over noise draws from 0.058 to
+            0.016 in the same 2,000 training steps.
+        time_law: As `p_start`.
+        time_mean: As `p_start`.
+        time_std: As `p_start`.
+        loss_power: `LossWeighting`; 0.5 and 1e-3 in MP1, power 0 in DM1.
+        loss_eps: As `loss_power`.
+        derivative: How du/dt is found, "jvp" or "difference", see `flow.meanflow.time_derivative`.
+        dispersive: None, or which features to spread.
+        direction: None, or how strongly u follows the sampled direction.
+        guidance: None, or `Guidance` with all but its cond_dim filled in.
     """
 
     has_velocity = True

@@ -15,7 +15,9 @@ from flowpolicy.types import LossOutput
 class RegressionHead(Head):
     """f(cond) regressed on the action; as a "velocity" x_t - f(cond), so one step from any noise lands on f(cond).
 
-    loss_power, loss_eps: `LossWeighting`; power 0 is the mean squared error.
+    Args:
+        loss_power: `LossWeighting`; power 0 is the mean squared error.
+        loss_eps: As `loss_power`.
     """
 
     max_steps = 1

@@ -29,12 +29,17 @@ def bench(
 ) -> dict[str, Any]:
     """What bench.json says about one number of steps, JSON-ready.
 
-    obs: key -> (1, To, ...), on the policy's device.   hz: control steps per second; None is the embodiment's.
-    preprocess_ms: stage -> milliseconds per observation of what happens before the policy, one list entry each.
-    repeats: at most; slow policies get fewer, see `measure_latency`.
     Percentiles of predict, of the predictor that `FlowPolicy.prepare` makes, of the stages and of the bare net (all
     take turns), the share of observations whose preprocessing and prediction together exceed 1 / hz, and a sentence.
-    Raises ValueError for hz that is not positive, and as `measure_latency`.
+
+    Args:
+        obs: key -> (1, To, ...), on the policy's device.
+        hz: Control steps per second; None is the embodiment's.
+        preprocess_ms: stage -> milliseconds per observation of what happens before the policy, one list entry each.
+        repeats: At most; slow policies get fewer, see `measure_latency`.
+
+    Raises:
+        ValueError: For hz that is not positive, and as `measure_latency`.
     """
     hz = policy.embodiment.control_hz if hz is None else hz
     if not 0 < hz < math.inf:
@@ -68,7 +73,9 @@ def bench(
 def recommend(total_ms: np.ndarray, missed: float, *, hz: float, chunk: int) -> str:
     """One sentence on how to run a policy whose predictions take `total_ms` each, preprocessing included.
 
-    missed: share of them that exceed one control step.   chunk: control steps that one prediction covers.
+    Args:
+        missed: Share of them that exceed one control step.
+        chunk: Control steps that one prediction covers.
     """
     p99 = float(np.percentile(total_ms, 99))
     fact = f"a prediction takes {_ms(p99)} at p99 and one step at {hz:g} Hz {_ms(1e3 / hz)}"
@@ -105,7 +112,8 @@ def describe_processor() -> dict[str, Any]:
 def pin_to(cpus: Sequence[int]) -> None:
     """Keep this thread, and those that it starts from now on, on the processors with these numbers.
 
-    Raises ValueError for numbers that this process may not use, and where the system cannot pin.
+    Raises:
+        ValueError: For numbers that this process may not use, and where the system cannot pin.
     """
     if not hasattr(os, "sched_setaffinity"):
         raise ValueError(f"cpus: {platform.system()} cannot pin a process; leave out cpus=")

@@ -21,12 +21,14 @@ from flowpolicy.types import Observation
 class LatencyReport:
     """Milliseconds, one observation at a time (batch 1).
 
-    predict: p50, p95, p99, max of the whole call: normalise, encode, head, un-normalise.
-    floor: the same of `num_steps` bare forward passes of the net: what no implementation around it can beat.
-    overhead: share of the median predict that is not the floor, in [0, 1].
-    stages: "encode" (normalise + encode), "head" (all its steps), "decode" (un-normalise): the percentiles of each.
-    samples_ms: every measured predict, in order.
-    prepared, prepared_samples_ms: the same of `FlowPolicy.prepare`'s predictor, None where it was not measured.
+    Args:
+        predict: P50, p95, p99, max of the whole call: normalise, encode, head, un-normalise.
+        floor: The same of `num_steps` bare forward passes of the net: what no implementation around it can beat.
+        overhead: Share of the median predict that is not the floor, in [0, 1].
+        stages: "encode" (normalise + encode), "head" (all its steps), "decode" (un-normalise): the percentiles of each.
+        samples_ms: Every measured predict, in order.
+        prepared: The same of `FlowPolicy.prepare`'s predictor, None where it was not measured.
+        prepared_samples_ms: As `prepared`.
     """
 
     device: str
@@ -61,12 +63,17 @@ def measure_latency(
 ) -> LatencyReport:
     """Time `policy.predict` on one observation, its stages, and the bare net.
 
-    obs: key -> (1, To, ...), robot units, on the policy's device.   warmup: calls thrown away first.
-    budget_s: warm-up and measurement each end after half of it, once they have had 20 calls: ten steps of a net of
-      250 M parameters would take a quarter of an hour otherwise.
-    prepared: what the policy prepared for one observation and num_steps, to be measured beside it.
     The measurements take turns, four calls each, so that a slow moment of the machine hits all of them alike.
-    Raises ValueError when obs is not a single observation or a count is below 1.
+
+    Args:
+        obs: key -> (1, To, ...), robot units, on the policy's device.
+        warmup: Calls thrown away first.
+        budget_s: Warm-up and measurement each end after half of it, once they have had 20 calls: ten steps of a net of
+            250 M parameters would take a quarter of an hour otherwise.
+        prepared: What the policy prepared for one observation and num_steps, to be measured beside it.
+
+    Raises:
+        ValueError: When obs is not a single observation or a count is below 1.
     """
     _check(obs, num_steps=num_steps, warmup=warmup, repeats=repeats)
     device = next(iter(obs.values())).device
@@ -136,9 +143,12 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
     """Milliseconds of every call, name -> list of at most `repeats`; on a GPU each ends with a synchronisation.
 
-    A turn is four calls in a row after one that is not counted: the weights that it finds in the processor's caches
-    are then its own and not those of the call before it.
-    warmup, budget_s: as in `measure_latency`.
+    A turn is four calls in a row after one that is not counted: the weights that it finds in the processor's caches are
+    then its own and not those of the call before it.
+
+    Args:
+        warmup: As in `measure_latency`.
+        budget_s: As `warmup`.
     """
     _take_turns(calls, device, repeats=warmup, budget_s=budget_s / 2)
     return _take_turns(calls, device, repeats=repeats, budget_s=budget_s / 2)

@@ -28,9 +28,11 @@ class PreparedPolicy:
 
     The policy ran once and left a flat list of operations: normalisation, encoder, every step of the head and decoding,
     with the flow times and all that follows from them as constants. On a GPU that list is one CUDA graph on buffers of
-    its own. It may stand in for the policy in `run_episodes`.
-    threads: CPU threads of torch during a call, set back afterwards; None leaves them.
-    It draws noise of its own where `predict` is given none, from seed 0 on, whatever the policy has drawn.
+    its own. It may stand in for the policy in `run_episodes`. It draws noise of its own where `predict` is given none,
+    from seed 0 on, whatever the policy has drawn.
+
+    Args:
+        threads: CPU threads of torch during a call, set back afterwards; None leaves them.
     """
 
     def __init__(
@@ -66,7 +68,8 @@ class PreparedPolicy:
     ) -> Tensor:
         """See `FlowPolicy.predict`; here obs may lie on the CPU also where the device is another.
 
-        Raises ValueError for what it was not prepared for: another batch size, number of steps, shape or type.
+        Raises:
+            ValueError: For what it was not prepared for: another batch size, number of steps, shape or type.
         """
         if num_steps not in (None, self.num_steps):
             raise ValueError(f"prepared for num_steps={self.num_steps}, got {num_steps}; prepare another one for it")

@@ -54,8 +54,9 @@ Rewrite = Callable[[Recording, fx.Node], fx.Node | None]
 def simplify(recording: Recording, *, pixels_first: bool = False) -> None:
     """Rewrite in place.
 
-    pixels_first: one-dimensional convolutions as two-dimensional ones whose channels lie side by side in memory, for
-    which oneDNN is two to four times faster at 4 to 16 positions of 128 to 768 channels.
+    Args:
+        pixels_first: One-dimensional convolutions as two-dimensional ones whose channels lie side by side in memory,
+            for which oneDNN is two to four times faster at 4 to 16 positions of 128 to 768 channels.
     """
     graph = recording.graph
     if pixels_first:

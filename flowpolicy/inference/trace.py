@@ -66,8 +66,10 @@ def record(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Recordi
     """Run `function(*inputs)` once without gradients and keep what it did.
 
     Shapes, devices and every decision that Python takes are those of this run.
-    Raises ValueError where Python reads numbers out of something that depends on the inputs, or where the function
-    writes into a tensor that outlives it, such as a running average: neither can be replayed.
+
+    Raises:
+        ValueError: Where Python reads numbers out of something that depends on the inputs, or where the function writes
+            into a tensor that outlives it, such as a running average: neither can be replayed.
     """
     recorder = _Recorder(inputs)
     with torch.no_grad(), recorder:

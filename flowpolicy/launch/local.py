@@ -16,7 +16,11 @@ Result = TypeVar("Result")
 
 
 class Outcome(NamedTuple, Generic[Job, Result]):
-    """What became of a job. result: None where it failed.   error: in words, "" where it did not."""
+    """What became of a job. result: None where it failed.
+
+    Args:
+        error: In words, "" where it did not.
+    """
 
     job: Job
     result: Result | None
@@ -36,8 +40,13 @@ def run_all(
 
     A job that raises, or that its process dies of, is an outcome with an error; the others go on. Where the caller is
     stopped, by Ctrl-C or an error, so are the jobs that run: SIGTERM, which a training answers with a checkpoint.
-    skip: asked when a process is free for a job; True leaves it out, without an outcome.
-    start: called with `arguments` once in each process.   work, jobs, arguments: picklable.
+
+    Args:
+        work: Picklable.
+        jobs: As `work`.
+        skip: Asked when a process is free for a job; True leaves it out, without an outcome.
+        start: Called with `arguments` once in each process.
+        arguments: As `work`.
     """
     waiting = (job for job in jobs if skip is None or not skip(job))
     slots = [_Slot(start, arguments) for _ in range(min(workers, len(jobs)))]

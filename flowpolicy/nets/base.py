@@ -17,7 +17,11 @@ class VelocityNet(nn.Module, ABC):
     def forward_with_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:
         """Output (B, H, A) and the taps: early and second are the first two blocks, in a U-Net levels; mid, late.
 
-        x_t: (B, H, A).   t, r: (B,).   cond: (B, D).
+        Args:
+            x_t: (B, H, A).
+            t: (B,).
+            r: As `t`.
+            cond: (B, D).
         """
 
     def forward(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 class TimeEmbedding(nn.Module):
     """(B,) -> (B, dim): sines and cosines at frequencies spaced geometrically between the two bounds.
 
-    dim: even number of entries.
-    min_frequency, max_frequency: radians per unit of flow time. DP3 and MP1 feed t in [0, 1] to the transformer's
-    embedding (max 1, min 1e-4), whose rank over [0, 1] is about 1; far above 100 the derivative du/dt that MeanFlow
-    trains on explodes.
+    Args:
+        dim: Even number of entries.
+        min_frequency: Radians per unit of flow time. DP3 and MP1 feed t in [0, 1] to the transformer's embedding (max
+            1, min 1e-4), whose rank over [0, 1] is about 1; far above 100 the derivative du/dt that MeanFlow trains on
+            explodes.
+        max_frequency: As `min_frequency`.
     """
 
     frequency: Tensor

@@ -16,20 +16,27 @@ Attention = Literal["joint", "cross", "adaln"]
 class JointTransformer(VelocityNet):
     """Pre-norm transformer; the chunk's steps are tokens, and so are parts of the condition and the two flow times.
 
-    attention: how action tokens see the rest. "joint": one sequence [observations | t | t - r | actions] in which all
-      attend to all, so that the condition's tokens follow the action; "cross": only action tokens are updated, and look
-      up the others in each block; "adaln": the others, added up, scale and shift each block (DiT). In the paper the
-      last two cost 5 to 17 and 14 to 42 points of success.
-    num_obs_tokens: parts that the condition is cut into; the number of observed steps, where the encoder puts step
-      after step (`MultiModalEncoder`, `StateEncoder` with step_by_step). Must divide cond_dim.
-    dim, depth, heads, mlp_ratio: size.
-    time_tokens, interval_tokens: tokens for t and for t - r.   time_dim: width of their sinusoidal embedding.
-    min_time_frequency, max_time_frequency: see `TimeEmbedding`; UCA-Flow feeds unscaled times: 1e-4 and 1.
     The output layer starts at zero. Attention is written out, for torch's fused one has no Jacobian-vector product;
-    with some 20 tokens it is no slower.
-    Taps: early, mid, late = the action tokens after the first, the middle and the last block, (B, H, dim).
-    Sources: UCA-Flow (arXiv 2608.16153) for the tokens; depth, width and heads are its, GELU and pre-norm ours;
-    Peebles & Xie 2023 (adaLN-zero).
+    with some 20 tokens it is no slower. Taps: early, mid, late = the action tokens after the first, the middle and the
+    last block, (B, H, dim). Sources: UCA-Flow (arXiv 2608.16153) for the tokens; depth, width and heads are its, GELU
+    and pre-norm ours; Peebles & Xie 2023 (adaLN-zero).
+
+    Args:
+        attention: How action tokens see the rest. "joint": one sequence [observations | t | t - r | actions] in which
+            all attend to all, so that the condition's tokens follow the action; "cross": only action tokens are
+            updated, and look up the others in each block; "adaln": the others, added up, scale and shift each block
+            (DiT). In the paper the last two cost 5 to 17 and 14 to 42 points of success.
+        num_obs_tokens: Parts that the condition is cut into; the number of observed steps, where the encoder puts step
+            after step (`MultiModalEncoder`, `StateEncoder` with step_by_step). Must divide cond_dim.
+        dim: Size.
+        depth: As `dim`.
+        heads: As `dim`.
+        mlp_ratio: As `dim`.
+        time_tokens: Tokens for t and for t - r.
+        interval_tokens: As `time_tokens`.
+        time_dim: Width of their sinusoidal embedding.
+        min_time_frequency: See `TimeEmbedding`; UCA-Flow feeds unscaled times: 1e-4 and 1.
+        max_time_frequency: As `min_time_frequency`.
     """
 
     def __init__(

@@ -15,11 +15,15 @@ class ResidualMLP(VelocityNet):
     """[x_t | t | t - r | cond] -> Linear -> `depth` pre-norm residual blocks of `width` -> Linear -> (H, A).
 
     Every block sees times and condition again: at t = 1 the noise drowns them in the first layer's sum (validation
-    error of one step on PickCube-v1 0.124 with, 0.132 without).
-    time_dim: width of each of the two time embeddings.   max_time_frequency: radians per unit of flow time.
-    Taps: early, second, mid, late = the stream after the first, second, middle and last block, (B, width).
-    Source: the residual MLP of Ren et al. 2024 (DPPO), which DM1 uses, with layer norm and t - r as second time
-    (Geng et al. 2025, table 1c).
+    error of one step on PickCube-v1 0.124 with, 0.132 without). Taps: early, second, mid, late = the stream after the
+    first, second, middle and last block, (B, width).
+
+    Args:
+        time_dim: Width of each of the two time embeddings.
+        max_time_frequency: Radians per unit of flow time.
+
+    Source: the residual MLP of Ren et al. 2024 (DPPO), which DM1 uses, with layer norm and t - r as second time (Geng
+    et al. 2025, table 1c).
     """
 
     def __init__(

@@ -15,13 +15,19 @@ from flowpolicy.nets.norm import CompilableGroupNorm
 class UNet1D(VelocityNet):
     """Two residual FiLM blocks per level, stride-2 down, transposed up, skips; convolutions run along the chunk.
 
-    dims: channels per level; (512, 1024, 2048) is MP1's, (128, 256, 384) SimpleDP3's.
-    time_dim: width of each time embedding; the embeddings of t and of the second time are added.
-    second_time: "r" as in MP1, or "t-r" as in Geng et al. 2025, table 1c.
-    min_time_frequency, max_time_frequency: MP1 feeds unscaled times to the transformer's embedding: 1e-4 and 1.
-    kernel_size 5 and 8 groups are Diffusion Policy's.
     Taps: early = first down level, mid = bottleneck, late = last up level; (B, C, length).
-    Raises ValueError for fewer than 2 levels, a horizon not divisible by 2^(levels - 1) or a width not by the groups.
+
+    Args:
+        dims: Channels per level; (512, 1024, 2048) is MP1's, (128, 256, 384) SimpleDP3's.
+        time_dim: Width of each time embedding; the embeddings of t and of the second time are added.
+        second_time: "r" as in MP1, or "t-r" as in Geng et al. 2025, table 1c.
+        min_time_frequency: MP1 feeds unscaled times to the transformer's embedding: 1e-4 and 1. kernel_size 5 and 8
+            groups are Diffusion Policy's.
+        max_time_frequency: As `min_time_frequency`.
+
+    Raises:
+        ValueError: For fewer than 2 levels, a horizon not divisible by 2^(levels - 1) or a width not by the groups.
+
     Source: Chi et al. 2023 (Diffusion Policy), Janner et al. 2022; FiLM is scale * h + bias as there.
     """
 

@@ -62,10 +62,15 @@ def _stage(name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
 def unproject(depth_m: np.ndarray, intrinsics: np.ndarray, camera_to_world: np.ndarray) -> np.ndarray:
     """The points that a pinhole camera sees: (H*W, 3) float32 metres in the world, row by row of the image.
 
-    depth_m: (H, W) metres along the optical axis.   intrinsics: (3, 3) pixels, no skew; pixel (0, 0) is the centre of
-    the upper left one.   camera_to_world: (4, 4), OpenCV axes (x right, y down, z forward).
     Where the depth is not positive and finite (0 is a sensor's "no reading") the point is NaN; `crop` drops it.
-    Raises ValueError for wrong shapes.
+
+    Args:
+        depth_m: (H, W) metres along the optical axis.
+        intrinsics: (3, 3) pixels, no skew; pixel (0, 0) is the centre of the upper left one.
+        camera_to_world: (4, 4), OpenCV axes (x right, y down, z forward).
+
+    Raises:
+        ValueError: For wrong shapes.
     """
     depth = np.asarray(depth_m, dtype=np.float32)
     matrix, pose = np.asarray(intrinsics, dtype=np.float32), np.asarray(camera_to_world, dtype=np.float32)
@@ -97,8 +102,11 @@ def crop(points: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) ->
 def voxel_downsample(points: np.ndarray, voxel_m: float) -> np.ndarray:
     """One row per occupied cell of a grid of edge `voxel_m` through the origin: the mean of its points (N, 3 or more).
 
-    Returns (M, same columns) float32, ordered by cell. Raises ValueError for an edge that is not positive, or so small
-    that the cells cannot be numbered.
+    Returns:
+        (M, same columns) float32, ordered by cell.
+
+    Raises:
+        ValueError: For an edge that is not positive, or so small that the cells cannot be numbered.
     """
     if not voxel_m > 0:
         raise ValueError(f"voxel_downsample: wanted an edge above 0 m, got {voxel_m}")
@@ -121,7 +129,9 @@ def farthest_point_indices(points: np.ndarray, count: int, *, start: int = 0) ->
     """Indices (count,) int64 of points (N, 3): `start`, then always the point farthest from all chosen ones.
 
     Exact, in float32; ties go to the lowest index. start 0 is PyTorch3D's choice, and so DP3's and MP1's.
-    Raises ValueError when count is not in 1..N, start not in 0..N-1, or a coordinate is NaN or infinite.
+
+    Raises:
+        ValueError: When count is not in 1..N, start not in 0..N-1, or a coordinate is NaN or infinite.
     """
     rows = np.ascontiguousarray(points, dtype=np.float32)
     _check(rows.shape, count, start, dims=2)
@@ -152,7 +162,10 @@ def make_cloud(points: np.ndarray, spec: CloudSpec) -> np.ndarray:
 
     Crop, grid, farthest-point sampling. Fewer points than spec.points are repeated in turn: an encoder that takes the
     maximum does not notice, where zeros (DP3's padding) would be a point of their own at the origin.
-    Raises ValueError when colour is wanted and not there, EmptyCropError when nothing lies in the crop.
+
+    Raises:
+        ValueError: When colour is wanted and not there.
+        EmptyCropError: When nothing lies in the crop.
     """
     columns = spec.shape[1]
     if points.ndim != 2 or points.shape[1] not in (3, 6) or points.shape[1] < columns:

@@ -28,9 +28,11 @@ _GRID = "display:grid;grid-template-columns:repeat(auto-fill,minmax({}px,1fr));g
 def write_contact_sheet(store: EpisodeStore, out: Path, *, episodes: int = MAX_EPISODES) -> Path:
     """Write the page about the first `episodes` episodes to `out`; returns its absolute path.
 
-    Point clouds (N, 3 or 6) turn above a grid of 10 cm, coloured by height where they hold no colour; images are
-    (H, W, 3) uint8; each entry of the actions is drawn from its lowest to its highest value in the store.
-    Raises ValueError for a damaged store or episodes < 1.
+    Point clouds (N, 3 or 6) turn above a grid of 10 cm, coloured by height where they hold no colour; images are (H, W,
+    3) uint8; each entry of the actions is drawn from its lowest to its highest value in the store.
+
+    Raises:
+        ValueError: For a damaged store or episodes < 1.
     """
     if episodes < 1:
         raise ValueError(f"view: wanted at least 1 episode, got {episodes}")

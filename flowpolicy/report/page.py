@@ -6,7 +6,11 @@ from typing import NamedTuple
 
 
 class Section(NamedTuple):
-    """A titled part of the page. body: HTML.   lead: one sentence under the title, plain text."""
+    """A titled part of the page. body: HTML.
+
+    Args:
+        lead: One sentence under the title, plain text.
+    """
 
     title: str
     body: str

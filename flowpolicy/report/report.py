@@ -20,8 +20,11 @@ MAX_TASK_CARDS = 6  # more tasks than this: the table tells
 def write_report(paths: Sequence[Path], out: Path, *, title: str = "") -> Path:
     """Write the page about everything at or below `paths` to `out` and return it, absolute.
 
-    title: heading; by default the task and what was found. What a folder lacks is left out with a line saying so.
-    Raises FileNotFoundError or ValueError as `find_folders` does, before anything is written.
+    Args:
+        title: Heading; by default the task and what was found. What a folder lacks is left out with a line saying so.
+
+    Raises:
+        FileNotFoundError: Or ValueError as `find_folders` does, before anything is written.
     """
     evaluations, runs = find_folders(paths)
     sections = [

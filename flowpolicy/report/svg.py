@@ -20,7 +20,11 @@ LINE_POINTS = 400  # per line; a screen shows no more, and a page with a million
 @final
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart. colour: series number, or INK.   faint: thin and transparent, for draws, raw curves."""
+    """One line of a chart. colour: series number, or INK.
+
+    Args:
+        faint: Thin and transparent, for draws, raw curves.
+    """
 
     name: str
     x: Sequence[float]

@@ -15,8 +15,9 @@ from flowpolicy.statistics.tests import wilson_interval
 class ArmResult:
     """The episodes of an arm that count, in seed order, and what is known about its speed.
 
-    rows: all; `n`, `successes` and `outcomes` are of those that were not solved at reset.
-    summary: as in summary.json; {} where there is none.
+    Args:
+        rows: All; `n`, `successes` and `outcomes` are of those that were not solved at reset.
+        summary: As in summary.json; {} where there is none.
     """
 
     name: str

@@ -25,9 +25,10 @@ class Failure(NamedTuple):
 class Comparison:
     """What was found, as in compare.json.
 
-    looks: numbers of episodes at which a test for one look was made in this folder; empty when sequential.
-    pairs: all of them, or of more than ALL_PAIRS arms those with the first one, with the one that succeeded most often,
-    or with the multi-step one that did; `tested` pairs are corrected for.
+    Args:
+        pairs: All of them, or of more than ALL_PAIRS arms those with the first one, with the one that succeeded most
+            often, or with the multi-step one that did; `tested` pairs are corrected for.
+        looks: Numbers of episodes at which a test for one look was made in this folder; empty when sequential.
     """
 
     task: str
@@ -105,7 +106,8 @@ def conclude(
 ) -> Comparison:
     """Test the pairs of the episodes there are, and hold the first arm to `require`.
 
-    looks: numbers of episodes tested so far in this folder, these included.
+    Args:
+        looks: Numbers of episodes tested so far in this folder, these included.
     """
     outcomes = {result.name: result.outcomes() for result in results}
     tested = compare_pairs(outcomes, alpha=alpha, sequential=sequential, of=_shown(results)) if len(results) > 1 else []

@@ -31,7 +31,8 @@ def episode_row(facts: Mapping[str, Any], result: EpisodeResult) -> dict[str, An
 def left_to_solve(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Lines of episodes that were not solved at reset, of which success rates are; older lines do not say.
 
-    Raises ValueError when there is none.
+    Raises:
+        ValueError: When there is none.
     """
     if not (some := [row for row in rows if not row.get("solved_at_reset")]):
         raise ValueError(
@@ -67,7 +68,8 @@ def _file_digest(path: Path, changed_ns: int, size: int) -> bytes:
 def require_unchanged(file: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that `file` holds joined by new ones, for the caller to write. facts: name -> JSON-ready value.
 
-    Raises ValueError naming the first fact that was another one before: episodes of both would not be comparable.
+    Raises:
+        ValueError: Naming the first fact that was another one before: episodes of both would not be comparable.
     """
     before = read_object(file) if file.exists() else {}
     for name, value in facts.items():

@@ -85,7 +85,11 @@ class EvaluationFolder:
 @final
 @dataclass(frozen=True)
 class RunFolder:
-    """One folder that a trainer wrote. record: run.json, None when missing.   config: the resolved yaml, or ""."""
+    """One folder that a trainer wrote. record: run.json, None when missing.
+
+    Args:
+        config: The resolved yaml, or "".
+    """
 
     label: str
     path: Path
@@ -97,8 +101,9 @@ class RunFolder:
 def find_folders(paths: Sequence[Path]) -> tuple[list[EvaluationFolder], list[RunFolder]]:
     """Every evaluation (has summary.json) and every train run (has metrics.jsonl) at or below `paths`.
 
-    Raises FileNotFoundError for a path that does not exist, ValueError where there is nothing to report or a file is
-    not what its name says.
+    Raises:
+        FileNotFoundError: For a path that does not exist.
+        ValueError: Where there is nothing to report or a file is not what its name says.
     """
     for path in paths:
         if not path.is_dir():
@@ -182,7 +187,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_lines(path: Path, wanted: Any = None) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file; a last line without its end belongs to a run that is still writing it.
 
-    wanted: the keys of each line, see `records.Kind`; by default those of an evaluation's file of this name.
+    Args:
+        wanted: The keys of each line, see `records.Kind`; by default those of an evaluation's file of this name.
     """
     if not path.exists():
         return []

@@ -10,14 +10,16 @@ from flowpolicy.statistics.pairs import p_text
 class OneStep(NamedTuple):
     """A one-step arm that has run every task, held on each against the multi-step arm with the most successes there.
 
-    beaten: "push-v3 (0.60 against 0.82, p = 0.003)", per task on which it is worse at p < alpha. p is that of the
-    pair's own test times the number of multi-step arms on the task (Bonferroni): the best of many equal ones, picked on
-    the same seeds, is better than it is. It is not corrected for the number of one-step arms: not to be beaten is
-    harder so.
-    nearest: where it comes nearest to that: "b (0.70 against 0.80, p = 0.062 before correction)", "" where it is behind
-    on no task. What the test does not rule out is a difference all the same.
-    evaluations, speed: the least ratio over the tasks of network evaluations, and of the medians of one prediction
-    (None where a latency is missing).
+    Args:
+        beaten: "push-v3 (0.60 against 0.82, p = 0.003)", per task on which it is worse at p < alpha. p is that of the
+            pair's own test times the number of multi-step arms on the task (Bonferroni): the best of many equal ones,
+            picked on the same seeds, is better than it is. It is not corrected for the number of one-step arms: not to
+            be beaten is harder so.
+        nearest: Where it comes nearest to that: "b (0.70 against 0.80, p = 0.062 before correction)", "" where it is
+            behind on no task. What the test does not rule out is a difference all the same.
+        evaluations: The least ratio over the tasks of network evaluations, and of the medians of one prediction (None
+            where a latency is missing).
+        speed: As `evaluations`.
     """
 
     name: str

@@ -20,9 +20,10 @@ _WORDS = {
 def seen_seeds(recorded: Mapping[str, Any], task: tuple[str, str], seeds: range) -> dict[str, int]:
     """How many of `seeds` the policy has seen, by what: "demonstrations", "selection", "training"; {} for none.
 
-    recorded: config.json of its checkpoint; what an older one does not record counts as unseen.   task: family and id
-    of the evaluation; on another task than the policy's own the same seeds are other episodes. A policy that does not
-    say its task is taken to be of this one.
+    Args:
+        recorded: config.json of its checkpoint; what an older one does not record counts as unseen.
+        task: Family and id of the evaluation; on another task than the policy's own the same seeds are other episodes.
+            A policy that does not say its task is taken to be of this one.
     """
     own = recorded.get("task")
     if own and (own.get("name"), own.get("id")) != task:
@@ -62,8 +63,11 @@ def seen_warning(name: str, found: Mapping[str, int]) -> str:
 def require_selection(seeds: range, demonstrations: Sequence[Sequence[int]]) -> list[list[int]]:
     """The ranges to record of the seeds that evaluations in training choose by.
 
-    demonstrations: ranges of the store's seeds. Raises ValueError where a checkpoint would be chosen on its own
-    demonstrations or on seeds that are reported.
+    Args:
+        demonstrations: Ranges of the store's seeds.
+
+    Raises:
+        ValueError: Where a checkpoint would be chosen on its own demonstrations or on seeds that are reported.
     """
     if len(seeds) and seeds.stop > START_SEED:
         raise ValueError(
@@ -83,7 +87,11 @@ def _common(seeds: range, first: int, last: int) -> range:
 
 
 def remarks(summary: Mapping[str, Any], name: str = "") -> list[str]:
-    """What must be said beside the numbers of a summary.json.   name: of the evaluation."""
+    """What must be said beside the numbers of a summary.json.
+
+    Args:
+        name: Of the evaluation.
+    """
     name = name or f"{summary['num_steps']} step{'' if summary['num_steps'] == 1 else 's'}"
     found = []
     if solved := summary.get("solved_at_reset"):

@@ -29,8 +29,12 @@ _FEATURES = "features"
 class Decision(NamedTuple):
     """What N environments are told, and what is stored of it.
 
-    chunk: (N, Ta, A), robot units.   stored: what `features` takes back.   log_prob, value: (N,).
-    saturated: share of executed entries beyond the demonstrated range.
+    Args:
+        chunk: (N, Ta, A), robot units.
+        stored: What `features` takes back.
+        log_prob: (N,).
+        value: As `log_prob`.
+        saturated: Share of executed entries beyond the demonstrated range.
     """
 
     chunk: Tensor
@@ -42,9 +46,14 @@ class Decision(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Of stored decisions under the present weights. log_prob: (B,).   entries: (B,), what log_prob times gives the
-    logarithm of the density: 1, or their number where log_prob is a mean.   entropy, std: scalars, means over the
-    entries that count; the std is detached."""
+    """Of stored decisions under the present weights. log_prob: (B,).
+
+    Args:
+        entries: (B,), what log_prob times gives the logarithm of the density: 1, or their number where log_prob is a
+            mean.
+        entropy: Scalars, means over the entries that count; the std is detached.
+        std: As `entropy`.
+    """
 
     log_prob: Tensor
     entries: Tensor
@@ -57,12 +66,14 @@ class ActorCritic(nn.Module):
     """The policy, the exploration around it, the critic, and a frozen copy of the policy as it came.
 
     The whole stays in evaluation mode: dropout or batch statistics would make every ratio noise.
-    rows: which rows of a chunk count in a density. "executed": those that run; exact for the last flow step, where
-      rows are independent. "all": every one; earlier steps' rows reach the executed ones through the net. "auto": each
-      where it is right.
-    log_prob_reduction: "sum" is the density. "mean" divides its logarithm by the number N of entries, so that a clip
-      at e acts like one at e N on the true ratio (DBPO, ReinFlow).
-    freeze_encoder: train the head alone; the rollout then stores features, not observations.
+
+    Args:
+        rows: Which rows of a chunk count in a density. "executed": those that run; exact for the last flow step, where
+            rows are independent. "all": every one; earlier steps' rows reach the executed ones through the net. "auto":
+            each where it is right.
+        log_prob_reduction: "sum" is the density. "mean" divides its logarithm by the number N of entries, so that a
+            clip at e acts like one at e N on the true ratio (DBPO, ReinFlow).
+        freeze_encoder: Train the head alone; the rollout then stores features, not observations.
     """
 
     def __init__(
@@ -105,8 +116,9 @@ class ActorCritic(nn.Module):
     def act(self, obs: Observation, generator: torch.Generator) -> Decision:
         """Sample a chunk for each of N observations, key -> (N, To, ...).
 
-        Raises ValueError for observations that `FlowPolicy.predict` would refuse, and where one, or the chunk, is not
-        finite, naming the environment's row.
+        Raises:
+            ValueError: For observations that `FlowPolicy.predict` would refuse, and where one, or the chunk, is not
+                finite, naming the environment's row.
         """
         self.policy.inputs.check(obs)
         obs = {key: obs[key].to(self.policy.action_low.device) for key in self.policy.obs_keys}

@@ -28,12 +28,13 @@ def bc_loss(
     """Mean over batch, rows and action entries of a squared difference at the same point; a scalar.
 
     "paired": of the chunks of `num_steps` noise-free steps; it bounds the squared Wasserstein-2 distance of the two
-      policies' actions from above.
-    "velocity": of the average velocities at random (r, t), r = t in half of the rows, on paths from the reference's
-      one-step chunks to noise of their own; it keeps the inner maps and the diagonal in shape, which renoise and
-      Langevin use.
-    cond, reference_cond: (B, D), as the two policies see the same observations.
-    Sources: Zhang et al. 2025 (ReinFlow, with one fixed noise); DBPO's anchor; π_RL.
+    policies' actions from above. "velocity": of the average velocities at random (r, t), r = t in half of the rows, on
+    paths from the reference's one-step chunks to noise of their own; it keeps the inner maps and the diagonal in shape,
+    which renoise and Langevin use. Sources: Zhang et al. 2025 (ReinFlow, with one fixed noise); DBPO's anchor; π_RL.
+
+    Args:
+        cond: (B, D), as the two policies see the same observations.
+        reference_cond: As `cond`.
     """
     shape = (len(cond), policy.horizon, policy.embodiment.action_dim)
     noise = normal(shape, generator)

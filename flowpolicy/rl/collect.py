@@ -18,7 +18,8 @@ MAX_EPISODE = 10_000
 class Collected(NamedTuple):
     """A rollout, where the environments stand after it, and what the collection noticed.
 
-    saturated: share of executed action entries beyond the demonstrated range.
+    Args:
+        saturated: Share of executed action entries beyond the demonstrated range.
     """
 
     rollout: Rollout
@@ -31,7 +32,8 @@ def collect(
 ) -> Collected:
     """Run `decisions` chunks in every environment, starting at `obs`, key -> (N, To, ...).
 
-    Raises ValueError for a reward or an observation that is not finite.
+    Raises:
+        ValueError: For a reward or an observation that is not finite.
     """
     rows: list[tuple[Tensor, ...]] = []
     stored, chains, saturated = [], [], 0.0

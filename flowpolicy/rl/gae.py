@@ -13,10 +13,15 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns (advantage + value), (T, N) each.
 
-    reward, value: (T, N).   next_value: (T, N), value of the true successor of each decision: where an episode ended,
-    that of its final observation, never of the next episode's first one.
-    terminated: (T, N) bool, there is nothing after it: no bootstrap.   done: terminated or truncated: the trace ends,
-    a truncated episode bootstraps.   discount: (T, N), see `discounts`.
+    Args:
+        reward: (T, N).
+        value: As `reward`.
+        next_value: (T, N), value of the true successor of each decision: where an episode ended, that of its final
+            observation, never of the next episode's first one.
+        terminated: (T, N) bool, there is nothing after it: no bootstrap.
+        done: Terminated or truncated: the trace ends, a truncated episode bootstraps.
+        discount: (T, N), see `discounts`.
+
     Source: Schulman et al. 2016, with Pardo et al. 2018 for time limits.
     """
     delta = reward + torch.where(terminated, 0.0, discount * next_value) - value

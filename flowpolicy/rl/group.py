@@ -10,8 +10,13 @@ from flowpolicy.types import Observation
 
 
 class GroupAdvantage(NamedTuple):
-    """advantage: (T, N), the same for all decisions of an episode.   valid: (T, N) bool, without the groups in which
-    every episode had the same return up to rounding: they say nothing.   used: share of the groups that are left."""
+    """advantage: (T, N), the same for all decisions of an episode.
+
+    Args:
+        valid: (T, N) bool, without the groups in which every episode had the same return up to rounding: they say
+            nothing.
+        used: Share of the groups that are left.
+    """
 
     advantage: Tensor
     valid: Tensor
@@ -19,7 +24,11 @@ class GroupAdvantage(NamedTuple):
 
 
 def first_episodes(done: Tensor) -> Tensor:
-    """(T, N) bool: the decisions of each environment up to its first done, that one included.   done: (T, N)."""
+    """(T, N) bool: the decisions of each environment up to its first done, that one included.
+
+    Args:
+        done: (T, N).
+    """
     return done.int().cumsum(0) - done.int() == 0
 
 
@@ -46,9 +55,13 @@ def require_equal_starts(obs: Observation, group_size: int) -> None:
 def group_advantage(reward: Tensor, valid: Tensor, *, discount: Tensor, group_size: int) -> GroupAdvantage:
     """(R - mean) / (standard deviation + 1e-4) over each group, with R the discounted return of the valid decisions.
 
-    reward, valid, discount: (T, N); environments i G to (i + 1) G - 1 are a group of G = `group_size` from one start. N
-    must be divisible by G. Groups without a difference have advantage 0.
     Sources: Shao et al. 2024 (GRPO); for robots RLinf's groups of environments that are reset alike.
+
+    Args:
+        reward: (T, N); environments i G to (i + 1) G - 1 are a group of G = `group_size` from one start. N must be
+            divisible by G. Groups without a difference have advantage 0.
+        valid: As `reward`.
+        discount: As `reward`.
     """
     before = torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).double().cumprod(0)
     earned = reward * before  # float64: what is left is the rounding of the rewards themselves

@@ -11,7 +11,8 @@ from torch import Tensor
 class LastStep:
     """Remembers the weights before each step. The optimiser's moments stay: they are of gradients, not of steps.
 
-    parameters: all that the optimiser moves.
+    Args:
+        parameters: All that the optimiser moves.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:

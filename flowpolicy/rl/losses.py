@@ -9,8 +9,12 @@ _MAX_LOG_RATIO = 20.0  # exp of 89 overflows float32; a ratio of 5e8 is as wrong
 
 
 class PolicyLoss(NamedTuple):
-    """loss: scalar.   kl: scalar, E[ratio - 1 - log ratio] of the density.   clipped: share of ratios outside the
-    bounds."""
+    """loss: scalar.
+
+    Args:
+        kl: Scalar, E[ratio - 1 - log ratio] of the density.
+        clipped: Share of ratios outside the bounds.
+    """
 
     loss: Tensor
     kl: Tensor
@@ -26,9 +30,13 @@ def policy_loss(
     clip_high: float,
     entries: Tensor | float = 1.0,
 ) -> PolicyLoss:
-    """The clipped objective, negated; all (B,).   entries: see `Score`, for the divergence.
+    """The clipped objective, negated; all (B,).
 
     A decision whose log ratio is beyond 20 on either side has no gradient.
+
+    Args:
+        entries: See `Score`, for the divergence.
+
     Source: Schulman et al. 2017; kl: Schulman's "k3", 2020.
     """
     log_ratio = (log_prob - old_log_prob).float()
@@ -42,7 +50,10 @@ def policy_loss(
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, *, clip: float, huber: float) -> Tensor:
     """Mean of the larger of two errors: of the value, and of the value kept within `clip` of the old one (0: off).
 
-    huber: Huber's delta, 0 for half the squared error; all (B,).   Source: Schulman et al.'s code; π_RL (Huber).
+    Args:
+        huber: Huber's delta, 0 for half the squared error; all (B,).
+
+    Source: Schulman et al.'s code; π_RL (Huber).
     """
 
     def error(guess: Tensor) -> Tensor:

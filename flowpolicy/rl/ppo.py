@@ -4,131 +4,26 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.exploration.base import require_choice
 from flowpolicy.rl.actor_critic import ActorCritic, Score
-from flowpolicy.rl.bc import Kind, bc_loss
-from flowpolicy.rl.gae import Discount, chunk_reward, discounts, gae
+from flowpolicy.rl.bc import bc_loss
+from flowpolicy.rl.gae import chunk_reward, discounts, gae
 from flowpolicy.rl.group import group_advantage
 from flowpolicy.rl.last_step import LastStep
 from flowpolicy.rl.losses import policy_loss, value_loss
 from flowpolicy.rl.rollout_buffer import Minibatch, Rollout, minibatches
 from flowpolicy.rl.rounding import differ, spreads
+from flowpolicy.rl.settings import PPOSettings
 
-Advantage = Literal["gae", "group"]
 Actor = Literal["train", "anchor", "hold"]
 """What an update does to the actor: the whole objective, the pull towards the reference alone, nothing."""
-_MAX_MEAN_CLIP = 0.05
 _KEPT = "; the last good checkpoint is kept. Lower ppo.actor_lr and ppo.critic_lr, or scale the rewards"
+_MAX_MEAN_CLIP = 0.05
 _TRIES = 20  # to shorten a step that crossed target_kl
-
-
-@final
-@dataclass(frozen=True)
-class PPOSettings:
-    """Numbers of the update.
-
-    advantage: "gae", with a critic; or "group", see `group_advantage`: without one, `group_size` environments from the
-      same start. Every iteration then begins new episodes and learns from the first of each environment, so the
-      decisions of a rollout must span one.
-    gamma, lam, discount: see `gae`.   epochs, minibatches: passes over a rollout and parts of each.
-    clip_low, clip_high: bounds of the ratio, 1 - clip_low to 1 + clip_high, on the summed log-density; the 0.01 of
-      DPPO, ReinFlow and DBPO belongs to its mean, and acts like 0.3 to 1.7 here. Log ratios end at -20 and 20.
-      allow_large_clip: let a clip above 0.05 meet log_prob_reduction="mean", which then hardly ever clips.
-    value_clip: how far a value may move per update, in units of the scaled return; 0 is anywhere. See
-      `warn_of_value_clip`.
-    huber: where the value loss turns linear; 0 is squared error (half of it).
-    actor_lr, critic_lr: of two AdamW without weight decay.   final_lr: share of both that is left at the end (cosine).
-    grad_clip: largest gradient norm, of each.
-    target_kl: the actor stops for this iteration when the estimate E[ratio - 1 - log ratio] is larger on the minibatch
-      that comes next, or on all decisions after the last step; of the density itself (the sum), whatever
-      log_prob_reduction. So much of the step that crossed is taken back that the estimate over all decisions is within;
-      not all of it, or a learning rate whose every step crosses would teach nothing: on the reach task at
-      3e-4 and 0.1, 64 environments, 20 iterations make 0.59 into 1.00 (two seeds); left as they were such steps made
-      it 0.92 (one seed), by way of 0.53. 0 is never.
-    entropy_weight: of the mean entropy of a scored entry; without effect where the noise is fixed.
-    bc_weight, bc_final, bc_kind: see `bc_loss`; linear from one to the other over the iterations.
-    warmup: first iterations, in which the critic alone learns.
-    guard: skip the actor where a rollout carries no signal: rewards that are all equal, or (sparse reward) fewer than
-      `min_success_episodes` successes. Normalised advantages would be the critic's error at full size: on the toy task
-      20 iterations without any reward took success from 0.58 to between 0.29 and 0.71.
-    scale_rewards: divide by the running spread of the return; for dense rewards.
-    """
-
-    advantage: Advantage = "gae"
-    group_size: int = 8
-    gamma: float = 0.99
-    lam: float = 0.95
-    discount: Discount = "per_chunk"
-    epochs: int = 5
-    minibatches: int = 8
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    allow_large_clip: bool = False
-    value_clip: float = 0.2
-    huber: float = 10.0
-    actor_lr: float = 3e-5
-    critic_lr: float = 5e-4
-    final_lr: float = 1.0
-    grad_clip: float = 1.0
-    target_kl: float = 0.1
-    entropy_weight: float = 0.0
-    bc_weight: float = 0.0
-    bc_final: float = 0.0
-    bc_kind: Kind = "paired"
-    warmup: int = 3
-    guard: bool = True
-    min_success_episodes: int = 4
-    scale_rewards: bool = False
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a number out of its range, before anything is written."""
-        require_choice("ppo.advantage", self.advantage, Advantage)
-        require_choice("ppo.discount", self.discount, Discount)
-        require_choice("ppo.bc_kind", self.bc_kind, Kind)
-        for name, least in (("epochs", 1), ("minibatches", 1), ("group_size", 2)):
-            if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"ppo.{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("gamma", "lam"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"ppo.{name} must lie between 0 and 1, got {getattr(self, name)}")
-        others = (
-            "clip_low",
-            "clip_high",
-            "value_clip",
-            "huber",
-            "actor_lr",
-            "critic_lr",
-            "final_lr",
-            "target_kl",
-            "bc_weight",
-            "bc_final",
-            "warmup",
-            "min_success_episodes",
-        )
-        for name in others:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"ppo.{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if not math.isfinite(self.entropy_weight):
-            raise ValueError(f"ppo.entropy_weight must be finite, got {self.entropy_weight}")
-        if not self.grad_clip > 0:
-            raise ValueError(f"ppo.grad_clip must be positive, got {self.grad_clip}")
-
-
-def warn_of_value_clip(settings: PPOSettings, *, sparse: bool) -> None:
-    """Warn where a clip in units of a scaled return meets dense rewards that nobody scales."""
-    if settings.value_clip and settings.advantage == "gae" and not sparse and not settings.scale_rewards:
-        warnings.warn(
-            f"ppo.value_clip={settings.value_clip:g} bounds how far a value moves per update, and dense rewards that "
-            "are not scaled have returns of any size: the critic can learn several times more slowly. Set "
-            "ppo.scale_rewards=true, or ppo.value_clip=0",
-            stacklevel=3,
-        )
 
 
 def normalized(advantage: Tensor, valid: Tensor) -> Tensor:
@@ -149,7 +44,8 @@ def explained_variance(rollout: Rollout, returns: Tensor) -> float:
 def has_signal(rollout: Rollout, settings: PPOSettings, *, sparse: bool, successes: int) -> bool:
     """Whether the rewards say anything about actions: they differ by more than rounding.
 
-    successes: episodes that ended well in this rollout.
+    Args:
+        successes: Episodes that ended well in this rollout.
     """
     rewards = rollout.reward[rollout.valid]
     if not bool(differ(rewards.sum(-1), rewards.abs().sum(-1))):
@@ -209,11 +105,16 @@ class PPO:
     ) -> dict[str, float]:
         """Go through a rollout `epochs` times; returns means of what was measured.
 
-        reward: (T, N), scaled or not.   actor: what happens to it; the critic always learns.
-        order: shuffles, on the CPU.   noise: of the reference's pull, on the policy's device.
-        rl/approx_kl and rl/clip_fraction are of the actor as it leaves, over all decisions. Where target_kl stopped it
-        (rl/kl_stop), rl/kl_at_stop is the estimate that did, and rl/step_kept the share that is left of the last step.
-        Raises ValueError when a density is no number, or no gradient of the actor or the critic is.
+        Args:
+            reward: (T, N), scaled or not.
+            actor: What happens to it; the critic always learns.
+            order: Shuffles, on the CPU.
+            noise: Of the reference's pull, on the policy's device. rl/approx_kl and rl/clip_fraction are of the actor
+                as it leaves, over all decisions. Where target_kl stopped it (rl/kl_stop), rl/kl_at_stop is the estimate
+                that did, and rl/step_kept the share that is left of the last step.
+
+        Raises:
+            ValueError: When a density is no number, or no gradient of the actor or the critic is.
         """
         settings = self.settings
         discount = discounts(rollout.steps, gamma=settings.gamma, kind=settings.discount)

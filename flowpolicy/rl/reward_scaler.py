@@ -21,7 +21,11 @@ class RewardScaler:
         self._count, self._mean, self._square = 0.0, 0.0, 0.0  # Welford's, over all returns seen
 
     def __call__(self, reward: Tensor, discount: Tensor, done: Tensor) -> Tensor:
-        """All (T, N). discount: that of training, see `discounts`.   done: where an episode ends with that reward."""
+        """All (T, N). discount: that of training, see `discounts`.
+
+        Args:
+            done: Where an episode ends with that reward.
+        """
         for step, gamma, ended in zip(reward.double().cpu(), discount.double().cpu(), done.cpu(), strict=True):
             self._return += step
             count = self._count + len(step)

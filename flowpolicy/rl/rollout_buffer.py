@@ -24,10 +24,18 @@ class Minibatch(NamedTuple):
 class Rollout(NamedTuple):
     """T decisions of N environments. All (T, N, ...).
 
-    obs: what the actor stores: observations, or condition features where the encoder is frozen.
-    chain: stochastic transitions.   log_prob, value: under the weights that drew them.
-    next_value: of the true successor.   reward: (T, N, Ta) per control step.   steps: control steps executed.
-    terminated, truncated, success: how each decision ended.   valid: False where nothing was decided.
+    Args:
+        obs: What the actor stores: observations, or condition features where the encoder is frozen.
+        chain: Stochastic transitions.
+        log_prob: Under the weights that drew them.
+        value: As `log_prob`.
+        next_value: Of the true successor.
+        reward: (T, N, Ta) per control step.
+        steps: Control steps executed.
+        terminated: How each decision ended.
+        truncated: As `terminated`.
+        success: As `terminated`.
+        valid: False where nothing was decided.
     """
 
     obs: Observation
@@ -52,8 +60,13 @@ def minibatches(
 ) -> Iterator[Minibatch]:
     """The valid decisions in `count` random parts of nearly the same size, each once.
 
-    advantage, returns: (T, N).   generator: on the CPU; None takes them as they lie.
-    Raises ValueError when there are fewer decisions than parts.
+    Args:
+        advantage: (T, N).
+        returns: As `advantage`.
+        generator: On the CPU; None takes them as they lie.
+
+    Raises:
+        ValueError: When there are fewer decisions than parts.
     """
     index = rollout.valid.flatten().nonzero().squeeze(1)
     if len(index) < count:

@@ -9,7 +9,8 @@ _SHARE = 1e-6  # of the magnitude: eight float32 units, and a float32 reward is 
 def differ(values: Tensor, magnitude: Tensor) -> Tensor:
     """(...) bool, whether the last axis of `values` (..., N) spans more than float32 rounding; False for NaN.
 
-    magnitude: (..., N), what was added up for each value without its sign: 1e4 - 1e4 is zero only to 1e-3.
+    Args:
+        magnitude: (..., N), what was added up for each value without its sign: 1e4 - 1e4 is zero only to 1e-3.
     """
     span = values.amax(dim=-1) - values.amin(dim=-1)
     return span > _SHARE * magnitude.amax(dim=-1)

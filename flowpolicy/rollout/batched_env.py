@@ -14,7 +14,11 @@ from flowpolicy.types import Observation
 
 
 class BatchStep(NamedTuple):
-    """One control step of N environments. obs: key -> (N, ...).   reward: (N,).   the others: (N,) bool."""
+    """One control step of N environments. obs: key -> (N, ...).
+
+    Args:
+        reward: (N,). the others: (N,) bool.
+    """
 
     obs: Observation
     reward: Tensor
@@ -48,7 +52,10 @@ class BatchedChunkEnv:
     """See `ChunkEnv`. An environment that is done inside a chunk is held at its last action until the others are
     through, nothing of which counts; then its next episode begins, with the next seed of its own stream.
 
-    simulator: is closed with this.   action_horizon: Ta.   obs_horizon: To.
+    Args:
+        simulator: Is closed with this.
+        action_horizon: Ta.
+        obs_horizon: To.
     """
 
     def __init__(

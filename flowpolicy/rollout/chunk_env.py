@@ -29,10 +29,15 @@ _NOW, _TRUE = "now.", "true."  # prefixes of the two observations that one step 
 class ChunkResult(NamedTuple):
     """One chunk executed by each of N environments, up to the first done inside it.
 
-    obs: key -> (N, To, ...), what the next decision sees: the first observation of the next episode after a done.
-    final_obs: key -> (N, To, ...), the true successor of the last executed action; equals obs where nothing is done.
-    reward: (N, Ta) per control step, 0 after a done.   steps: (N,) int64, control steps executed.
-    terminated, truncated, success: (N,) bool; success at any of the executed steps.
+    Args:
+        obs: key -> (N, To, ...), what the next decision sees: the first observation of the next episode after a done.
+        final_obs: key -> (N, To, ...), the true successor of the last executed action; equals obs where nothing is
+            done.
+        reward: (N, Ta) per control step, 0 after a done.
+        steps: (N,) int64, control steps executed.
+        terminated: (N,) bool; success at any of the executed steps.
+        truncated: As `terminated`.
+        success: As `terminated`.
     """
 
     obs: Observation
@@ -66,11 +71,12 @@ class ChunkEnv(Protocol):
 class Reward:
     """What is rewarded, per control step: the environment's own reward, and success; one of them at least.
 
-    env: times the environment's own. A shaped one of Meta-World then pays for staying near the goal and not for
-      reaching it, which ends the episode.
-    success: times (success now - success before): paid once, and taken back when it is lost.
-    terminate_on_success: whether success ends the episode, where the environment goes on by itself (flowpolicy's own
-      tasks all end).
+    Args:
+        env: Times the environment's own. A shaped one of Meta-World then pays for staying near the goal and not for
+            reaching it, which ends the episode.
+        success: Times (success now - success before): paid once, and taken back when it is lost.
+        terminate_on_success: Whether success ends the episode, where the environment goes on by itself (flowpolicy's
+            own tasks all end).
     """
 
     env: float = 0.0
@@ -91,7 +97,11 @@ class Reward:
         return self.env == 0.0
 
     def of(self, own: Number, gained: Number) -> Number:
-        """own: the environment's reward.   gained: the rise of success, 1, 0 or -1."""
+        """own: the environment's reward.
+
+        Args:
+            gained: The rise of success, 1, 0 or -1.
+        """
         return self.env * own + self.success * gained
 
 
@@ -106,10 +116,15 @@ def make_chunk_env(
 ) -> "GroupedChunkEnv":
     """`num_envs` environments in `workers` groups. Close it after use.
 
-    make_env: as for `make_vector_env`.   action_horizon: Ta.   obs_horizon: To.
-    workers: 1 runs all in this process, more are spawned processes of one thread each, with the observations in shared
-    memory; one message per group and chunk. The numbers do not depend on it.
-    Raises ValueError unless workers divides num_envs, and whatever `make_env` raises.
+    Args:
+        make_env: As for `make_vector_env`.
+        action_horizon: Ta.
+        obs_horizon: To.
+        workers: 1 runs all in this process, more are spawned processes of one thread each, with the observations in
+            shared memory; one message per group and chunk. The numbers do not depend on it.
+
+    Raises:
+        ValueError: Unless workers divides num_envs, and whatever `make_env` raises.
     """
     if workers < 1 or num_envs < 1 or num_envs % workers:
         raise ValueError(f"envs must be a multiple of workers, both at least 1; got envs={num_envs}, workers={workers}")

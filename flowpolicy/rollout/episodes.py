@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from flowpolicy.embodiment import Embodiment, require_match
+from flowpolicy.embodiment import Embodiment
 from flowpolicy.inputs import NonFiniteError
+from flowpolicy.matching import require_match
 from flowpolicy.rollout.vector_env import StepResult, VectorEnv
 from flowpolicy.rollout.video import require_video, write_video
 from flowpolicy.seeding import stream
@@ -44,11 +45,14 @@ class Policy(Protocol):
 class EpisodeResult(NamedTuple):
     """How one episode went.
 
-    return_: sum of rewards.   episode_len: control steps.
-    failure: "" after success, else "timeout", "non_finite_action", "non_finite_observation", or the environment's own
-      word ("collision").
-    infer_ms: wall time of each `predict`.   outcome: the environment's word at the last step, if it has one.
-    solved_at_reset: the episode was a success before the first action, so it says nothing about the policy.
+    Args:
+        return_: Sum of rewards.
+        episode_len: Control steps.
+        failure: "" after success, else "timeout", "non_finite_action", "non_finite_observation", or the environment's
+            own word ("collision").
+        infer_ms: Wall time of each `predict`.
+        outcome: The environment's word at the last step, if it has one.
+        solved_at_reset: The episode was a success before the first action, so it says nothing about the policy.
     """
 
     seed: int
@@ -85,12 +89,18 @@ def run_episodes(
 ) -> list[EpisodeResult]:
     """One episode per seed, in the order of `seeds`; bit-identical for every `env.num_envs`.
 
-    env: made with autoreset=False.   num_steps: network evaluations per chunk.
-    video_dir, video_episodes: film the first so many episodes to <seed>_<success|failure>.mp4.
-    on_done: called with each result as its episode ends, in any order; its recording is written by then.
     An action that is not finite ends its episode as a failure, since a simulator must not see it, and so does an
     observation that is not: a simulation that blew up.
-    Raises ValueError when policy and environment disagree on the embodiment, or there is nothing to film with.
+
+    Args:
+        env: Made with autoreset=False.
+        num_steps: Network evaluations per chunk.
+        video_dir: Film the first so many episodes to <seed>_<success|failure>.mp4.
+        video_episodes: As `video_dir`.
+        on_done: Called with each result as its episode ends, in any order; its recording is written by then.
+
+    Raises:
+        ValueError: When policy and environment disagree on the embodiment, or there is nothing to film with.
     """
     require_match(policy.embodiment, env.embodiment, what="policy and environment", simulated=True)
     filmed = video_episodes if video_dir is not None else 0

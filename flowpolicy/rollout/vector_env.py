@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 class StepResult(NamedTuple):
     """One step of N environments.
 
-    obs: key -> (N, ...), what the next action should see: where an episode ended and `autoreset` is on, the first
-      observation of the next one.
-    final_obs: key -> (N, ...), the true successor of the action; the same as obs where no reset happened.
-    reward: (N,) float32.   terminated, truncated, success: (N,) bool.
-    solved_at_reset: (N,) bool; whether the episode that this step belongs to was a success before its first action.
-    outcome: a word per environment on how the episode is going, from its info["outcome"]; "" where it gives none.
+    Args:
+        obs: key -> (N, ...), what the next action should see: where an episode ended and `autoreset` is on, the first
+            observation of the next one.
+        final_obs: key -> (N, ...), the true successor of the action; the same as obs where no reset happened.
+        reward: (N,) float32.
+        terminated: (N,) bool.
+        truncated: As `terminated`.
+        success: As `terminated`.
+        solved_at_reset: (N,) bool; whether the episode that this step belongs to was a success before its first action.
+        outcome: a word per environment on how the episode is going, from its info["outcome"]; "" where it gives none.
     """
 
     obs: Observation
@@ -48,9 +52,13 @@ def make_vector_env(
 ) -> "VectorEnv":
     """`num_envs` environments as one. Close it after use.
 
-    make_env: constructor without arguments; the environment has Dict observations and the attribute `embodiment`.
-    asynchronous: one spawned process per environment; None means when there is more than one.
-    Raises ValueError when num_envs < 1, ImportError without gymnasium, and whatever `make_env` raises.
+    Args:
+        make_env: Constructor without arguments; the environment has Dict observations and the attribute `embodiment`.
+        asynchronous: One spawned process per environment; None means when there is more than one.
+
+    Raises:
+        ValueError: When num_envs < 1.
+        ImportError: Without gymnasium, and whatever `make_env` raises.
     """
     if num_envs < 1:
         raise ValueError(f"envs: wanted at least 1 environment, got {num_envs}")
@@ -87,8 +95,9 @@ class VectorEnv:
     def reset(self, seeds: Sequence[int], mask: np.ndarray | None = None) -> Observation:
         """Start the episodes that `seeds` (N,) fix; returns key -> (N, ...).
 
-        mask: (N,) bool; only those environments are reset, the others keep their last observation (and their entry of
-        `seeds` is ignored). The first reset must be of all.
+        Args:
+            mask: (N,) bool; only those environments are reset, the others keep their last observation (and their entry
+                of `seeds` is ignored). The first reset must be of all.
         """
         mask = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask, bool)
         if len(seeds) != self.num_envs or mask.shape != (self.num_envs,):
@@ -100,7 +109,9 @@ class VectorEnv:
     def step(self, action: Tensor) -> StepResult:
         """One control step. action: (N, A), robot units.
 
-        Raises ValueError for a wrong shape, RuntimeError naming the environment when its process died.
+        Raises:
+            ValueError: For a wrong shape.
+            RuntimeError: Naming the environment when its process died.
         """
         if tuple(action.shape) != (self.num_envs, self.embodiment.action_dim):
             raise ValueError(

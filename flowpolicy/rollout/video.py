@@ -13,7 +13,9 @@ from flowpolicy.files import beside, move_file, remove_leftovers
 def write_video(path: Path, frames: Sequence[np.ndarray], *, fps: float) -> None:
     """H.264 video. frames: (H, W, 3) uint8 each; odd sizes lose their last row or column.
 
-    Raises ImportError without the extra `video`, ValueError for no frames.
+    Raises:
+        ImportError: Without the extra `video`.
+        ValueError: For no frames.
     """
     if not frames:
         raise ValueError(f"write_video: no frames for {path}")

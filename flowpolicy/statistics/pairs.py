@@ -34,12 +34,17 @@ MCNEMAR, BARNARD, SEQUENTIAL = "exact McNemar", "Barnard", "sequential bet"
 class Pair:
     """Two arms held against each other.
 
-    a, b: (successes, n); with `counts` on their common seeds only.   counts: None where they ran seeds of their own.
-    low, high: 95 % interval of success of A minus success of B, for a number of episodes fixed in advance.
-    p: of equal success.   p_holm: the same, corrected for all pairs tested together, `family` of them.
-    winner: the better arm's name where p_holm <= alpha, else "".
-    further: episodes of each arm still needed to find a gap like this one, or SEEN_GAP where there is none; None with
-      a winner, and where it would take more than MOST.
+    Args:
+        a: (successes, n); with `counts` on their common seeds only.
+        b: As `a`.
+        counts: None where they ran seeds of their own.
+        low: 95 % interval of success of A minus success of B, for a number of episodes fixed in advance.
+        high: As `low`.
+        p: Of equal success.
+        p_holm: The same, corrected for all pairs tested together, `family` of them.
+        winner: The better arm's name where p_holm <= alpha, else "".
+        further: Episodes of each arm still needed to find a gap like this one, or SEEN_GAP where there is none; None
+            with a winner, and where it would take more than MOST.
     """
 
     name_a: str
@@ -81,8 +86,12 @@ def compare_pairs(
 
     Pairs that share at least half of the smaller arm's seeds are held against each other on those (exact McNemar),
     others as independent samples (Barnard). sequential: the test that may be looked at after every episode instead.
-    of: return only the pairs with one of these arms; all are tested and corrected for all the same.
-    Raises ValueError for fewer than two arms, an arm without episodes, or sequential arms without common seeds.
+
+    Args:
+        of: Return only the pairs with one of these arms; all are tested and corrected for all the same.
+
+    Raises:
+        ValueError: For fewer than two arms, an arm without episodes, or sequential arms without common seeds.
     """
     if len(outcomes) < 2 or not all(outcomes.values()):
         raise ValueError(f"wanted at least two arms with episodes, got { {n: len(o) for n, o in outcomes.items()} }")
@@ -130,9 +139,11 @@ def explain(pairs: Sequence[Pair], *, alpha: float = 0.05) -> list[Pair]:
 def judge(pairs: Sequence[Pair], first: str, requirement: Requirement, *, margin: float = 0.05) -> Gate:
     """Hold the arm `first` against all others.
 
-    better: it beats every one.   not_beaten: none beats it, which little data cannot show otherwise.
-    no_worse: the intervals of the difference all end above -margin, so that it may be trusted to be no worse by that.
-    Raises ValueError as `check_requirement` does.
+    better: it beats every one. not_beaten: none beats it, which little data cannot show otherwise. no_worse: the
+    intervals of the difference all end above -margin, so that it may be trusted to be no worse by that.
+
+    Raises:
+        ValueError: As `check_requirement` does.
     """
     check_requirement(requirement, margin=margin)
     own = [pair for pair in pairs if pair.name_a == first]  # the first of all arms, so never the second of a pair
@@ -222,15 +233,24 @@ def _sentence(pair: Pair, pairs: int) -> str:
 
 
 def success_rate(flags: Sequence[bool]) -> dict[str, float]:
-    """success_once, ci_low, ci_high (Wilson, 95 %), for a JSON file.   flags: success of each episode."""
+    """success_once, ci_low, ci_high (Wilson, 95 %), for a JSON file.
+
+    Args:
+        flags: Success of each episode.
+    """
     low, high = wilson_interval(sum(flags), len(flags))
     return {"success_once": sum(flags) / len(flags), "ci_low": low, "ci_high": high}
 
 
 def paired_outcomes(arms: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
-    """Facts for a JSON file.   arms: two names -> success on each seed, in the same order.
+    """Facts for a JSON file.
 
-    Returns name -> see `success_rate`; only_<name>: seeds on which the other one failed; mcnemar_p.
+    Args:
+        arms: Two names -> success on each seed, in the same order.
+
+    Returns:
+        name -> see `success_rate`; only_<name>: seeds on which the other one failed; mcnemar_p.
+
     Source: McNemar 1947, in its exact two-sided form.
     """
     (name_a, a), (name_b, b) = arms.items()

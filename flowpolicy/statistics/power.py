@@ -19,7 +19,9 @@ def episodes_unpaired(rate_a: float, rate_b: float, *, alpha: float = 0.05, powe
     """Episodes per arm, on seeds of their own, to tell success probabilities apart by a two-sided test.
 
     None above MOST. Normal approximation with the pooled variance, rounded up; for 0.8 against 0.9: 199.
-    Raises ValueError when the rates are equal or not in [0, 1].
+
+    Raises:
+        ValueError: When the rates are equal or not in [0, 1].
     """
     _check(rate_a, rate_b, alpha=alpha, power=power)
     mean, gap = (rate_a + rate_b) / 2, abs(rate_a - rate_b)
@@ -34,9 +36,14 @@ def episodes_paired(
 ) -> int | None:
     """Episodes per arm on common seeds for the exact McNemar test, or for the sequential one by that many episodes.
 
-    only_a, only_b: probability that A alone or B alone solves a seed; the gap between the arms is their difference.
     None above MOST. The chance is exact, not an approximation.
-    Raises ValueError when there is no gap or they are no probabilities of exclusive events.
+
+    Args:
+        only_a: Probability that A alone or B alone solves a seed; the gap between the arms is their difference.
+        only_b: As `only_a`.
+
+    Raises:
+        ValueError: When there is no gap or they are no probabilities of exclusive events.
     """
     _check(only_a, only_b, alpha=alpha, power=power)
     either = only_a + only_b

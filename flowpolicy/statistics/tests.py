@@ -23,7 +23,10 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     """Wilson score interval (low, high) of the success probability behind `successes` out of `n` episodes.
 
     Unlike the normal approximation it never leaves [0, 1] and does not collapse at 0 or n successes.
-    Raises ValueError when n < 1, successes is not in [0, n] or confidence not in (0, 1).
+
+    Raises:
+        ValueError: When n < 1, successes is not in [0, n] or confidence not in (0, 1).
+
     Source: Wilson 1927, Probable Inference, the Law of Succession, and Statistical Inference.
     """
     if n < 1 or not 0 <= successes <= n:
@@ -43,8 +46,14 @@ def difference_interval(
 ) -> tuple[float, float]:
     """Interval (low, high) of success probability of A minus that of B, from the Wilson interval of each.
 
-    a, b: (successes, n).   correlation: of the outcomes on the same seed (`phi`); 0 for episodes of their own.
-    Raises ValueError as `wilson_interval` does.
+    Args:
+        a: (successes, n).
+        b: As `a`.
+        correlation: Of the outcomes on the same seed (`phi`); 0 for episodes of their own.
+
+    Raises:
+        ValueError: As `wilson_interval` does.
+
     Source: Newcombe 1998, Statistics in Medicine 17: method 10 on page 873 (two samples) and on page 2635 (pairs).
     """
     (rate_a, low_a, high_a), (rate_b, low_b, high_b) = (
@@ -74,7 +83,10 @@ def phi(counts: PairedCounts) -> float:
 def mcnemar_exact(only_a: int, only_b: int) -> float:
     """Two-sided p-value of equal success on common seeds: each seed that one arm alone solved is a fair coin.
 
-    only_a, only_b: seeds that A alone or B alone solved; the others say nothing about the difference. 1 without any.
+    Args:
+        only_a: Seeds that A alone or B alone solved; the others say nothing about the difference. 1 without any.
+        only_b: As `only_a`.
+
     Source: McNemar 1947, Psychometrika 12; exact binomial form.
     """
     if only_a < 0 or only_b < 0:
@@ -85,7 +97,10 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 def barnard(a: tuple[int, int], b: tuple[int, int]) -> float:
     """Two-sided p-value of equal success when the arms ran seeds of their own.
 
-    a, b: (successes, n). Exact, and more powerful than Fisher's, which pretends that the total was fixed.
+    Args:
+        a: (successes, n). Exact, and more powerful than Fisher's, which pretends that the total was fixed.
+        b: As `a`.
+
     Source: Barnard 1945, Nature 156; scipy.stats.barnard_exact, pooled statistic.
     """
     if any(not 0 <= successes <= n or n < 1 for successes, n in (a, b)):
@@ -106,6 +121,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for testing all of them: each may be held against the same level, in the order given.
 
     The chance that any true hypothesis is rejected stays below that level, however the tests depend on each other.
+
     Source: Holm 1979, Scandinavian Journal of Statistics 6.
     """
     p = np.asarray(p_values, np.float64)

@@ -19,7 +19,11 @@ IMITATION_STATE = ("model", "optimizer")
 
 
 def newest(folder: Path, state: Sequence[str]) -> Path | None:
-    """The checkpoint to go on from, see `choose`; None where `folder` has none.   state: names that it must have."""
+    """The checkpoint to go on from, see `choose`; None where `folder` has none.
+
+    Args:
+        state: Names that it must have.
+    """
     return choose(folder, "last", (*POLICY_FILES, STEP_FILE, *(f"state/{name}.safetensors" for name in state)))
 
 
@@ -27,8 +31,9 @@ def newest(folder: Path, state: Sequence[str]) -> Path | None:
 class Checkpoints:
     """The checkpoints/ folder of a run: numbered folders, pointers `last` and `best`, index.json with the scores.
 
-    facts: what config.json says beside what the policy was built from.
-    keep_best: how many of the highest-scoring checkpoints survive, besides the last one; 0 makes no `best`.
+    Args:
+        facts: What config.json says beside what the policy was built from.
+        keep_best: How many of the highest-scoring checkpoints survive, besides the last one; 0 makes no `best`.
     """
 
     def __init__(self, folder: Path, *, facts: dict[str, Any], keep_best: int = 2) -> None:
@@ -46,8 +51,12 @@ class Checkpoints:
         """Write checkpoint `step` whole or not at all, move the pointers, drop what is no longer among the best.
 
         The policy/ folder holds the averaged weights, state/ the raw ones, the optimiser and the counters.
-        score: success rate of the evaluation at this step, None where there was none yet, see `set_score`.
-        Raises ValueError, and writes nothing, for a weight that is not finite.
+
+        Args:
+            score: Success rate of the evaluation at this step, None where there was none yet, see `set_score`.
+
+        Raises:
+            ValueError: And writes nothing, for a weight that is not finite.
         """
         state = {"model": policy.state_dict(), "optimizer": optimizer_tensors(optimizer)}
         counters = {"ema_updates": ema.updates}
@@ -65,7 +74,9 @@ class Checkpoints:
     ) -> Path:
         """The same for any trainer: `policy` to policy/, each entry of `state` to state/<name>.safetensors.
 
-        weights: what config.json calls the policy's.   counters: whole numbers for state/step.json.
+        Args:
+            weights: What config.json calls the policy's.
+            counters: Whole numbers for state/step.json.
         """
         for part, tensors in {"policy": policy.state_dict(), **state}.items():
             self._require_finite(step, part, tensors)
@@ -152,7 +163,8 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 def restore_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
     """Inverse of `optimizer_tensors`, from a file; the groups' options come from the run's config.
 
-    Raises ValueError naming the file where it is damaged or of other parameters.
+    Raises:
+        ValueError: Naming the file where it is damaged or of other parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}

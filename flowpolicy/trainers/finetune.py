@@ -11,15 +11,15 @@ import torch
 
 from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint, save_policy
 from flowpolicy.checks import require_number
-from flowpolicy.embodiment import require_match
 from flowpolicy.exploration.base import Exploration
 from flowpolicy.fingerprint import ENTRY
 from flowpolicy.locks import only_writer
+from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.seen_seeds import START_SEED, require_selection, seen_seeds, seen_text
 from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
 from flowpolicy.rl.group import refuse_batch
-from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.batched_env import BatchedChunkEnv, BatchedSimulator
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
 from flowpolicy.seeding import derive, seed_ranges, seeds_of
@@ -49,10 +49,15 @@ class ActorSettings:
 class FinetuneSettings:
     """All numbers of a run.
 
-    envs: simulators, in `workers` processes (1: this one).   total_steps: control steps that take the place of
-    `loop.iterations`, see `iterations`; None leaves it.   eval_episodes, eval_seed: of the noise-free evaluations.
-    preflight_episodes, min_success: see `run_preflight`; 0 episodes skips it.
-    receipt_episodes, receipt_seed: see `write_receipt`; 0 episodes skips it.
+    Args:
+        envs: Simulators, in `workers` processes (1: this one).
+        total_steps: Control steps that take the place of `loop.iterations`, see `iterations`; None leaves it.
+        eval_episodes: Of the noise-free evaluations.
+        eval_seed: As `eval_episodes`.
+        preflight_episodes: See `run_preflight`; 0 episodes skips it.
+        min_success: As `preflight_episodes`.
+        receipt_episodes: See `write_receipt`; 0 episodes skips it.
+        receipt_seed: As `receipt_episodes`.
     """
 
     envs: int = 32
@@ -140,13 +145,17 @@ def finetune(
 ) -> Path:
     """Fine-tune and return the folder of the last checkpoint.
 
-    checkpoint: what to start from; copied to out/base, from which a resumed run reads it.
-    make_batch: (number of environments) -> all of them in one batch, in the place of worker processes.
-    facts: JSON-ready, written into each checkpoint; a resumed run must have the same but for the length of the loop.
-    start: called once when all input has been found good; returns where the numbers go.
-    Raises FileExistsError when `out` holds checkpoints and resume is off, ValueError for another embodiment, a head
-    that the exploration cannot use, what `run_preflight` finds, a run that differs from the one to be resumed, and
-    while another process writes to `out`.
+    Args:
+        checkpoint: What to start from; copied to out/base, from which a resumed run reads it.
+        make_batch: (number of environments) -> all of them in one batch, in the place of worker processes.
+        facts: JSON-ready, written into each checkpoint; a resumed run must have the same but for the length of the
+            loop.
+        start: Called once when all input has been found good; returns where the numbers go.
+
+    Raises:
+        FileExistsError: When `out` holds checkpoints and resume is off.
+        ValueError: For another embodiment, a head that the exploration cannot use, what `run_preflight` finds, a run
+            that differs from the one to be resumed, and while another process writes to `out`.
     """
     with only_writer(out):
         base, folder = out / "base", out / "checkpoints"

@@ -16,8 +16,8 @@ from flowpolicy.data.bounds import MAX_OUTSIDE, require_inside
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
-from flowpolicy.embodiment import require_match
 from flowpolicy.locks import only_writer
+from flowpolicy.matching import require_match
 from flowpolicy.normalizer import NormalizerMode
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.seen_seeds import require_selection
@@ -40,8 +40,11 @@ DEBUG_STEPS = 20  # with debug=true
 class SimulatorCheck:
     """In-training evaluation: the averaged policy on seeds that neither training nor the report uses.
 
-    make_env: constructor of one environment.   episodes: how many, on seeds start_seed, start_seed + 1, ...
-    num_steps: network evaluations per chunk.   envs: parallel simulators (1 runs in this process).
+    Args:
+        make_env: Constructor of one environment.
+        episodes: How many, on seeds start_seed, start_seed + 1, ...
+        num_steps: Network evaluations per chunk.
+        envs: Parallel simulators (1 runs in this process).
     """
 
     make_env: Callable[[], Any]
@@ -114,15 +117,21 @@ def train_policy(
 ) -> Path:
     """Train on `store` and return the folder of the last checkpoint.
 
-    policy_config: what `create_policy` builds.   facts: written into each checkpoint's config.json, beside the seed,
-    the trainer's settings and the normalisers' modes.
-    val_episodes: how many episodes at the store's end are kept from training for `Validation`.
-    max_outside: largest share of steps with actions outside the declared bounds.   residence: where the data lies.
-    start: called once, when all input has been found good: nothing is written before; returns where the numbers go.
-    resume: go on from the newest checkpoint of `out` where there is one; what was logged after it is dropped.
-    debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`. Raises FileExistsError when `out` holds
-    checkpoints and resume is off, ValueError for `require_same_run`, for a `check` on seeds of the demonstrations or on
-    reported ones, and while another process writes to `out`.
+    Args:
+        policy_config: What `create_policy` builds.
+        facts: Written into each checkpoint's config.json, beside the seed, the trainer's settings and the normalisers'
+            modes.
+        start: Called once, when all input has been found good: nothing is written before; returns where the numbers go.
+        val_episodes: How many episodes at the store's end are kept from training for `Validation`.
+        max_outside: Largest share of steps with actions outside the declared bounds.
+        residence: Where the data lies.
+        resume: Go on from the newest checkpoint of `out` where there is one; what was logged after it is dropped.
+        debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`.
+
+    Raises:
+        FileExistsError: When `out` holds checkpoints and resume is off.
+        ValueError: For `require_same_run`, for a `check` on seeds of the demonstrations or on reported ones, and while
+            another process writes to `out`.
     """
     settings, check = _shortened(settings, check) if debug else (settings, check)
     settings = replace(settings, precision="bf16" if uses_bfloat16(settings.precision, device) else "fp32")  # recorded

@@ -41,23 +41,29 @@ Evaluate = Callable[[FlowPolicy, int], dict[str, float]]
 class TrainerSettings:
     """Numbers of the imitation loop.
 
-    lr 1e-3 and 200 warm-up steps suit the small nets that train on a CPU (MP1's 255 M U-Net: 1e-4, 500).
-    cosine_steps: where the learning rate would be 0, for runs that end before, as MP1's; 0 is at `steps`.
-    betas, weight_decay: diffusion_policy's.   grad_clip: largest gradient norm.   ema_*: see the EMA module.
-    obs_noise: standard deviation of the noise on state (`data.augment`), in normalised units: the training
-    range [-1, 1] is 2 wide. On PickCube-v1, 0.02 took a regression policy from 0.76 to 0.96 (50 unseen seeds).
-    augment: the same for clouds and images.
-    log_every, eval_every, checkpoint_every: in steps; 0 is never (the last step is always saved). Validation, where
-    there are held-out episodes, goes with the checkpoints.
-    max_hours: of wall time, after which a checkpoint is written and the command ends; 0 or None is no limit.
-    precision: "fp32", "bf16" or "auto", see `uses_bfloat16`. Whatever it is, derivatives, targets from a net and
-    statistics of the batch are float32 without TF32; all of the rest in float32 convolves in TF32 on a GPU, unless
-    `torch.backends` says otherwise.
-    compile: the whole loss, Jacobian product included, through torch.compile, cut where random numbers are drawn; all
-    of it without TF32.
-    It takes half a minute for an MLP and minutes for a U-Net before the first step.
-    A resumed run may change steps (the cosine then ends there, so the learning rate jumps), log_every, eval_every,
-    checkpoint_every, keep_best and max_hours; see `trainers.resume`.
+    lr 1e-3 and 200 warm-up steps suit the small nets that train on a CPU (MP1's 255 M U-Net: 1e-4, 500). It takes half
+    a minute for an MLP and minutes for a U-Net before the first step. A resumed run may change steps (the cosine then
+    ends there, so the learning rate jumps), log_every, eval_every, checkpoint_every, keep_best and max_hours; see
+    `trainers.resume`.
+
+    Args:
+        cosine_steps: Where the learning rate would be 0, for runs that end before, as MP1's; 0 is at `steps`.
+        betas: diffusion_policy's.
+        weight_decay: As `betas`.
+        grad_clip: Largest gradient norm. ema_*: see the EMA module.
+        obs_noise: Standard deviation of the noise on state (`data.augment`), in normalised units: the training range
+            [-1, 1] is 2 wide. On PickCube-v1, 0.02 took a regression policy from 0.76 to 0.96 (50 unseen seeds).
+        augment: The same for clouds and images.
+        log_every: In steps; 0 is never (the last step is always saved). Validation, where there are held-out episodes,
+            goes with the checkpoints.
+        eval_every: As `log_every`.
+        checkpoint_every: As `log_every`.
+        max_hours: Of wall time, after which a checkpoint is written and the command ends; 0 or None is no limit.
+        precision: "fp32", "bf16" or "auto", see `uses_bfloat16`. Whatever it is, derivatives, targets from a net and
+            statistics of the batch are float32 without TF32; all of the rest in float32 convolves in TF32 on a GPU,
+            unless `torch.backends` says otherwise.
+        compile: The whole loss, Jacobian product included, through torch.compile, cut where random numbers are drawn;
+            all of it without TF32.
     """
 
     steps: int = 6000

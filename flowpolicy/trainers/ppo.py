@@ -17,9 +17,10 @@ from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect, finish
 from flowpolicy.rl.gae import discounts
 from flowpolicy.rl.group import first_episodes, require_equal_starts
-from flowpolicy.rl.ppo import PPO, Actor, PPOSettings, has_signal, warn_of_value_clip
+from flowpolicy.rl.ppo import PPO, Actor, has_signal
 from flowpolicy.rl.reward_scaler import RewardScaler
 from flowpolicy.rl.rollout_buffer import Rollout
+from flowpolicy.rl.settings import PPOSettings, warn_of_value_clip
 from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.seeding import derive
 from flowpolicy.stopping import Stop, Terminated
@@ -44,13 +45,16 @@ Evaluate = Callable[[FlowPolicy, int], dict[str, float]]
 class LoopSettings:
     """Numbers of the fine-tuning loop.
 
-    iterations: of collection and update.   decisions: chunks per environment and iteration.
-    eval_every: iterations between noise-free evaluations, the first before any update; 0 is never.
-    checkpoint_every: iterations between checkpoints; each evaluation is preceded by one too. All episodes begin anew
-      after each, which is what makes a resumed run equal to an unbroken one; in between they run on across iterations.
-      See `EpisodeCounter` for which of them count in env/success_once, env/return and env/episode_len.
-    keep_best: checkpoints that survive besides the last.
-    max_hours: of wall time, after which a checkpoint is written and the command ends; 0 or None is no limit.
+    Args:
+        iterations: Of collection and update.
+        decisions: Chunks per environment and iteration.
+        eval_every: Iterations between noise-free evaluations, the first before any update; 0 is never.
+        checkpoint_every: Iterations between checkpoints; each evaluation is preceded by one too. All episodes begin
+            anew after each, which is what makes a resumed run equal to an unbroken one; in between they run on across
+            iterations. See `EpisodeCounter` for which of them count in env/success_once, env/return and
+            env/episode_len.
+        keep_best: Checkpoints that survive besides the last.
+        max_hours: Of wall time, after which a checkpoint is written and the command ends; 0 or None is no limit.
     """
 
     iterations: int = 100
@@ -74,8 +78,11 @@ class PPOTrainer:
 
     All randomness of iteration n is a function of (seed, n), and checkpoints fall between episodes, so that nothing of
     a generator or a simulator needs to be stored.
-    sparse: whether only success is rewarded, for the guard of `PPOSettings`.
-    checkpoints, tracker: where state and numbers go; None is nowhere. Both may be set until `resume` and `run`.
+
+    Args:
+        sparse: Whether only success is rewarded, for the guard of `PPOSettings`.
+        checkpoints: Where state and numbers go; None is nowhere. Both may be set until `resume` and `run`.
+        tracker: As `checkpoints`.
     """
 
     def __init__(

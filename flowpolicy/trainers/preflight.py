@@ -9,8 +9,8 @@ from torch import nn
 
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import MAX_EPISODE, collect
-from flowpolicy.rl.ppo import PPOSettings
 from flowpolicy.rl.rollout_buffer import Rollout, minibatches
+from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.seeding import derive, normal, stream
 from flowpolicy.statistics.tests import wilson_interval
@@ -23,9 +23,12 @@ _DECISIONS = 16  # per environment and collection
 class Preflight(NamedTuple):
     """What was found.
 
-    ratio_error: largest |ratio - 1| before any update.   noisy_success with interval: of `episodes` episodes with
-    exploration noise, as training begins.   std: mean noise, normalised units.   env_fps: control steps per second,
-    inference included.   hours: estimate for the whole run without its evaluations.
+    Args:
+        ratio_error: Largest |ratio - 1| before any update. noisy_success with interval: of `episodes` episodes with
+            exploration noise, as training begins.
+        std: Mean noise, normalised units.
+        env_fps: Control steps per second, inference included.
+        hours: Estimate for the whole run without its evaluations.
     """
 
     ratio_error: float
@@ -52,9 +55,10 @@ def run_preflight(
     """Collect until at least `episodes`, equally many of each environment, have ended, and check what was collected; no
     weight changes.
 
-    Raises ValueError when an episode has no end, the first ratio is not 1, a part gets no gradient or one that is not
-    finite, or (sparse reward) fewer than the share `min_success` of the episodes succeed: there would be nothing to
-    learn from (ReinFlow's Square from 3 % fails, from 10 % it reaches 21 %, from 25 % 61 to 77 %).
+    Raises:
+        ValueError: When an episode has no end, the first ratio is not 1, a part gets no gradient or one that is not
+            finite, or (sparse reward) fewer than the share `min_success` of the episodes succeed: there would be
+            nothing to learn from (ReinFlow's Square from 3 % fails, from 10 % it reaches 21 %, from 25 % 61 to 77 %).
     """
     generator = stream(seed, "preflight", actor_critic.policy.action_low.device)
     obs = env.reset([derive(seed, f"preflight_env/{i}") for i in range(env.num_envs)])

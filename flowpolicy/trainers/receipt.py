@@ -45,9 +45,11 @@ def write_receipt(
 ) -> dict[str, Any]:
     """Evaluate checkpoints without noise on the same seeds; write run/receipt.json and run/receipt.html.
 
-    after: the last checkpoint, which the test is about: nothing has been selected.   best: the one that evaluations on
-    other seeds chose, when it is not the last; shown beside it, since `checkpoint=RUN` means it elsewhere.
-    num_steps: network evaluations per chunk, of all. Returns what receipt.json holds.
+    Args:
+        after: The last checkpoint, which the test is about: nothing has been selected.
+        best: The one that evaluations on other seeds chose, when it is not the last; shown beside it, since
+            `checkpoint=RUN` means it elsewhere.
+        num_steps: Network evaluations per chunk, of all. Returns what receipt.json holds.
     """
     outcomes = {}
     env = make_vector_env(make_env, min(envs, episodes))

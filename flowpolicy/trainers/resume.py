@@ -25,10 +25,11 @@ _IGNORED = {"dataset.path"}  # a store may move; its hash says whether it is the
 def require_same_run(checkpoint: Path, wanted: Mapping[str, Any], embodiment: Embodiment | None) -> None:
     """Raise ValueError naming the first entry in which `wanted` differs from what `checkpoint` was trained with.
 
-    checkpoint: folder with policy/config.json; the run's run.json lies two folders above.
-    wanted: seed, dataset, policy, trainer, normalization and threads of the run to be, `embodiment` its contract;
-    `steps`, `log_every`, `eval_every`, `checkpoint_every`, `keep_best` and `max_hours` of the trainer may differ. What
-    an older checkpoint did not record is not compared.
+    Args:
+        checkpoint: Folder with policy/config.json; the run's run.json lies two folders above.
+        wanted: Seed, dataset, policy, trainer, normalization and threads of the run to be, `embodiment` its contract;
+            `steps`, `log_every`, `eval_every`, `checkpoint_every`, `keep_best` and `max_hours` of the trainer may
+            differ. What an older checkpoint did not record is not compared.
     """
     opened = Checkpoint.open(checkpoint)
     recorded = {**opened.record, "embodiment": opened.embodiment.to_dict()}

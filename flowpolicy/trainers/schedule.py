@@ -6,7 +6,8 @@ import math
 def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float = 0.0) -> float:
     """Factor on the base learning rate: linear from 1/warmup to 1, then a half cosine down to `floor` at `steps`.
 
-    step: 0-based index of the optimiser step about to be taken.
+    Args:
+        step: 0-based index of the optimiser step about to be taken.
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -15,7 +15,9 @@ _MAX_WINDOWS = 1024  # a fixed sample of them: about as long as ten training ste
 class Validation:
     """Metrics val/loss (the head's own) and val/action_mse (one-step chunk against the recorded one, normalised).
 
-    dataset: held-out episodes.   seed: fixes windows, noise and times, so that two calls differ by the weights alone.
+    Args:
+        dataset: Held-out episodes.
+        seed: Fixes windows, noise and times, so that two calls differ by the weights alone.
     """
 
     def __init__(self, dataset: SequenceDataset, *, seed: int) -> None:

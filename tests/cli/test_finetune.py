@@ -17,7 +17,7 @@ from flowpolicy.cli.finetune import _batch
 from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
 from flowpolicy.exploration.base import Exploration
-from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.trainers.finetune import FinetuneSettings
 from flowpolicy.trainers.finetune import finetune as run_finetuning
 from flowpolicy.trainers.ppo import PPOTrainer

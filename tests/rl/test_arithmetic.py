@@ -5,8 +5,9 @@ import torch
 
 from flowpolicy.rl.gae import gae
 from flowpolicy.rl.group import group_advantage
-from flowpolicy.rl.ppo import PPOSettings, explained_variance, has_signal, normalized, policy_loss
+from flowpolicy.rl.ppo import explained_variance, has_signal, normalized, policy_loss
 from flowpolicy.rl.reward_scaler import RewardScaler
+from flowpolicy.rl.settings import PPOSettings
 from tests.rl.test_ppo import generator, model, rolled_out, run_update, weights
 
 NAN = float("nan")

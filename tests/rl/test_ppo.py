@@ -19,8 +19,9 @@ from flowpolicy.rl import ppo as ppo_module
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.bc import bc_loss
 from flowpolicy.rl.collect import collect
-from flowpolicy.rl.ppo import PPO, PPOSettings, has_signal, normalized, policy_loss, value_loss
+from flowpolicy.rl.ppo import PPO, has_signal, normalized, policy_loss, value_loss
 from flowpolicy.rl.rollout_buffer import minibatches
+from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.chunk_env import ChunkResult
 from tests.helpers import EMBODIMENT, small_policy
 from tests.rl.toy import reach_env

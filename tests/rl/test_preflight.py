@@ -13,7 +13,7 @@ from flowpolicy.exploration.flow_noise import FlowNoise
 from flowpolicy.exploration.flow_sde import FlowSDE
 from flowpolicy.exploration.langevin import Langevin
 from flowpolicy.rl.actor_critic import ActorCritic
-from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy_envs.reach import ReachEnv

@@ -8,7 +8,7 @@ import pytest
 
 from flowpolicy.rl import collect
 from flowpolicy.rl.actor_critic import ActorCritic
-from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.chunk_env import ChunkEnv
 from flowpolicy.tracking import Tracker
 from flowpolicy.trainers import preflight

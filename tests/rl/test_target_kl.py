@@ -9,8 +9,9 @@ import torch
 from flowpolicy.exploration.base import Chain
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.losses import policy_loss
-from flowpolicy.rl.ppo import PPO, PPOSettings
+from flowpolicy.rl.ppo import PPO
 from flowpolicy.rl.rollout_buffer import Rollout
+from flowpolicy.rl.settings import PPOSettings
 from tests.rl.test_ppo import generator, model, rolled_out, run_update, same, weights
 
 

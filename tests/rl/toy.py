@@ -16,7 +16,8 @@ from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.policy import FlowPolicy, build_policy
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import collect
-from flowpolicy.rl.ppo import PPO, PPOSettings, has_signal
+from flowpolicy.rl.ppo import PPO, has_signal
+from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
 from flowpolicy.seeding import derive
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer

@@ -16,7 +16,7 @@ import torch
 
 from flowpolicy.checkpoint import resolve_checkpoint
 from flowpolicy.cli.main import main
-from flowpolicy.rl.ppo import PPOSettings
+from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.chunk_env import Reward
 from flowpolicy.stopping import Stop, Terminated
 from flowpolicy.trainers.finetune import FinetuneSettings

@@ -26,12 +26,16 @@ def make_expert(
 ) -> "ScriptedExpert":
     """The scripted policy of one task. It sees the state, whatever `obs` and `view` say is recorded.
 
-    max_episode_steps: give up after so many steps without success.
-    hold_steps: go on for so many steps after success, so that the end of the demonstration teaches to stay there;
-      max_episode_steps or more: up to the step limit, as published data have it.
-    scripts: "metaworld" for the scripts as Meta-World ships them, which is what published results learn from;
-      "corrected" repairs those that miss on some seeds (door-open-v3: 0.94 of 100 seeds before, 1.00 after).
-    Raises ImportError without Meta-World, ValueError for an unknown task.
+    Args:
+        max_episode_steps: Give up after so many steps without success.
+        hold_steps: Go on for so many steps after success, so that the end of the demonstration teaches to stay there;
+            max_episode_steps or more: up to the step limit, as published data have it.
+        scripts: "metaworld" for the scripts as Meta-World ships them, which is what published results learn from;
+            "corrected" repairs those that miss on some seeds (door-open-v3: 0.94 of 100 seeds before, 1.00 after).
+
+    Raises:
+        ImportError: Without Meta-World.
+        ValueError: For an unknown task.
     """
     if hold_steps < 0:
         raise ValueError(f"expert.hold_steps: must not be negative, got {hold_steps}")

@@ -14,7 +14,10 @@ _NOISE = 0.05  # m/s, so that the demonstrations cover a tube and not a line
 
 
 def make_expert(id: str = "two-ways", *, obs: str = "state", max_episode_steps: int = 100) -> "TwoWaysExpert":
-    """Raises ValueError for an unknown id or obs."""
+    """
+    Raises:
+        ValueError: For an unknown id or obs.
+    """
     return TwoWaysExpert(id, obs=obs, max_episode_steps=max_episode_steps)
 
 

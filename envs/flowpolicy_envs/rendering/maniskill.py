@@ -22,7 +22,9 @@ def device() -> Iterator[None]:
     """Make ManiSkill draw with a GPU or else with Mesa's software Vulkan ("pci:0", llvmpipe).
 
     ManiSkill 3.0.1 cannot be told "pci:0": it splits the name at the colon, and its "cpu" cannot render.
-    Raises RuntimeError saying what to install when nothing can draw.
+
+    Raises:
+        RuntimeError: Saying what to install when nothing can draw.
     """
     import mani_skill.envs.sapien_env as module
 

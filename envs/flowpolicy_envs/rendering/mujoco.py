@@ -41,9 +41,13 @@ class Renderer(ABC):
 def open_renderer(model: Any, name: RendererName, *, max_height: int, max_width: int, samples: int) -> Renderer:
     """The renderer `name` for one model; "auto" casts rays where OpenGL fails.
 
-    max_height, max_width: of the largest picture.
-    samples: per pixel; 0 for depth, so that a pixel is what its centre sees.
-    Raises RuntimeError saying what to install when OpenGL was asked for and fails.
+    Args:
+        max_height: Of the largest picture.
+        max_width: As `max_height`.
+        samples: Per pixel; 0 for depth, so that a pixel is what its centre sees.
+
+    Raises:
+        RuntimeError: Saying what to install when OpenGL was asked for and fails.
     """
     if name == "ray":
         return RayRenderer(model, no_opengl="task.view.renderer=ray asks for none")
@@ -68,7 +72,9 @@ def choose_platform(name: RendererName) -> None:
 
     Has no effect once MuJoCo is imported. EGL comes before OSMesa: MuJoCo's own `Renderer` corrupts the frames of a
     second one when it closes, with OSMesa (it deletes its objects after its context, hence from the other's).
-    Raises ValueError for an unknown name.
+
+    Raises:
+        ValueError: For an unknown name.
     """
     if name not in get_args(RendererName):
         raise ValueError(f"task.view.renderer: must be one of {', '.join(get_args(RendererName))}, got {name!r}")
@@ -178,7 +184,8 @@ class GLRenderer(Renderer):
 class RayRenderer(Renderer):
     """One ray per pixel centre: depth without any graphics library, four times slower than software OpenGL.
 
-    Raises RuntimeError when the model shows sites that are no spheres (Meta-World's all are).
+    Raises:
+        RuntimeError: When the model shows sites that are no spheres (Meta-World's all are).
     """
 
     def __init__(self, model: Any, *, no_opengl: str) -> None:

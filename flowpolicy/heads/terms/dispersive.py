@@ -22,7 +22,11 @@ class InertWarning:
         self._given = False
 
     def __call__(self, features: Tensor, name: str) -> None:
-        """features: what is regularised, (B, ...).   name: what to call it."""
+        """features: what is regularised, (B, ...).
+
+        Args:
+            name: What to call it.
+        """
         if features.requires_grad or self._given or not torch.is_grad_enabled():
             return
         self._given = True
@@ -38,9 +42,13 @@ class DispersiveRegularizer(Described):
     """weight * mean over the named taps of `dispersive_loss`.
 
     A tap without a gradient, as `cond` of an encoder that learns nothing, is exactly inert; that is said once.
-    kind: see `dispersive_loss`.   taps: any of early, second, mid, late, cond, or the word all (early, mid and late).
-    weight: 0.5, temperature: 0.5 as in Wang & He 2025 and MP1; DM1 tries weights 0.1, 0.5, 0.9.
-    margin, divide_by: see `dispersive_loss`.
+
+    Args:
+        kind: See `dispersive_loss`.
+        taps: Any of early, second, mid, late, cond, or the word all (early, mid and late).
+        weight: 0.5, temperature: 0.5 as in Wang & He 2025 and MP1; DM1 tries weights 0.1, 0.5, 0.9.
+        margin: See `dispersive_loss`.
+        divide_by: As `margin`.
     """
 
     def __init__(
@@ -67,7 +75,12 @@ class DispersiveRegularizer(Described):
         self._inert = InertWarning()
 
     def __call__(self, features: Features, cond: Tensor) -> Tensor:
-        """Unweighted loss, a scalar.   features: named taps (B, ...).   cond: (B, D), the tap named cond."""
+        """Unweighted loss, a scalar.
+
+        Args:
+            features: Named taps (B, ...).
+            cond: (B, D), the tap named cond.
+        """
         named = {**features, "cond": cond}
         for tap in self.taps:
             self._inert(named[tap], tap)

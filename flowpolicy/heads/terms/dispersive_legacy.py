@@ -20,16 +20,21 @@ class LegacyDispersive(Described):
     """weight * the released loss of the condition. Use `DispersiveRegularizer`; this one does next to nothing.
 
     What the released code does, and why it is inert:
+
       infonce_l2      s = -|z_i - z_j| / temperature, masked diagonal -1e9, clamped to [-10, 10];
-                      -mean_i logsumexp_j(-s). The masked diagonal becomes +10 and adds exp(10) = 22026 to every sum,
-                      and a pair further apart than 10 temperatures has no gradient: with the released encoder, whose
-                      features lie 61 to 122 apart, no pair has one, and the loss is -(10 + log B) for ever.
+
+    -mean_i logsumexp_j(-s). The masked diagonal becomes +10 and adds exp(10) = 22026 to every sum, and a pair further
+    apart than 10 temperatures has no gradient: with the released encoder, whose features lie 61 to 122 apart, no pair
+    has one, and the loss is -(10 + log B) for ever.
+
       infonce_cosine  s = cos / temperature, same clamp and sign: gradients about 1e-6.
       hinge           mean over i != j of max(0, margin - |z_i - z_j|): 0 beyond the margin.
       covariance      mean squared off-diagonal covariance + mean max(0, 1 - variance).
-    With states, whose encoder has no weights, it is exactly inert, and says so once.
-    Before December 2025 the released loss ran without gradients altogether. There it also takes the embeddings of two
-    random times from an extra forward pass; those do not depend on the data and are left out.
+
+    With states, whose encoder has no weights, it is exactly inert, and says so once. Before December 2025 the released
+    loss ran without gradients altogether. There it also takes the embeddings of two random times from an extra forward
+    pass; those do not depend on the data and are left out.
+
     Source: the public code of Zou et al. 2025 (DM1), commit 85ea948.
     """
 
@@ -48,7 +53,11 @@ class LegacyDispersive(Described):
         self._inert = InertWarning()
 
     def __call__(self, features: Features, cond: Tensor) -> Tensor:
-        """Unweighted loss, a scalar; 0 for one sample.   cond: (B, D), all that it looks at."""
+        """Unweighted loss, a scalar; 0 for one sample.
+
+        Args:
+            cond: (B, D), all that it looks at.
+        """
         del features
         self._inert(cond, "cond")
         z = cond.float()

@@ -18,19 +18,25 @@ _NEGLIGIBLE = 1e-9  # a weight that is only rounding, as in 1 - 1.1 + 0.1
 class Guidance(nn.Module):
     """Replaces the path velocity v = noise - action by a guided one and now and then the condition by a learned null.
 
-        v~ = omega v + kappa u(x_t, t, t | cond) + (1 - omega - kappa) u(x_t, t, t | null)
+    v~ = omega v + kappa u(x_t, t, t | cond) + (1 - omega - kappa) u(x_t, t, t | null)
 
     where t_start <= t <= t_end and the condition was not dropped, else v. Both u are constants. The head regresses on
-    v~ and derives along it, so the net learns the guided field and needs no second evaluation afterwards.
-    cond_dim: D.   omega, kappa: the effective scale is omega / (1 - kappa); 1 leaves the field as it is. MP1: 2 and 0.
-      The exact guided flow of a policy comes back to the condition's action, but training sees that condition's own
-      paths only, off which the guided flow leads. Where the action is the condition c, uniform in one dimension, one
-      step lands at 2.0 c with omega 2, at 1.2 c with omega 1.2; t_end 0.5 does not help (1.8 to 2.2 c).
-    cond_dropout: share of rows trained on the null condition; 0.1 in MeanFlow and MP1.
-    MP1's released code has no null condition and evaluates u(x_t, t, t | cond) in its place: omega 2, kappa -1,
-    cond_dropout 0, whose effective scale is 1.
-    Raises ValueError for numbers out of range, or a null condition that counts but is never trained.
-    Sources: Geng et al. 2025 (omega, kappa); Sheng et al. 2025 (MP1); Kynkaanniemi et al. 2024 (the interval of t).
+    v~ and derives along it, so the net learns the guided field and needs no second evaluation afterwards. MP1's
+    released code has no null condition and evaluates u(x_t, t, t | cond) in its place: omega 2, kappa -1, cond_dropout
+    0, whose effective scale is 1. Sources: Geng et al. 2025 (omega, kappa); Sheng et al. 2025 (MP1); Kynkaanniemi et
+    al. 2024 (the interval of t).
+
+    Args:
+        cond_dim: D.
+        omega: The effective scale is omega / (1 - kappa); 1 leaves the field as it is. MP1: 2 and 0. The exact guided
+            flow of a policy comes back to the condition's action, but training sees that condition's own paths only,
+            off which the guided flow leads. Where the action is the condition c, uniform in one dimension, one step
+            lands at 2.0 c with omega 2, at 1.2 c with omega 1.2; t_end 0.5 does not help (1.8 to 2.2 c).
+        kappa: As `omega`.
+        cond_dropout: Share of rows trained on the null condition; 0.1 in MeanFlow and MP1.
+
+    Raises:
+        ValueError: For numbers out of range, or a null condition that counts but is never trained.
     """
 
     def __init__(
@@ -70,7 +76,12 @@ class Guidance(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The condition (B, D) to train on and the velocity (B, H, A) to train towards, the latter detached.
 
-        velocity: the head's, at r = t.   x_t, path_velocity: (B, H, A).   t: (B,).   cond: (B, D).
+        Args:
+            velocity: The head's, at r = t.
+            x_t: (B, H, A).
+            t: (B,).
+            cond: (B, D).
+            path_velocity: As `x_t`.
         """
         guided = (t >= self.t_start) & (t <= self.t_end)
         null = None

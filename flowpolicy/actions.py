@@ -22,6 +22,9 @@ class ActionRepresentation(nn.Module):
     Only dimensions for which the embodiment names a measured state (`reference_index` >= 0) are changed: a gripper
     command or a velocity stays as it is. Raises ValueError for an unknown representation, and for `relative` and
     `delta` where the embodiment names no state at all.
+
+    Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
     """
 
     index: Tensor
@@ -59,7 +62,11 @@ class ActionRepresentation(nn.Module):
         return action - previous
 
     def decode(self, action: Tensor, obs: Observation) -> Tensor:
-        """Inverse of `encode`."""
+        """Inverse of `encode`.
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+        """
         if self.kind == "absolute":
             return action
         reference = self._reference(obs)

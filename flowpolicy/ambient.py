@@ -30,7 +30,11 @@ def standard_torch() -> Iterator[None]:
 
 
 def without_autocast(device: torch.device | str) -> AbstractContextManager[object]:
-    """While it is open autocast leaves the operations of this device alone."""
+    """While it is open autocast leaves the operations of this device alone.
+
+    Args:
+        device: Where torch computes, e.g. "cpu" or "cuda".
+    """
     kind = torch.device(device).type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 

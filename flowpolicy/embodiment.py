@@ -335,7 +335,11 @@ def _numbers(name: str, values: object) -> tuple[float, ...]:
 
 
 def save_embodiment(embodiment: Embodiment, path: Path) -> None:
-    """Write the record as indented JSON."""
+    """Write the record as indented JSON.
+
+    Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+    """
     path.write_text(json.dumps(embodiment.to_dict(), indent=2) + "\n")
 
 

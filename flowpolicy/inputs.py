@@ -26,7 +26,10 @@ class Inputs:
     """The check for one policy.
 
     Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
         keys: The observations that it reads.
+        obs_horizon: To, observations that the policy sees.
+        horizon: H, steps of a chunk.
         array: Class of the arrays, `torch.Tensor` or `numpy.ndarray`.
         dtypes: "float32" and "uint8" in their terms.
         batch: The one number of rows that it takes; None is any.
@@ -54,6 +57,9 @@ class Inputs:
 
     def check(self, obs: Mapping[str, Any]) -> int:
         """The number of rows of observations key -> (B, To, ...), after holding them against the embodiment.
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
 
         Raises:
             ValueError: For a missing key, another shape or type, no rows, and keys that differ in their rows.
@@ -83,6 +89,7 @@ class Inputs:
         """Raise NonFiniteError naming key and row where an observation or the action (B, Ta, A) is not finite.
 
         Args:
+            obs: Key -> (B, To, ...), robot units.
             sums: Of the observations in `floats`, and of the action, at the least: where they are finite, all is.
             finite: a bool array (B,) that is told which rows are, in the place of the error; the others' actions become
                 NaN.

@@ -91,7 +91,11 @@ def remove_pointer(pointer: Path) -> None:
 
 
 def damage(checkpoint: Path, needed: Sequence[str]) -> str | None:
-    """What is wrong with the files of a checkpoint, None for nothing: one missing, empty, cut short, no JSON."""
+    """What is wrong with the files of a checkpoint, None for nothing: one missing, empty, cut short, no JSON.
+
+    Args:
+        checkpoint: The saved policy.
+    """
     for name in needed:
         file = checkpoint / name
         if not file.is_file():

@@ -17,7 +17,11 @@ def derive(seed: int, name: str) -> int:
 
 
 def stream(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """Generator of the stream `name` ("model", "data_order", "policy_noise", ...) of the run seed `seed`."""
+    """Generator of the stream `name` ("model", "data_order", "policy_noise", ...) of the run seed `seed`.
+
+    Args:
+        device: Where torch computes, e.g. "cpu" or "cuda".
+    """
     return torch.Generator(device=device).manual_seed(derive(seed, name))
 
 
@@ -28,12 +32,20 @@ def generator_of(seed: int) -> torch.Generator:
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Standard normal float32 numbers on the generator's device, whatever torch's default dtype."""
+    """Standard normal float32 numbers on the generator's device, whatever torch's default dtype.
+
+    Args:
+        generator: Where random numbers come from.
+    """
     return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """float32 numbers from [0, 1) on the generator's device, whatever torch's default dtype."""
+    """float32 numbers from [0, 1) on the generator's device, whatever torch's default dtype.
+
+    Args:
+        generator: Where random numbers come from.
+    """
     return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
 

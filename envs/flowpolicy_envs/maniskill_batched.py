@@ -23,6 +23,9 @@ class ManiSkillBatch:
     done for some environments alone; contacts may so depend on the episode before, in the last digits.
 
     Args:
+        id: The task, by its name in the simulator.
+        num_envs: Environments that are stepped together.
+        max_episode_steps: Control steps after which an episode is cut off.
         backend: "physx_cpu" simulates one environment only.
 
     Raises:
@@ -88,7 +91,13 @@ class ManiSkillBatch:
 
 
 def make_batched(id: str, num_envs: int, *, max_episode_steps: int = 200) -> ManiSkillBatch:
-    """For `task.batched` of the configuration."""
+    """For `task.batched` of the configuration.
+
+    Args:
+        id: The task, by its name in the simulator.
+        num_envs: Environments that are stepped together.
+        max_episode_steps: Control steps after which an episode is cut off.
+    """
     return ManiSkillBatch(id, num_envs, max_episode_steps=max_episode_steps)
 
 

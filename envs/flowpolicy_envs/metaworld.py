@@ -84,6 +84,7 @@ def make_env(
     Args:
         id: e.g. "assembly-v3".
         obs: "state", "point_cloud" or "rgb".
+        max_episode_steps: Control steps after which an episode is cut off.
         render: Whether `render()` is wanted.
         view: Camera, cloud and renderer; None is `View()`.
 
@@ -108,6 +109,13 @@ class MetaWorldEnv(gymnasium.Env):
 
     Action: hand displacement as a fraction of 1 cm per step (3), gripper effort (1, positive closes), all in [-1, 1].
     Every seed draws object and goal positions anew (not one of the benchmark's 50 frozen tasks).
+
+    Args:
+        id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
+        max_episode_steps: Control steps after which an episode is cut off.
+        render: Whether `render` will be asked for frames.
+        view: What is seen: cameras, image size, cloud.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
@@ -135,7 +143,12 @@ class MetaWorldEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """First observation of the episode that `seed` fixes. `raw_obs` is Meta-World's own, for the experts."""
+        """First observation of the episode that `seed` fixes. `raw_obs` is Meta-World's own, for the experts.
+
+        Args:
+            seed: Of the episode; None goes on with the generator as it is.
+            options: Not used; gymnasium's interface has it.
+        """
         super().reset(seed=seed)
         self._steps = 0
         self.base.seed(int(self.np_random.integers(2**31)) if seed is None else seed)

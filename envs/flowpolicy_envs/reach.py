@@ -27,7 +27,14 @@ Observation = dict[str, NDArray[np.float32]]
 
 
 def make_env(id: str = "reach", *, obs: str = "state", max_episode_steps: int = 40, render: bool = False) -> "ReachEnv":
-    """The only task is "reach", its only observation "state". Raises ValueError for another."""
+    """The only task is "reach", its only observation "state". Raises ValueError for another.
+
+    Args:
+        id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
+        max_episode_steps: Control steps after which an episode is cut off.
+        render: Whether `render` will be asked for frames.
+    """
     if id != "reach" or obs != "state":
         raise ValueError(f"task: reach has id=reach with obs=state, got id={id} with obs={obs}")
     return ReachEnv(max_episode_steps=max_episode_steps, render=render)
@@ -38,6 +45,10 @@ class ReachEnv(gymnasium.Env):
     """Observation: agent_pos and env_state (the goal), both from U[-1, 1]^2. Action: displacement in tenths of a metre.
 
     Success within GOAL_RADIUS ends the episode. Reward is 1 there, else 0.
+
+    Args:
+        max_episode_steps: Control steps after which an episode is cut off.
+        render: Whether `render` will be asked for frames.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -56,7 +67,12 @@ class ReachEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start and goal, fixed by the seed."""
+        """Start and goal, fixed by the seed.
+
+        Args:
+            seed: Of the episode; None goes on with the generator as it is.
+            options: Not used; gymnasium's interface has it.
+        """
         super().reset(seed=seed)
         self._x, self._y, *goal = self.np_random.uniform(-1.0, 1.0, 4).tolist()
         self._goal, self._steps = (goal[0], goal[1]), 0

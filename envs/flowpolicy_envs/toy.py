@@ -41,6 +41,12 @@ def make_env(
 ) -> gymnasium.Env:
     """The only task is "two-ways", its only observation "state"; it can always be rendered.
 
+    Args:
+        id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
+        max_episode_steps: Control steps after which an episode is cut off.
+        render: Whether `render` will be asked for frames.
+
     Raises:
         ValueError: For another id or obs.
     """
@@ -88,6 +94,10 @@ class TwoWaysEnv(gymnasium.Env):
 
     Ends with success at the goal and without it at the obstacle. info["way"] is "left" or "right" once the obstacle is
     passed; info["outcome"] is that, or "collision". Reward is 1 at the goal, else 0.
+
+    Args:
+        max_episode_steps: Control steps after which an episode is cut off.
+        render: Whether `render` will be asked for frames.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}
@@ -108,7 +118,12 @@ class TwoWaysEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-        """Start and goal near their means, fixed by the seed."""
+        """Start and goal near their means, fixed by the seed.
+
+        Args:
+            seed: Of the episode; None goes on with the generator as it is.
+            options: Not used; gymnasium's interface has it.
+        """
         super().reset(seed=seed)
         self._path = [START + self.np_random.uniform(-SPREAD, SPREAD, 2)]
         self._goal = GOAL + self.np_random.uniform(-SPREAD, SPREAD, 2)

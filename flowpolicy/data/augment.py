@@ -105,6 +105,9 @@ def disturb_cloud(cloud: Tensor, settings: Augmentation, *, generator: torch.Gen
     """Subset, dropout, jitter, rotation of clouds (B, To, N, 3 or 6) in metres; N becomes train_points if that is less.
 
     Colours go with their points and are not changed.
+
+    Args:
+        generator: Where random numbers come from.
     """
     if 0 < settings.train_points < cloud.shape[2]:
         draw = uniform(cloud.shape[:3], generator)
@@ -121,7 +124,11 @@ def disturb_cloud(cloud: Tensor, settings: Augmentation, *, generator: torch.Gen
 
 
 def disturb_image(image: Tensor, settings: Augmentation, *, generator: torch.Generator) -> Tensor:
-    """Shift, crop and colours of images (B, To, H, W, 3) uint8; the observation steps of a sample move together."""
+    """Shift, crop and colours of images (B, To, H, W, 3) uint8; the observation steps of a sample move together.
+
+    Args:
+        generator: Where random numbers come from.
+    """
     if settings.image_shift > 0 or settings.image_crop < 1:
         image = _move(image, settings, generator)
     return _recolor(image, settings.image_color, generator) if settings.image_color > 0 else image

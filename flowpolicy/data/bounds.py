@@ -11,7 +11,11 @@ _LISTED = 5  # dimensions that one message names
 
 def require_inside(store: EpisodeStore, *, max_outside: float = MAX_OUTSIDE) -> None:
     """Raise ValueError where more than this share of the store's steps has an action outside the declared box, naming
-    the dimensions, their shares, and the box that was measured."""
+    the dimensions, their shares, and the box that was measured.
+
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+    """
     if not 0 <= max_outside <= 1:
         raise ValueError(f"dataset.max_outside: wanted a share from 0 to 1, got {max_outside}")
     if store.embodiment is None or store.shapes["action"][1:] != store.embodiment.action.shape:
@@ -26,19 +30,31 @@ def require_inside(store: EpisodeStore, *, max_outside: float = MAX_OUTSIDE) -> 
 
 
 def bounds_of(embodiment: Embodiment) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Declared low and high, and how far beyond counts as rounding (float32 rounds a bound such as 2.8973); (A,)."""
+    """Declared low and high, and how far beyond counts as rounding (float32 rounds a bound such as 2.8973); (A,).
+
+    Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+    """
     low, high = np.array(embodiment.action_low), np.array(embodiment.action_high)
     return low, high, 1e-6 * np.maximum(1.0, high - low)
 
 
 def outside_bounds(action: np.ndarray, embodiment: Embodiment) -> np.ndarray:
-    """(S, A) bool of actions (S, A), robot units."""
+    """(S, A) bool of actions (S, A), robot units.
+
+    Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+    """
     low, high, tolerance = bounds_of(embodiment)
     return (action < low - tolerance) | (action > high + tolerance)
 
 
 def describe_outside(action: np.ndarray, beyond: np.ndarray, embodiment: Embodiment) -> str:
-    """Share of the steps, per dimension too, the declared and the measured box, and what to do."""
+    """Share of the steps, per dimension too, the declared and the measured box, and what to do.
+
+    Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+    """
     share, dims = beyond.mean(axis=0), np.flatnonzero(beyond.any(axis=0))
     names = embodiment.action.names
     worst = sorted(dims, key=lambda dim: -share[dim])[:_LISTED]

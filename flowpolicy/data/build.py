@@ -30,6 +30,7 @@ class StoreBuilder:
     After any exception nothing of the new store is left.
 
     Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
         attrs: JSON-ready facts about the task, stored as group attributes.
         base: a whole store of the same contract whose episodes come first; it is copied.
         overwrite: Replace an existing store, at the moment the new one is complete.
@@ -76,7 +77,11 @@ class StoreBuilder:
         return self
 
     def add(self, episode: Episode) -> None:
-        """Append one episode. Raises ValueError naming the key whose shape, type or length does not fit."""
+        """Append one episode. Raises ValueError naming the key whose shape, type or length does not fit.
+
+        Args:
+            episode: One demonstration.
+        """
         episode = fitted(episode, self.embodiment)
         for key, value in {**episode.obs, "action": episode.action, "reward": episode.reward}.items():
             self._held.setdefault(key, []).append(value)
@@ -134,7 +139,11 @@ class StoreBuilder:
 
 
 def store_attrs(embodiment: Embodiment, attrs: dict[str, Any]) -> dict[str, Any]:
-    """The group attributes of a store. Raises ValueError for facts that are no JSON or have a name of the format's."""
+    """The group attributes of a store. Raises ValueError for facts that are no JSON or have a name of the format's.
+
+    Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+    """
     if clash := sorted(set(attrs) & set(RESERVED)):
         raise ValueError(f"EpisodeWriter: attrs {clash} are reserved for the format; rename them")
     whole = {"format": FORMAT, "format_version": FORMAT_VERSION, "embodiment": embodiment.to_dict(), **attrs}
@@ -146,12 +155,21 @@ def store_attrs(embodiment: Embodiment, attrs: dict[str, Any]) -> dict[str, Any]
 
 
 def store_specs(embodiment: Embodiment) -> dict[str, KeySpec]:
-    """Name below data/ -> what one step of it is."""
+    """Name below data/ -> what one step of it is.
+
+    Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+    """
     return {**embodiment.obs, "action": embodiment.action, "reward": KeySpec(shape=())}
 
 
 def fitted(episode: Episode, embodiment: Embodiment) -> Episode:
-    """The episode in the declared types. Raises ValueError naming the key whose shape, type or length does not fit."""
+    """The episode in the declared types. Raises ValueError naming the key whose shape, type or length does not fit.
+
+    Args:
+        episode: One demonstration.
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+    """
     steps = len(episode.action)
     if steps == 0:
         raise ValueError(f"EpisodeWriter: the episode of seed {episode.seed} has no steps")
@@ -164,7 +182,11 @@ def fitted(episode: Episode, embodiment: Embodiment) -> Episode:
 
 
 def refuse_existing(path: Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError when `path` exists and may not be replaced, or when it is something else than a store."""
+    """Raise FileExistsError when `path` exists and may not be replaced, or when it is something else than a store.
+
+    Args:
+        overwrite: Replace what is there.
+    """
     if not path.exists():
         return
     if not overwrite:

@@ -61,6 +61,8 @@ def collect_episodes(
         make_expert: Picklable when workers > 1 (a module's function, or a functools.partial of one).
         workers: Processes; 1 stays in this one. The store is the same, bit for bit, for every number.
         attrs: Facts about the task for the store.
+        overwrite: Replace what is there.
+        progress: Whether to show a progress bar.
 
     Raises:
         FileExistsError: When `path` exists.

@@ -79,7 +79,12 @@ class SequenceDataset:
         """Read `keys` (default: the embodiment's) and the actions; floats become float32, images stay uint8.
 
         Args:
+            store: The episodes, as `EpisodeStore` opens them.
+            horizon: H, steps of a chunk.
+            obs_horizon: To, observations that the policy sees.
+            keys: Observations to read.
             episodes: Consecutive episodes to take, all by default.
+            device: Where torch computes, e.g. "cpu" or "cuda".
             residence: Where they lie; None is `Residence()`.
 
         Raises:

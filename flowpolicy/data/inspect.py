@@ -15,7 +15,11 @@ _QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
 
 
 def describe_store(store: EpisodeStore) -> str:
-    """Text of several tables: counts, embodiment, arrays, and statistics per dimension; NaN values are left out."""
+    """Text of several tables: counts, embodiment, arrays, and statistics per dimension; NaN values are left out.
+
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+    """
     lengths = np.diff(store.episode_ends, prepend=0)
     lines = [
         f"store     {store.path}",

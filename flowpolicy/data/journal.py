@@ -98,7 +98,11 @@ class Journal:
         self._note(seed, "begin")
 
     def add(self, seed: int, episode: Episode | None) -> None:
-        """Note how the attempt of `seed` ended; None: its process died. Successful episodes are kept."""
+        """Note how the attempt of `seed` ended; None: its process died. Successful episodes are kept.
+
+        Args:
+            episode: One demonstration.
+        """
         if episode is None:
             self._note(seed, "crash")
         elif not episode.success:
@@ -108,7 +112,11 @@ class Journal:
         self._flush_sometimes()
 
     def accept(self, episode: Episode) -> None:
-        """Keep an episode under the next number, whatever came of it."""
+        """Keep an episode under the next number, whatever came of it.
+
+        Args:
+            episode: One demonstration.
+        """
         self._keep(max(self._outcomes, default=-1) + 1, episode, "kept")
         self._flush_sometimes()
 

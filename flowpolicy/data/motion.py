@@ -17,13 +17,21 @@ _RARE = 0.05  # share of steps below which a dimension counts as one that does n
 
 
 def episode_slices(store: EpisodeStore) -> list[slice]:
-    """The steps of each episode."""
+    """The steps of each episode.
+
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+    """
     starts = np.concatenate([[0], store.episode_ends[:-1]])
     return [slice(int(a), int(b)) for a, b in zip(starts, store.episode_ends, strict=True)]
 
 
 def by_episode(key: str, store: EpisodeStore, episodes: list[slice]) -> Iterator[np.ndarray]:
-    """The values of each episode, (T, ...), from one pass over the array."""
+    """The values of each episode, (T, ...), from one pass over the array.
+
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+    """
     blocks, held, first = store.blocks(key), [], 0
     for rows in episodes:
         while first + sum(map(len, held)) < rows.stop:
@@ -37,6 +45,9 @@ def moved_steps(key: str, store: EpisodeStore, episodes: list[slice]) -> np.ndar
     """(S,) bool: this step's observation differs from the one before in the same episode; a first step has not moved.
 
     Vectors move by more than `_STILL` of a dimension's range; images and clouds by any value.
+
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
     """
     moved = np.zeros(store.num_steps, dtype=bool)
     tolerance = _STILL * np.ptp(store.load(key), axis=0) if len(store.shapes[key]) == 2 else None
@@ -61,6 +72,7 @@ def jumps(store: EpisodeStore, keys: list[str], episodes: list[slice]) -> np.nda
     """(S,) bool: much of what moves changes at once by far more than it does in other steps, as at a reset.
 
     Args:
+        store: The episodes, as `EpisodeStore` opens them.
         keys: Vectors. A single dimension may switch, as grippers and phases do.
     """
     ratios = []
@@ -82,7 +94,11 @@ def jumps(store: EpisodeStore, keys: list[str], episodes: list[slice]) -> np.nda
 
 
 def trim_idle_starts(store: EpisodeStore, builder: StoreBuilder) -> np.ndarray:
-    """Hand the store's episodes on without their idle starts; (E,) steps that were left out."""
+    """Hand the store's episodes on without their idle starts; (E,) steps that were left out.
+
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+    """
     assert store.episode_seeds is not None and store.episode_success is not None
     episodes = episode_slices(store)
     moved = np.any([moved_steps(key, store, episodes) for key in store.obs_keys], axis=0)

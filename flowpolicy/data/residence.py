@@ -41,6 +41,8 @@ class Residence:
         """Where the file for `steps` steps of these keys is to lie, None for in memory.
 
         Args:
+            store: The episodes, as `EpisodeStore` opens them.
+            keys: Observations to read.
             window_bytes: Per step, of what the dataset makes beside the data.
 
         Raises:
@@ -75,6 +77,9 @@ class Residence:
 def read_steps(store: EpisodeStore, key: str, first: int, last: int, *, folder: Path | None) -> Tensor:
     """Steps first ... last - 1 of one key: float32, or uint8 as stored; in memory, or in a nameless file in `folder`.
 
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+
     Raises:
         ValueError: For NaN or infinity, naming key, episode and step.
     """
@@ -99,7 +104,11 @@ def read_steps(store: EpisodeStore, key: str, first: int, last: int, *, folder: 
 
 
 def step_bytes(store: EpisodeStore, key: str) -> int:
-    """What one step of a key takes once it is read."""
+    """What one step of a key takes once it is read.
+
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+    """
     return int(np.prod(store.shapes.get(key, (0, 0))[1:], dtype=np.int64)) * _dtype(store, key).itemsize
 
 

@@ -38,6 +38,7 @@ class EpisodeWriter:
     data finish PATH` makes the store of it. A power cut costs at most the last second.
 
     Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
         attrs: JSON-ready facts about the task, stored as group attributes.
         overwrite: Replace an existing store, at the moment the new one is complete.
         append: Go on with what a writer that ended early has accepted, and behind the episodes of a whole store, which
@@ -103,7 +104,11 @@ class EpisodeWriter:
         return self._facts["before"] + self._journal.successes
 
     def add(self, episode: Episode) -> None:
-        """Accept one episode. Raises ValueError naming the key whose shape, type or length does not fit."""
+        """Accept one episode. Raises ValueError naming the key whose shape, type or length does not fit.
+
+        Args:
+            episode: One demonstration.
+        """
         episode = fitted(episode, self.embodiment)
         try:
             self._journal.accept(episode)
@@ -160,6 +165,9 @@ def unfinished_episodes(path: Path | str) -> Iterator[Episode]:
 def trim_store(path: Path | str, out: Path | str, *, overwrite: bool = False) -> tuple[int, int]:
     """Write the store at `path` again to `out`, without the steps at the start of episodes in which nothing moves.
 
+    Args:
+        overwrite: Replace what is there.
+
     Returns:
         How many steps were left out, and of how many episodes.
 
@@ -178,6 +186,7 @@ def add_record(path: Path | str, embodiment: Embodiment, attrs: dict[str, Any] |
     """Say what the numbers of somebody else's zarr mean, so that it can be trained on; only its .zattrs changes.
 
     Args:
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
         attrs: Facts about the task, e.g. {"task": "mine"}, beside those that are there.
 
     Raises:

@@ -23,7 +23,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, obs: Observation) -> Tensor:
-        """obs: key -> (B, To, ...), normalised; images uint8.   Returns (B, feature_dim), always float32."""
+        """obs: key -> (B, To, ...), normalised; images uint8.   Returns (B, feature_dim), always float32.
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+        """
 
     def align(self, normalizers: Mapping[str, LinearNormalizer]) -> None:
         """Called once, when the normalisers have been fitted; for encoders that compare keys with each other."""

@@ -26,6 +26,8 @@ class ResNet18(KeyEncoder):
     whose running statistics do not go with averaged weights.
 
     Args:
+        state_dim: Length of the state vector beside.
+        feature_dim: Length of what comes out.
         weights: File of torchvision's resnet18 to start from, safetensors or its own .pth; null starts from random
             numbers. Batch statistics and the classifier in it are not used.
 

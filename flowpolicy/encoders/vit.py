@@ -20,6 +20,10 @@ class LightViT(KeyEncoder):
     defaults, 96 x 96 and 9 state entries: 386,304 parameters and 33,408 for the embedding. Left out: the source's
     dropout of 0.1 behind the embedding, whose masks a resumed run could not repeat.
 
+    Args:
+        state_dim: Length of the state vector beside.
+        feature_dim: Length of what comes out.
+
     Source: Ren et al. 2024 (DPPO), which DM1 takes over.
     """
 
@@ -66,6 +70,10 @@ class SpatialEmbedding(nn.Module):
 
     Each channel's L values and the state give, through Linear - LayerNorm - ReLU, a row of `feature_dim`; the rows are
     weighted entry by entry and summed over the channels: unlike an average, this keeps where things are.
+
+    Args:
+        state_dim: Length of the state vector beside.
+        feature_dim: Length of what comes out.
     """
 
     def __init__(self, *, tokens: int, width: int, state_dim: int, feature_dim: int) -> None:

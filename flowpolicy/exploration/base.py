@@ -64,13 +64,18 @@ class Exploration(nn.Module, ABC):
 
     @abstractmethod
     def pick_steps(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(B, S) int64, rising along S: which steps are stochastic, for each sample."""
+        """(B, S) int64, rising along S: which steps are stochastic, for each sample.
+
+        Args:
+            generator: Where random numbers come from.
+        """
 
     @abstractmethod
     def transition(self, velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Gaussian:
         """Distribution of the state at r given x_t (B, H, A) at t.
 
         Args:
+            x_t: (B, H, A), the state at flow time t.
             t: (B,).
             r: As `t`.
             cond: (B, D).
@@ -81,7 +86,14 @@ class Exploration(nn.Module, ABC):
 
 
 def jump(velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
-    """The deterministic step of `sample_ode`, (B, H, A)."""
+    """The deterministic step of `sample_ode`, (B, H, A).
+
+    Args:
+        x_t: (B, H, A), the state at flow time t.
+        t: (B,), flow time, 1 noise, 0 action.
+        r: (B,), flow time to go to, r <= t.
+        cond: (B, D), the condition.
+    """
     return x_t - expand(t - r, x_t) * velocity(x_t, t, r, cond)
 
 
@@ -92,6 +104,11 @@ def sample_chain(
     """Walk from `noise` (B, H, A) to an action; cond: (B, D).
 
     The deterministic steps are those of the deployed policy (`sample_ode`), so that only the noise differs from it.
+
+    Args:
+        exploration: How the policy draws actions to learn from, and their densities.
+        cond: (B, D), the condition.
+        generator: Where random numbers come from.
     """
     times = exploration.times().to(noise)
     step = exploration.pick_steps(noise.shape[0], generator)  # (B, S)
@@ -115,7 +132,12 @@ def sample_chain(
 
 
 def chain_log_prob(exploration: Exploration, velocity: Velocity, chain: Chain, cond: Tensor) -> ChainScore:
-    """Score the stored transitions with the same `transition` that drew them: the first ratio is 1."""
+    """Score the stored transitions with the same `transition` that drew them: the first ratio is 1.
+
+    Args:
+        exploration: How the policy draws actions to learn from, and their densities.
+        cond: (B, D), the condition.
+    """
     times = exploration.times().to(chain.before)
     parts = []
     for s in range(chain.step.shape[1]):
@@ -127,7 +149,11 @@ def chain_log_prob(exploration: Exploration, velocity: Velocity, chain: Chain, c
 
 
 def require_support(exploration: Exploration, head: Head) -> None:
-    """Raise ValueError unless `head` gives what `exploration` needs; warn where the deployed jump may get worse."""
+    """Raise ValueError unless `head` gives what `exploration` needs; warn where the deployed jump may get worse.
+
+    Args:
+        exploration: How the policy draws actions to learn from, and their densities.
+    """
     name, kind = type(exploration).__name__, type(head).__name__
     given = {"jumps": True, "velocity": head.has_velocity, "flow_map": head.has_flow_map}
     if not given[exploration.needs]:
@@ -148,7 +174,11 @@ def require_support(exploration: Exploration, head: Head) -> None:
 
 
 def every_step(batch: int, steps: int, generator: torch.Generator) -> Tensor:
-    """(B, S) with 0 ... S-1 in every row."""
+    """(B, S) with 0 ... S-1 in every row.
+
+    Args:
+        generator: Where random numbers come from.
+    """
     return torch.arange(steps, device=generator.device).expand(batch, steps)
 
 

@@ -26,6 +26,10 @@ class FlowNoise(Exploration):
     et al. 2025 (π_RL).
 
     Args:
+        action_dim: A, entries of an action.
+        horizon: H, steps of a chunk.
+        cond_dim: D, length of the condition.
+        num_steps: Network evaluations per chunk.
         std_min: Bounds of the standard deviation, in normalised action units (the demonstrated range is 2 wide); equal
             bounds make a constant without parameters. π_RL: 0.08 to 0.16; on the toy task wide bounds learn fastest.
         std_max: As `std_min`.
@@ -79,7 +83,13 @@ class FlowNoise(Exploration):
         return Gaussian(jump(velocity, x_t, t, r, cond), self.std(x_t, t, cond))
 
     def std(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """(B, H, A), inside the bounds: tanh of the net's output, linear in the log-variance."""
+        """(B, H, A), inside the bounds: tanh of the net's output, linear in the log-variance.
+
+        Args:
+            x_t: (B, H, A), the state at flow time t.
+            t: (B,), flow time, 1 noise, 0 action.
+            cond: (B, D), the condition.
+        """
         if self.net is None:
             return torch.full_like(x_t, self.std_min)
         seen = cond.detach()

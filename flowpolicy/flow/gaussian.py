@@ -22,7 +22,11 @@ class Gaussian(NamedTuple):
     std: Tensor
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """mean + std * N(0, 1), (B, H, A)."""
+        """mean + std * N(0, 1), (B, H, A).
+
+        Args:
+            generator: Where random numbers come from.
+        """
         mean = self.mean
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + self.std * noise
@@ -63,13 +67,25 @@ def sde_step(t: Tensor, r: Tensor, *, noise_level: float) -> SdeStep:
 
 
 def split(x_t: Tensor, velocity: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The action and the noise that a point and its velocity imply: x - t v and x + (1 - t) v, (B, H, A) each."""
+    """The action and the noise that a point and its velocity imply: x - t v and x + (1 - t) v, (B, H, A) each.
+
+    Args:
+        x_t: (B, H, A), the state at flow time t.
+        velocity: Average velocity over [r, t] at x_t, as `Head.velocity`.
+        t: (B,), flow time, 1 noise, 0 action.
+    """
     time = expand(t, x_t)
     return x_t - time * velocity, x_t + (1.0 - time) * velocity
 
 
 def score(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """Gradient of the marginal's log-density, -(noise estimate) / t; velocity is the instantaneous one."""
+    """Gradient of the marginal's log-density, -(noise estimate) / t; velocity is the instantaneous one.
+
+    Args:
+        x_t: (B, H, A), the state at flow time t.
+        velocity: Average velocity over [r, t] at x_t, as `Head.velocity`.
+        t: (B,), flow time, 1 noise, 0 action.
+    """
     return -split(x_t, velocity, t)[1] / expand(t, x_t)
 
 

@@ -32,6 +32,7 @@ def time_derivative(
     quotient of differences up to all its digits (`without_tf32`).
 
     Args:
+        velocity: Average velocity over [r, t] at x_t, as `Head.velocity`.
         x_t: (B, H, A).
         t: (B,).
         r: As `t`.
@@ -63,6 +64,13 @@ def time_difference(
     e is `step`, in units of flow time, but neither end leaves [r, 1]: next to those the quotient is one-sided, exact
     to the first order of `step` instead of the second.
     Sources: OMP (arXiv 2512.19347), the differential derivation equation; 5e-3 is from MeanFlowNFT (arXiv 2607.15273).
+
+    Args:
+        velocity: Average velocity over [r, t] at x_t, as `Head.velocity`.
+        x_t: (B, H, A), the state at flow time t.
+        t: (B,), flow time, 1 noise, 0 action.
+        r: (B,), flow time to go to, r <= t.
+        cond: (B, D), the condition.
     """
     ahead, behind = (1.0 - t).clamp(0.0, step), (t - r).clamp(0.0, step)
     ends = [velocity(x_t + expand(shift, x_t) * tangent, t + shift, r, cond) for shift in (ahead, -behind)]
@@ -90,6 +98,11 @@ def meanflow_correction(
     `time_derivative` gives.
 
     Args:
+        velocity: Average velocity over [r, t] at x_t, as `Head.velocity`.
+        x_t: (B, H, A), the state at flow time t.
+        t: (B,), flow time, 1 noise, 0 action.
+        r: (B,), flow time to go to, r <= t.
+        cond: (B, D), the condition.
         path_velocity: (B, H, A) = noise - action.
         derivative: See `time_derivative`.
 

@@ -45,5 +45,6 @@ def velocity_from_action(x_t: Tensor, action: Tensor, t: Tensor, *, t_min: float
         x_t: (B, H, A).
         action: As `x_t`.
         t: (B,). t_min bounds the factor 1/t, which has no limit at t = 0.
+        t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
     """
     return (x_t - action) / expand(t.clamp_min(t_min), x_t)

@@ -39,13 +39,21 @@ class FlowTimes:
             raise ValueError(f"time_std must be at least 0, got {self.std}")
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Independent times of the law, without starts, of that shape on the generator's device."""
+        """Independent times of the law, without starts, of that shape on the generator's device.
+
+        Args:
+            generator: Where random numbers come from.
+        """
         if self.law == "uniform":
             return uniform(shape, generator)
         return logit_normal(shape, mean=self.mean, std=self.std, generator=generator)
 
     def single(self, batch: int, generator: torch.Generator) -> Tensor:
-        """(B,) times t, a share p_start of them 1."""
+        """(B,) times t, a share p_start of them 1.
+
+        Args:
+            generator: Where random numbers come from.
+        """
         t = self.draw((batch,), generator)
         return self._with_starts(t, generator) if self.p_start else t
 
@@ -53,6 +61,9 @@ class FlowTimes:
         """Pairs 0 <= r <= t <= 1, the first `num_equal_times(batch, p_equal)` of them with r = t.
 
         Two times of the law, the larger is t; with probability p_start t is 1 instead.
+
+        Args:
+            generator: Where random numbers come from.
 
         Returns:
             t and r, both (B,), on the generator's device. Batches are drawn independently, so which rows get r = t does
@@ -72,6 +83,9 @@ class FlowTimes:
 
 def logit_normal(shape: tuple[int, ...], *, mean: float, std: float, generator: torch.Generator) -> Tensor:
     """sigmoid(mean + std * N(0, 1)), in (0, 1).
+
+    Args:
+        generator: Where random numbers come from.
 
     Source: Esser et al. 2024, "Scaling Rectified Flow Transformers", equation 19.
     """
@@ -95,7 +109,11 @@ def least_batch(p_equal: float) -> int:
 
 
 def time_grid(num_steps: int) -> Tensor:
-    """(K+1,) uniform times from 1 down to 0. Raises ValueError for num_steps < 1."""
+    """(K+1,) uniform times from 1 down to 0. Raises ValueError for num_steps < 1.
+
+    Args:
+        num_steps: Network evaluations per chunk.
+    """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1 network evaluation, got {num_steps}")
     return torch.linspace(1.0, 0.0, num_steps + 1, device="cpu", dtype=torch.float32)

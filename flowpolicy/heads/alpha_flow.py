@@ -29,6 +29,7 @@ class AlphaFlowHead(Head):
     One-Step Flow Policy (arXiv 2603.12480); its weights, shares and decay are not in the text, these are ours.
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         consistency_share: Of the rows.
         teacher_decay: Of the averaged copy of the net, per training step. It sees the student's condition, detached.
             What the path teaches reaches the target at a rate of kappa for each teacher's lifetime, 1 / (1 -
@@ -45,6 +46,7 @@ class AlphaFlowHead(Head):
         time_std: As `p_start`.
         loss_power: As `p_start`.
         loss_eps: As `p_start`.
+        t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
     """
 
     has_velocity = True

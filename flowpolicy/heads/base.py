@@ -61,6 +61,10 @@ class Head(nn.Module, ABC):
         Arguments as for `velocity`.
 
         Args:
+            x_t: (B, H, A), the state at flow time t.
+            t: (B,), flow time, 1 noise, 0 action.
+            r: (B,), flow time to go to, r <= t.
+            cond: (B, D), the condition.
             noise: (B, H, A), fresh.
 
         Raises:
@@ -80,7 +84,11 @@ class Head(nn.Module, ABC):
         """The range of the demonstrated actions, normalised, (A,) each; for heads that clamp on their way to one."""
 
     def after_step(self, progress: float) -> None:
-        """Called after every optimiser step with the share of training done; for teachers and schedules."""
+        """Called after every optimiser step with the share of training done; for teachers and schedules.
+
+        Args:
+            progress: Share of training that is done, 0 to 1.
+        """
 
 
 def check_parameterization(parameterization: str) -> None:
@@ -90,5 +98,11 @@ def check_parameterization(parameterization: str) -> None:
 
 
 def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, parameterization: Parameterization, *, t_min: float) -> Tensor:
-    """The net's output as a velocity, (B, H, A): itself for "u"; for "x", the action, (x_t - x) / max(t, t_min)."""
+    """The net's output as a velocity, (B, H, A): itself for "u"; for "x", the action, (x_t - x) / max(t, t_min).
+
+    Args:
+        x_t: (B, H, A), the state at flow time t.
+        t: (B,), flow time, 1 noise, 0 action.
+        t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
+    """
     return output if parameterization == "u" else velocity_from_action(x_t, output, t, t_min=t_min)

@@ -27,6 +27,7 @@ class ConsistencyHead(Head):
     (Consistency Flow Matching); times are 1 - theirs.
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in
             `MeanFlowHead`. The times are of t, shrunk to [0, 1 - eps], so that p_start is the share at 1 - eps, where
             sampling starts; the weighting is of the endpoint term, and that of the velocities stays a squared error. As
@@ -38,6 +39,7 @@ class ConsistencyHead(Head):
         target: What becomes of f(x_r, r). "gradient": trained like f(x_t, t), as FlowPolicy's code does;
             "stop_gradient": a constant; "ema": a constant from an averaged copy of the net, as the paper writes.
         teacher_decay: Of that copy, per training step.
+        t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
     """
 
     def __init__(

@@ -28,6 +28,7 @@ class DiffusionHead(Head):
     Sample Steps are Flawed" (spacing).
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         prediction: "sample" is the action, as in DP3; "epsilon" the noise, as in Diffusion Policy.
         train_steps: Noise levels; 100 in both. Sample with num_steps=10 as DP3 does.
         spacing: Which levels K steps visit. "trailing" starts at the last one, so that any K works; "leading" is what

@@ -26,6 +26,7 @@ class DriftHead(Head):
     2603.11984).
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         parameterization: "x": the net's output is f, as published; "u": noise minus the output, so that training starts
             with samples as wide as the noise. On two ways at +-1 (one observation, 500 steps, 8 samples) a plain
             two-layer net has a spread of 0.88 to 0.93 with "x" (5 of 5 seeds, truth 1.0), but `ResidualMLP`, whose

@@ -20,8 +20,10 @@ class FlowMatchingHead(Head):
     The papers' are uniform times, never t = 1, and loss_power 0, the plain squared error.
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in
             `MeanFlowHead`.
+        t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
 
     Source: Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023 (rectified flow).
     """

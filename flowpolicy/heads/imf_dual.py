@@ -23,6 +23,7 @@ class DualMeanFlowHead(Head):
     and backward pass of twice the batch and one Jacobian product of the batch.
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         parameterization: As in `MeanFlowHead`.
         velocity_weight: Of the instantaneous term; 1 as published, where leaving it out costs 3 to 10 points.
         p_start: As `parameterization`.
@@ -31,6 +32,7 @@ class DualMeanFlowHead(Head):
         time_std: As `parameterization`.
         loss_power: As `parameterization`.
         loss_eps: As `parameterization`.
+        t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
         derivative: As `parameterization`.
 
     Source: UCA-Flow (arXiv 2608.16153); Geng et al. 2025, "Improved Mean Flows".

@@ -24,6 +24,7 @@ class IterativeRegressionHead(Head):
     2025, "Much Ado About Noising" (MIP); Implicit Drifting Policy (arXiv 2606.01098).
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         noise_level: 0.1 in both papers. The second term weighs ((1 - noise_level) / noise_level)^2 = 81 times the
             first.
         precision: IDP's weighting: an action entry counts 1 + `excess_precision` times, more where similar observations

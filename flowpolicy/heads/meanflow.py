@@ -27,6 +27,7 @@ class MeanFlowHead(Head):
     Sources: Geng et al. 2025 (MeanFlow); Sheng et al. 2025 (MP1); Zou et al. 2025 (DM1); OMP (arXiv 2512.19347).
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         objective: "meanflow" (Geng et al. 2025) or "imf" (boundary form of "Improved Mean Flows").
         parameterization: What the net predicts: "u" the velocity, "x" the action, u = (x_t - x) / max(t, t_min).
         p_equal: Share of pairs with r = t; 0.75 as in MeanFlow on ImageNet, 0.5 in MP1 and DM1.
@@ -39,6 +40,7 @@ class MeanFlowHead(Head):
         time_std: As `p_start`.
         loss_power: `LossWeighting`; 0.5 and 1e-3 in MP1, power 0 in DM1.
         loss_eps: As `loss_power`.
+        t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
         derivative: How du/dt is found, "jvp" or "difference", see `flow.meanflow.time_derivative`.
         dispersive: None, or which features to spread.
         direction: None, or how strongly u follows the sampled direction.

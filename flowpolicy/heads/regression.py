@@ -16,6 +16,7 @@ class RegressionHead(Head):
     """f(cond) regressed on the action; as a "velocity" x_t - f(cond), so one step from any noise lands on f(cond).
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         loss_power: `LossWeighting`; power 0 is the mean squared error.
         loss_eps: As `loss_power`.
     """

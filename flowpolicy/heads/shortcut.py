@@ -22,6 +22,7 @@ class ShortcutHead(Head):
     the grid of multiples of d, where sampling asks; on the others u(x_t, t, t) on noise - action.
 
     Args:
+        net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in
             `MeanFlowHead`; a jump takes the cell of its grid that a time of that law falls into. As published: time_law
             "uniform", p_start 0 and loss_power 0.
@@ -29,6 +30,7 @@ class ShortcutHead(Head):
         halvings: d is 2^-m with m uniform in 0 ... halvings - 1; 7 gives the paper's 128 shortest jumps. The halves of
             the shortest d have d / 2 = 0 for their length: below it the field counts as straight, and nothing else
             trains it.
+        t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
 
     Source: Frans et al. 2025, "One Step Diffusion via Shortcut Models", algorithm 1, where t = 1 - ours and the half
     jumps come from averaged weights; here they come from the weights themselves.

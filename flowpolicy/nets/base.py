@@ -25,5 +25,12 @@ class VelocityNet(nn.Module, ABC):
         """
 
     def forward(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
-        """Output only, (B, H, A)."""
+        """Output only, (B, H, A).
+
+        Args:
+            x_t: (B, H, A), the state at flow time t.
+            t: (B,), flow time, 1 noise, 0 action.
+            r: (B,), flow time to go to, r <= t.
+            cond: (B, D), the condition.
+        """
         return self.forward_with_features(x_t, t, r, cond)[0]

@@ -22,6 +22,9 @@ class JointTransformer(VelocityNet):
     and pre-norm ours; Peebles & Xie 2023 (adaLN-zero).
 
     Args:
+        action_dim: A, entries of an action.
+        horizon: H, steps of a chunk.
+        cond_dim: D, length of the condition.
         attention: How action tokens see the rest. "joint": one sequence [observations | t | t - r | actions] in which
             all attend to all, so that the condition's tokens follow the action; "cross": only action tokens are
             updated, and look up the others in each block; "adaln": the others, added up, scale and shift each block

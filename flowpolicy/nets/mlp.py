@@ -19,6 +19,9 @@ class ResidualMLP(VelocityNet):
     first, second, middle and last block, (B, width).
 
     Args:
+        action_dim: A, entries of an action.
+        horizon: H, steps of a chunk.
+        cond_dim: D, length of the condition.
         time_dim: Width of each of the two time embeddings.
         max_time_frequency: Radians per unit of flow time.
 

@@ -18,6 +18,9 @@ class UNet1D(VelocityNet):
     Taps: early = first down level, mid = bottleneck, late = last up level; (B, C, length).
 
     Args:
+        action_dim: A, entries of an action.
+        horizon: H, steps of a chunk.
+        cond_dim: D, length of the condition.
         dims: Channels per level; (512, 1024, 2048) is MP1's, (128, 256, 384) SimpleDP3's.
         time_dim: Width of each time embedding; the embeddings of t and of the second time are added.
         second_time: "r" as in MP1, or "t-r" as in Geng et al. 2025, table 1c.

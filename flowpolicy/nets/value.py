@@ -11,6 +11,9 @@ class ValueMLP(nn.Module):
     """(B, D) -> (B,): `depth` hidden layers of `width` with layer norm and SiLU; the last layer starts near zero.
 
     Sources: width and depth of Ren et al. 2024 (DPPO); small last layer of π_RL's code (std 0.02).
+
+    Args:
+        cond_dim: D, length of the condition.
     """
 
     def __init__(self, cond_dim: int, *, width: int = 256, depth: int = 3) -> None:
@@ -27,6 +30,10 @@ class ValueMLP(nn.Module):
         self.layers = nn.Sequential(*layers, last)
 
     def forward(self, cond: Tensor) -> Tensor:
-        """cond: (B, D).   Returns (B,) float32."""
+        """cond: (B, D).   Returns (B,) float32.
+
+        Args:
+            cond: (B, D), the condition.
+        """
         with torch.autocast(cond.device.type, enabled=False):
             return self.layers(cond.float()).squeeze(-1)

@@ -92,7 +92,11 @@ def unproject(depth_m: np.ndarray, intrinsics: np.ndarray, camera_to_world: np.n
 
 @_stage("crop")
 def crop(points: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) -> np.ndarray:
-    """The rows of points (N, 3 or more) whose coordinates lie in [low, high]; NaN lies nowhere."""
+    """The rows of points (N, 3 or more) whose coordinates lie in [low, high]; NaN lies nowhere.
+
+    Args:
+        points: (N, 3) or more columns, metres.
+    """
     xyz = points[:, :3]
     inside = (xyz >= np.asarray(low, dtype=xyz.dtype)) & (xyz <= np.asarray(high, dtype=xyz.dtype))
     return points[inside.all(axis=1)]
@@ -101,6 +105,9 @@ def crop(points: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) ->
 @_stage("thin")
 def voxel_downsample(points: np.ndarray, voxel_m: float) -> np.ndarray:
     """One row per occupied cell of a grid of edge `voxel_m` through the origin: the mean of its points (N, 3 or more).
+
+    Args:
+        points: (N, 3) or more columns, metres.
 
     Returns:
         (M, same columns) float32, ordered by cell.
@@ -130,6 +137,10 @@ def farthest_point_indices(points: np.ndarray, count: int, *, start: int = 0) ->
 
     Exact, in float32; ties go to the lowest index. start 0 is PyTorch3D's choice, and so DP3's and MP1's.
 
+    Args:
+        points: (N, 3) or more columns, metres.
+        count: How many points to keep.
+
     Raises:
         ValueError: When count is not in 1..N, start not in 0..N-1, or a coordinate is NaN or infinite.
     """
@@ -144,6 +155,10 @@ def farthest_point_indices_batch(points: "Tensor", count: int, *, start: int = 0
     """`farthest_point_indices` for every cloud of points (B, N, 3): (B, count) int64 on their device, same indices.
 
     On the CPU the compiled kernel runs over the clouds; elsewhere all clouds advance together, point by point.
+
+    Args:
+        points: (N, 3) or more columns, metres.
+        count: How many points to keep.
     """
     import torch
 
@@ -162,6 +177,9 @@ def make_cloud(points: np.ndarray, spec: CloudSpec) -> np.ndarray:
 
     Crop, grid, farthest-point sampling. Fewer points than spec.points are repeated in turn: an encoder that takes the
     maximum does not notice, where zeros (DP3's padding) would be a point of their own at the origin.
+
+    Args:
+        points: (N, 3) or more columns, metres.
 
     Raises:
         ValueError: When colour is wanted and not there.

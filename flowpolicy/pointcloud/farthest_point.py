@@ -14,6 +14,10 @@ def sample(points: np.ndarray, count: int, start: int) -> np.ndarray:
 
     Points are sorted into boxes. A new sample cannot lower any distance inside a box that is farther from it than the
     box's largest distance so far; float32 rounding is monotone, so the test holds for the rounded numbers as well.
+
+    Args:
+        points: (N, 3) or more columns, metres.
+        count: How many points to keep.
     """
     total = len(points)
     levels = 0

@@ -34,7 +34,12 @@ _HOW = {
 
 
 def comparison_page(comparison: Comparison, *, title: str = "") -> str:
-    """The whole document."""
+    """The whole document.
+
+    Args:
+        comparison: Arms on one task, with their tests.
+        title: Of the page or drawing.
+    """
     arms = comparison.arms
     cards = [_card(arm) for arm in arms[:MAX_CARDS]]
     episodes = sum(arm.n for arm in arms)
@@ -51,7 +56,11 @@ def comparison_page(comparison: Comparison, *, title: str = "") -> str:
 
 
 def comparison_sections(comparison: Comparison, *, task: str = "") -> list[Section]:
-    """Everything about one task. task: put before each title, where a page shows several."""
+    """Everything about one task. task: put before each title, where a page shows several.
+
+    Args:
+        comparison: Arms on one task, with their tests.
+    """
     prefix = f"{task} · " if task else ""
     sections = [_success_section(comparison), frontier_section(comparison.arms)]
     if comparison.pairs:
@@ -101,7 +110,11 @@ def frontier_section(arms: Sequence[ArmResult]) -> Section:
 
 
 def origin_section(comparisons: Sequence[Comparison]) -> Section:
-    """How the tests work, where the policies lie, versions."""
+    """How the tests work, where the policies lie, versions.
+
+    Args:
+        comparisons: One per task.
+    """
     tests = list(dict.fromkeys(pair.test for one in comparisons for pair in one.pairs))
     alpha = comparisons[0].alpha
     said = [_HOW[test] for test in tests]

@@ -31,6 +31,9 @@ def write_contact_sheet(store: EpisodeStore, out: Path, *, episodes: int = MAX_E
     Point clouds (N, 3 or 6) turn above a grid of 10 cm, coloured by height where they hold no colour; images are (H, W,
     3) uint8; each entry of the actions is drawn from its lowest to its highest value in the store.
 
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+
     Raises:
         ValueError: For a damaged store or episodes < 1.
     """

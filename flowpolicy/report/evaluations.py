@@ -19,7 +19,11 @@ _NO_EVALUATION = "No evaluation among the folders (summary.json)."
 
 
 def success_section(evaluations: Sequence[EvaluationFolder]) -> Section:
-    """Forest plot and table of every evaluation, the mean over checkpoints, and one square per episode."""
+    """Forest plot and table of every evaluation, the mean over checkpoints, and one square per episode.
+
+    Args:
+        evaluations: Evaluation folders, read.
+    """
     if not evaluations:
         return Section("Success", none(_NO_EVALUATION))
     chart = []
@@ -61,7 +65,11 @@ def success_section(evaluations: Sequence[EvaluationFolder]) -> Section:
 
 
 def chunk_section(evaluations: Sequence[EvaluationFolder]) -> Section:
-    """Predicted chunks at several noise draws over what was executed and what was demonstrated."""
+    """Predicted chunks at several noise draws over what was executed and what was demonstrated.
+
+    Args:
+        evaluations: Evaluation folders, read.
+    """
     shown = [(e, e.chunks) for e in _fewest_steps_first(evaluations) if e.chunks]
     if not shown:
         return Section("Action chunks", none("No chunks.json among the folders."))
@@ -75,7 +83,11 @@ def chunk_section(evaluations: Sequence[EvaluationFolder]) -> Section:
 
 
 def latency_section(evaluations: Sequence[EvaluationFolder]) -> Section:
-    """Histogram of predict times with its percentiles, and where the time goes."""
+    """Histogram of predict times with its percentiles, and where the time goes.
+
+    Args:
+        evaluations: Evaluation folders, read.
+    """
     shown = [(e, e.latency) for e in _fewest_steps_first(evaluations) if e.latency]
     if not shown:
         return Section("Latency", none("No latency.json among the folders."))
@@ -120,7 +132,11 @@ def latency_section(evaluations: Sequence[EvaluationFolder]) -> Section:
 
 
 def video_section(evaluations: Sequence[EvaluationFolder]) -> Section:
-    """Recordings inside the page as long as they are small, named otherwise."""
+    """Recordings inside the page as long as they are small, named otherwise.
+
+    Args:
+        evaluations: Evaluation folders, read.
+    """
     left, shown, named = MAX_PAGE_VIDEO_BYTES, "", []
     for e in evaluations:
         for video in e.videos:

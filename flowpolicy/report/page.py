@@ -9,6 +9,7 @@ class Section(NamedTuple):
     """A titled part of the page. body: HTML.
 
     Args:
+        title: Of the page or drawing.
         lead: One sentence under the title, plain text.
     """
 
@@ -84,7 +85,11 @@ footer { color:var(--soft); font-size:12.5px; margin-top:24px; }
 
 
 def page(title: str, *, subtitle: str, head: str, sections: Sequence[Section], footer: str) -> str:
-    """The whole document. head: HTML between the title and the first section."""
+    """The whole document. head: HTML between the title and the first section.
+
+    Args:
+        title: Of the page or drawing.
+    """
     body = "".join(
         f"<section><h2>{escape(part.title)}</h2>"
         + (f"<p class='lead'>{escape(part.lead)}</p>" if part.lead else "")
@@ -113,7 +118,11 @@ def facts(cards: Sequence[tuple[str, str, str]]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
-    """A table of plain-text cells; the first `text_columns` are set left, the rest are numbers."""
+    """A table of plain-text cells; the first `text_columns` are set left, the rest are numbers.
+
+    Args:
+        rows: Lines of results.jsonl, one per episode.
+    """
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(

@@ -23,6 +23,7 @@ class Line:
     """One line of a chart. colour: series number, or INK.
 
     Args:
+        colour: CSS colour.
         faint: Thin and transparent, for draws, raw curves.
     """
 
@@ -37,7 +38,11 @@ class Line:
 @final
 @dataclass(frozen=True)
 class Row:
-    """One row of an interval chart: a value with low and high, all in [0, 1]."""
+    """One row of an interval chart: a value with low and high, all in [0, 1].
+
+    Args:
+        colour: CSS colour.
+    """
 
     label: str
     value: float
@@ -50,7 +55,11 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Mark:
-    """One point of a scatter chart with the interval of its height; x positive, y, low and high in [0, 1]."""
+    """One point of a scatter chart with the interval of its height; x positive, y, low and high in [0, 1].
+
+    Args:
+        colour: CSS colour.
+    """
 
     label: str
     x: float
@@ -102,7 +111,14 @@ def line_chart(
     height: int = 220,
     y_range: tuple[float, float] | None = None,
 ) -> str:
-    """Lines over a common x. Values that are None-free and finite only; with log_y, positive ones only."""
+    """Lines over a common x. Values that are None-free and finite only; with log_y, positive ones only.
+
+    Args:
+        title: Of the page or drawing.
+        x_label: Name and unit of the horizontal axis.
+        width: Pixels.
+        height: Pixels.
+    """
     lines = [clean for line in lines if (clean := _clean(line, log_y)) is not None]
     if not lines:
         return f"<p class='none'>{escape(title)}: no finite values to draw.</p>"
@@ -129,7 +145,12 @@ def line_chart(
 
 
 def interval_chart(rows: Sequence[Row], *, width: int = 960) -> str:
-    """Forest plot: one row per result, a dot at the value and a bar over its interval, on a scale from 0 to 1."""
+    """Forest plot: one row per result, a dot at the value and a bar over its interval, on a scale from 0 to 1.
+
+    Args:
+        rows: Lines of results.jsonl, one per episode.
+        width: Pixels.
+    """
     label_width = min(340, 24 + int(7.3 * max(len(row.label) for row in rows)))
     frame = _Frame(width, 30 + 28 * len(rows) + 22, left=label_width, right=210, top=8, bottom=28)
     to_x = _scale((0.0, 1.0), (frame.left, frame.right_edge))
@@ -161,6 +182,12 @@ def scatter_chart(
     """Labelled points with intervals over a logarithmic x, heights as shares, and stairs along the `frontier`.
 
     Of more than MOST_LABELS points only the frontier's have a label; each tells its name under the pointer.
+
+    Args:
+        title: Of the page or drawing.
+        x_label: Name and unit of the horizontal axis.
+        width: Pixels.
+        height: Pixels.
     """
     frame = _Frame(width, height, left=52, right=24, top=16, bottom=40)
     air = 1.6 if len({mark.x for mark in marks}) > 1 else 3.0
@@ -238,7 +265,15 @@ def histogram(
     width: int = 480,
     height: int = 200,
 ) -> str:
-    """Counts of `values` with labelled vertical marks; the far tail beyond the last mark is cut and counted."""
+    """Counts of `values` with labelled vertical marks; the far tail beyond the last mark is cut and counted.
+
+    Args:
+        title: Of the page or drawing.
+        x_label: Name and unit of the horizontal axis.
+        colour: CSS colour.
+        width: Pixels.
+        height: Pixels.
+    """
     data = np.asarray(values, dtype=np.float64)
     low, far = float(data.min()), max(marks.values(), default=float(data.max()))
     high = min(float(data.max()), far + 0.15 * max(far - low, 1e-9))

@@ -10,7 +10,13 @@ from flowpolicy.results.one_step import OneStep, format_one_step, one_against_ma
 
 
 def sweep_page(comparisons: Sequence[Comparison], *, title: str = "", failed: Sequence[Failure] = ()) -> str:
-    """The whole document: comparisons, one per task, and what could not be run."""
+    """The whole document: comparisons, one per task, and what could not be run.
+
+    Args:
+        comparisons: One per task.
+        title: Of the page or drawing.
+        failed: What could not be run, and why.
+    """
     episodes = sum(arm.n for one in comparisons for arm in one.arms)
     arms, several = list(_by_name(comparisons)), len(comparisons) > 1
     sections = [*([_failed_section(failed)] if failed else []), _overview(comparisons)]
@@ -29,7 +35,12 @@ def sweep_page(comparisons: Sequence[Comparison], *, title: str = "", failed: Se
 
 
 def format_sweep(comparisons: Sequence[Comparison], *, failed: Sequence[Failure] = ()) -> str:
-    """The table of the page, for a terminal."""
+    """The table of the page, for a terminal.
+
+    Args:
+        comparisons: One per task.
+        failed: What could not be run, and why.
+    """
     header, rows = _cells(comparisons)
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [
@@ -46,12 +57,21 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def format_failed(failed: Sequence[Failure]) -> list[str]:
-    """A line per arm that could not be run."""
+    """A line per arm that could not be run.
+
+    Args:
+        failed: What could not be run, and why.
+    """
     return [f"failed: {one.name} on {one.task_id}: {one.error}" for one in failed]
 
 
 def sweep_markdown(comparisons: Sequence[Comparison], *, failed: Sequence[Failure] = ()) -> str:
-    """The tables of the page for a README, the arms with the highest mean first."""
+    """The tables of the page for a README, the arms with the highest mean first.
+
+    Args:
+        comparisons: One per task.
+        failed: What could not be run, and why.
+    """
     header, rows = _cells(comparisons)
     if len(comparisons) > 1:
         rows = sorted(rows, key=lambda row: row[-1].replace("–", "-1"), reverse=True)

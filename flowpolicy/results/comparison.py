@@ -13,7 +13,11 @@ ALL_PAIRS = 100  # arms; of more, `conclude` shows some pairs only: 1,000 arms h
 
 
 class Failure(NamedTuple):
-    """An arm that could not be run to its end. error: one line."""
+    """An arm that could not be run to its end. error: one line.
+
+    Args:
+        task_id: The task's name in its family.
+    """
 
     name: str
     task_id: str
@@ -26,8 +30,11 @@ class Comparison:
     """What was found, as in compare.json.
 
     Args:
+        task_id: The task's name in its family.
         pairs: All of them, or of more than ALL_PAIRS arms those with the first one, with the one that succeeded most
             often, or with the multi-step one that did; `tested` pairs are corrected for.
+        alpha: Chance of calling equal arms different, over all pairs.
+        sequential: Whether looks at the results were many, see `anytime_p`.
         looks: Numbers of episodes at which a test for one look was made in this folder; empty when sequential.
     """
 
@@ -107,6 +114,8 @@ def conclude(
     """Test the pairs of the episodes there are, and hold the first arm to `require`.
 
     Args:
+        alpha: Chance of calling equal arms different, over all pairs.
+        sequential: Whether looks at the results were many, see `anytime_p`.
         looks: Numbers of episodes tested so far in this folder, these included.
     """
     outcomes = {result.name: result.outcomes() for result in results}
@@ -132,7 +141,11 @@ def _shown(arms: Sequence[ArmResult]) -> set[str] | None:
 
 
 def omitted(comparison: Comparison) -> str:
-    """What is not shown, where there are too many pairs; else empty."""
+    """What is not shown, where there are too many pairs; else empty.
+
+    Args:
+        comparison: Arms on one task, with their tests.
+    """
     if len(comparison.pairs) == comparison.tested:
         return ""
     return (
@@ -142,7 +155,11 @@ def omitted(comparison: Comparison) -> str:
 
 
 def peeking(comparison: Comparison) -> str:
-    """A warning where a test for one look was made several times; else empty."""
+    """A warning where a test for one look was made several times; else empty.
+
+    Args:
+        comparison: Arms on one task, with their tests.
+    """
     if len(comparison.looks) < 2:
         return ""
     numbers = ", ".join(map(str, comparison.looks[:-1]))
@@ -153,7 +170,11 @@ def peeking(comparison: Comparison) -> str:
 
 
 def format_comparison(comparison: Comparison) -> str:
-    """Arms with intervals and latency, a sentence per pair, the gate; for a terminal."""
+    """Arms with intervals and latency, a sentence per pair, the gate; for a terminal.
+
+    Args:
+        comparison: Arms on one task, with their tests.
+    """
     width = max([3, *(len(arm.name) for arm in comparison.arms)])
     lines = [f"{'arm':<{width}}  steps     n  success  95 % interval   p50 ms"]
     for arm in comparison.arms:

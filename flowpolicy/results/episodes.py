@@ -31,6 +31,9 @@ def episode_row(facts: Mapping[str, Any], result: EpisodeResult) -> dict[str, An
 def left_to_solve(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Lines of episodes that were not solved at reset, of which success rates are; older lines do not say.
 
+    Args:
+        rows: Lines of results.jsonl, one per episode.
+
     Raises:
         ValueError: When there is none.
     """
@@ -43,7 +46,11 @@ def left_to_solve(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines in one write, and flush; missing folders are made. No lines: nothing is written."""
+    """Add lines in one write, and flush; missing folders are made. No lines: nothing is written.
+
+    Args:
+        rows: Lines of results.jsonl, one per episode.
+    """
     append_lines(path, map(json.dumps, rows))
 
 

@@ -31,7 +31,11 @@ class OneStep(NamedTuple):
 
 
 def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
-    """Least often beaten first; empty unless every task has an arm with one step and one with MANY or more."""
+    """Least often beaten first; empty unless every task has an arm with one step and one with MANY or more.
+
+    Args:
+        comparisons: One per task.
+    """
     best = [most_successful(one.arms, least_steps=MANY) for one in comparisons]
     names = [{arm.name for arm in one.arms if arm.num_steps == 1} for one in comparisons]
     arms = [{arm.name: arm for arm in one.arms} for one in comparisons]

@@ -33,8 +33,11 @@ def bc_loss(
     which renoise and Langevin use. Sources: Zhang et al. 2025 (ReinFlow, with one fixed noise); DBPO's anchor; π_RL.
 
     Args:
+        policy: The policy.
         cond: (B, D), as the two policies see the same observations.
         reference_cond: As `cond`.
+        num_steps: Network evaluations per chunk.
+        generator: Where random numbers come from.
     """
     shape = (len(cond), policy.horizon, policy.embodiment.action_dim)
     noise = normal(shape, generator)

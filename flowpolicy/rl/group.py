@@ -13,6 +13,7 @@ class GroupAdvantage(NamedTuple):
     """advantage: (T, N), the same for all decisions of an episode.
 
     Args:
+        advantage: (T, N) or (B,), of each decision.
         valid: (T, N) bool, without the groups in which every episode had the same return up to rounding: they say
             nothing.
         used: Share of the groups that are left.
@@ -33,7 +34,11 @@ def first_episodes(done: Tensor) -> Tensor:
 
 
 def refuse_batch(advantage: str) -> None:
-    """Raise ValueError for group advantages of simulators in one batch, which seed all starts from one number."""
+    """Raise ValueError for group advantages of simulators in one batch, which seed all starts from one number.
+
+    Args:
+        advantage: (T, N) or (B,), of each decision.
+    """
     if advantage == "group":
         raise ValueError("batched=true: ppo.advantage=group needs equal starts, which a batch does not give; use gae")
 
@@ -42,6 +47,9 @@ def require_equal_starts(obs: Observation, group_size: int) -> None:
     """Raise ValueError unless the environments of each group see the same after a reset, key -> (N, To, ...).
 
     Vectors alone are compared: renderers need not give the same picture twice.
+
+    Args:
+        obs: Key -> (B, To, ...), robot units.
     """
     for key, value in obs.items():
         groups = value.unflatten(0, (-1, group_size))

@@ -35,6 +35,7 @@ def policy_loss(
     A decision whose log ratio is beyond 20 on either side has no gradient.
 
     Args:
+        advantage: (T, N) or (B,), of each decision.
         entries: See `Score`, for the divergence.
 
     Source: Schulman et al. 2017; kl: Schulman's "k3", 2020.

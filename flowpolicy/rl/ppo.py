@@ -28,14 +28,22 @@ _TRIES = 20  # to shorten a step that crossed target_kl
 
 def normalized(advantage: Tensor, valid: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 over the valid entries, (T, N) both; 0 elsewhere, and where all are equal up to
-    rounding."""
+    rounding.
+
+    Args:
+        advantage: (T, N) or (B,), of each decision.
+    """
     chosen = advantage[valid]
     relative = (advantage - chosen.mean()) / (chosen.std(unbiased=False) + 1e-5)
     return torch.where(valid & differ(chosen, chosen.abs()), relative, 0.0)
 
 
 def explained_variance(rollout: Rollout, returns: Tensor) -> float:
-    """Share of the returns' variance that the critic foresaw."""
+    """Share of the returns' variance that the critic foresaw.
+
+    Args:
+        rollout: Decisions of a collection, see `Rollout`.
+    """
     residual, chosen = (returns - rollout.value)[rollout.valid], returns[rollout.valid]
     variance = float(chosen.var())
     return 1.0 - float(residual.var()) / variance if spreads(variance, float(chosen.mean())) else 0.0
@@ -45,6 +53,7 @@ def has_signal(rollout: Rollout, settings: PPOSettings, *, sparse: bool, success
     """Whether the rewards say anything about actions: they differ by more than rounding.
 
     Args:
+        rollout: Decisions of a collection, see `Rollout`.
         successes: Episodes that ended well in this rollout.
     """
     rewards = rollout.reward[rollout.valid]
@@ -63,7 +72,11 @@ def _skipped(name: str, found: defaultdict[str, list[float]]) -> int:
 
 @final
 class PPO:
-    """The update, with its two optimisers. All randomness comes in through generators."""
+    """The update, with its two optimisers. All randomness comes in through generators.
+
+    Args:
+        actor_critic: The policy that explores, and its critic.
+    """
 
     def __init__(self, actor_critic: ActorCritic, settings: PPOSettings) -> None:
         largest = max(settings.clip_low, settings.clip_high)
@@ -80,7 +93,11 @@ class PPO:
         self._last_step, self._warned = LastStep(self._actor), False
 
     def set_progress(self, progress: float) -> float:
-        """Learning rates for the iteration at this share of the run; returns the weight of the reference's pull."""
+        """Learning rates for the iteration at this share of the run; returns the weight of the reference's pull.
+
+        Args:
+            progress: Whether to show a progress bar.
+        """
         settings = self.settings
         share = settings.final_lr + (1.0 - settings.final_lr) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
         rates = ((self.actor_optimizer, settings.actor_lr), (self.critic_optimizer, settings.critic_lr))
@@ -90,7 +107,11 @@ class PPO:
         return settings.bc_weight + progress * (settings.bc_final - settings.bc_weight)
 
     def chunk_rewards(self, rollout: Rollout) -> Tensor:
-        """(T, N), unscaled."""
+        """(T, N), unscaled.
+
+        Args:
+            rollout: Decisions of a collection, see `Rollout`.
+        """
         return chunk_reward(rollout.reward, gamma=self.settings.gamma, kind=self.settings.discount)
 
     def update(
@@ -106,6 +127,7 @@ class PPO:
         """Go through a rollout `epochs` times; returns means of what was measured.
 
         Args:
+            rollout: Decisions of a collection, see `Rollout`.
             reward: (T, N), scaled or not.
             actor: What happens to it; the critic always learns.
             order: Shuffles, on the CPU.

@@ -12,6 +12,9 @@ from flowpolicy.rl.rounding import spreads
 class RewardScaler:
     """Running: reward / std of the discounted sum since each episode's start; clipped, the mean is left alone.
 
+    Args:
+        num_envs: Environments that are stepped together.
+
     Source: Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients".
     """
 

@@ -11,7 +11,12 @@ from flowpolicy.types import Observation
 
 
 class Minibatch(NamedTuple):
-    """B decisions, as in `Rollout`, with what `gae` makes of them."""
+    """B decisions, as in `Rollout`, with what `gae` makes of them.
+
+    Args:
+        obs: Key -> (B, To, ...), robot units.
+        advantage: (T, N) or (B,), of each decision.
+    """
 
     obs: Observation
     chain: Chain
@@ -61,6 +66,7 @@ def minibatches(
     """The valid decisions in `count` random parts of nearly the same size, each once.
 
     Args:
+        rollout: Decisions of a collection, see `Rollout`.
         advantage: (T, N).
         returns: As `advantage`.
         generator: On the CPU; None takes them as they lie.

@@ -88,6 +88,8 @@ def compare_pairs(
     others as independent samples (Barnard). sequential: the test that may be looked at after every episode instead.
 
     Args:
+        alpha: Chance of calling equal arms different, over all pairs.
+        sequential: Whether looks at the results were many, see `anytime_p`.
         of: Return only the pairs with one of these arms; all are tested and corrected for all the same.
 
     Raises:
@@ -126,7 +128,11 @@ def _mcnemar_of_all(outcomes: Sequence[Outcomes]) -> NDArray[np.float64]:
 
 
 def explain(pairs: Sequence[Pair], *, alpha: float = 0.05) -> list[Pair]:
-    """The same pairs with `further` and `sentence`: who won, or how many episodes more it would take to know."""
+    """The same pairs with `further` and `sentence`: who won, or how many episodes more it would take to know.
+
+    Args:
+        alpha: Chance of calling equal arms different, over all pairs.
+    """
     explained = []
     for pair in pairs:
         total = None if pair.winner else _episodes_needed(pair, alpha / pair.family)

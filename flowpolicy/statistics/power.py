@@ -20,6 +20,9 @@ def episodes_unpaired(rate_a: float, rate_b: float, *, alpha: float = 0.05, powe
 
     None above MOST. Normal approximation with the pooled variance, rounded up; for 0.8 against 0.9: 199.
 
+    Args:
+        alpha: Chance of calling equal arms different, over all pairs.
+
     Raises:
         ValueError: When the rates are equal or not in [0, 1].
     """
@@ -41,6 +44,8 @@ def episodes_paired(
     Args:
         only_a: Probability that A alone or B alone solves a seed; the gap between the arms is their difference.
         only_b: As `only_a`.
+        alpha: Chance of calling equal arms different, over all pairs.
+        sequential: Whether looks at the results were many, see `anytime_p`.
 
     Raises:
         ValueError: When there is no gap or they are no probabilities of exclusive events.

@@ -53,6 +53,8 @@ class Checkpoints:
         The policy/ folder holds the averaged weights, state/ the raw ones, the optimiser and the counters.
 
         Args:
+            policy: The policy.
+            optimizer: The optimiser whose state it is.
             score: Success rate of the evaluation at this step, None where there was none yet, see `set_score`.
 
         Raises:
@@ -75,6 +77,7 @@ class Checkpoints:
         """The same for any trainer: `policy` to policy/, each entry of `state` to state/<name>.safetensors.
 
         Args:
+            policy: The policy.
             weights: What config.json calls the policy's.
             counters: Whole numbers for state/step.json.
         """
@@ -118,7 +121,12 @@ class Checkpoints:
     def restore(
         self, *, policy: FlowPolicy, ema: ExponentialMovingAverage[FlowPolicy], optimizer: torch.optim.Optimizer
     ) -> int | None:
-        """Load the newest checkpoint into the three; returns its step, None where there is no checkpoint."""
+        """Load the newest checkpoint into the three; returns its step, None where there is no checkpoint.
+
+        Args:
+            policy: The policy.
+            optimizer: The optimiser whose state it is.
+        """
         if (last := newest(self.folder, IMITATION_STATE)) is None:
             return None
         counters = read_object(last / STEP_FILE, {"step": int, "ema_updates": int})
@@ -153,7 +161,11 @@ class Checkpoints:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Flat names "<parameter index>.<entry>" for the per-parameter state."""
+    """Flat names "<parameter index>.<entry>" for the per-parameter state.
+
+    Args:
+        optimizer: The optimiser whose state it is.
+    """
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
@@ -162,6 +174,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
     """Inverse of `optimizer_tensors`, from a file; the groups' options come from the run's config.
+
+    Args:
+        optimizer: The optimiser whose state it is.
 
     Raises:
         ValueError: Naming the file where it is damaged or of other parameters.

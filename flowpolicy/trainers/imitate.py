@@ -43,6 +43,7 @@ class SimulatorCheck:
     Args:
         make_env: Constructor of one environment.
         episodes: How many, on seeds start_seed, start_seed + 1, ...
+        start_seed: Seed of the first episode; the others follow it.
         num_steps: Network evaluations per chunk.
         envs: Parallel simulators (1 runs in this process).
     """
@@ -64,7 +65,11 @@ class SimulatorCheck:
         return range(self.start_seed, self.start_seed + self.episodes)
 
     def require(self, policy: FlowPolicy) -> None:
-        """Try the simulator before hours of training. Raises what it raises; ValueError for another embodiment."""
+        """Try the simulator before hours of training. Raises what it raises; ValueError for another embodiment.
+
+        Args:
+            policy: The policy.
+        """
         env = make_vector_env(self.make_env, 1)
         try:
             require_match(policy.embodiment, env.embodiment, what="dataset and task", simulated=True)
@@ -72,7 +77,11 @@ class SimulatorCheck:
             env.close()
 
     def __call__(self, policy: FlowPolicy, step: int) -> dict[str, float]:
-        """Metrics eval/success_once with its Wilson interval, eval/success_at_end, eval/return, eval/episode_len."""
+        """Metrics eval/success_once with its Wilson interval, eval/success_at_end, eval/return, eval/episode_len.
+
+        Args:
+            policy: The policy.
+        """
         del step
         env = make_vector_env(self.make_env, self.envs)
         try:
@@ -118,10 +127,12 @@ def train_policy(
     """Train on `store` and return the folder of the last checkpoint.
 
     Args:
+        store: The episodes, as `EpisodeStore` opens them.
         policy_config: What `create_policy` builds.
         facts: Written into each checkpoint's config.json, beside the seed, the trainer's settings and the normalisers'
             modes.
         start: Called once, when all input has been found good: nothing is written before; returns where the numbers go.
+        device: Where torch computes, e.g. "cpu" or "cuda".
         val_episodes: How many episodes at the store's end are kept from training for `Validation`.
         max_outside: Largest share of steps with actions outside the declared bounds.
         residence: Where the data lies.

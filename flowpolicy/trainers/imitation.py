@@ -124,6 +124,10 @@ class ImitationTrainer:
 
     All randomness of step n is a function of (seed, n): which windows, which noise, which times. That is what makes
     a resumed run equal to an uninterrupted one without storing any generator state.
+
+    Args:
+        policy: The policy.
+        progress: Whether to show a progress bar.
     """
 
     def __init__(
@@ -297,7 +301,11 @@ class ImitationTrainer:
 
 
 def compiled(loss: Loss, device: torch.device) -> Loss:
-    """`loss` through torch.compile; shapes are the same at every step. Raises ValueError without a C++ compiler."""
+    """`loss` through torch.compile; shapes are the same at every step. Raises ValueError without a C++ compiler.
+
+    Args:
+        device: Where torch computes, e.g. "cpu" or "cuda".
+    """
     compiler = os.environ.get("CXX", "g++").split()[0]
     if device.type == "cpu" and not shutil.which(compiler):
         raise ValueError(
@@ -317,6 +325,9 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
 
     "auto" is where the hardware multiplies in it: a GPU, or a CPU with AMX or AVX512_BF16 (others emulate it, slower
     than float32).
+
+    Args:
+        device: Where torch computes, e.g. "cpu" or "cuda".
     """
     if precision != "auto":
         return precision == "bf16"
@@ -344,6 +355,9 @@ def fit_normalizers(
     An observation that hardly moves is scaled by `least_range` of its unit, with a warning.
     A dimension without range keeps the little that it has, and a command that never changed is returned as it is.
     Clouds: per coordinate over all points. Images have no normaliser. Neither data nor windows are copied whole.
+
+    Args:
+        policy: The policy.
     """
     device = policy.action_low.device
     for key in policy.normalized_keys:

@@ -80,9 +80,12 @@ class PPOTrainer:
     a generator or a simulator needs to be stored.
 
     Args:
+        actor_critic: The policy that explores, and its critic.
+        env: Environments that execute chunks.
         sparse: Whether only success is rewarded, for the guard of `PPOSettings`.
         checkpoints: Where state and numbers go; None is nowhere. Both may be set until `resume` and `run`.
         tracker: As `checkpoints`.
+        progress: Whether to show a progress bar.
     """
 
     def __init__(

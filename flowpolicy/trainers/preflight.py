@@ -26,6 +26,7 @@ class Preflight(NamedTuple):
     Args:
         ratio_error: Largest |ratio - 1| before any update. noisy_success with interval: of `episodes` episodes with
             exploration noise, as training begins.
+        episodes: How many to run.
         std: Mean noise, normalised units.
         env_fps: Control steps per second, inference included.
         hours: Estimate for the whole run without its evaluations.
@@ -54,6 +55,11 @@ def run_preflight(
 ) -> Preflight:
     """Collect until at least `episodes`, equally many of each environment, have ended, and check what was collected; no
     weight changes.
+
+    Args:
+        actor_critic: The policy that explores, and its critic.
+        env: Environments that execute chunks.
+        episodes: How many to run.
 
     Raises:
         ValueError: When an episode has no end, the first ratio is not 1, a part gets no gradient or one that is not

@@ -46,10 +46,16 @@ def write_receipt(
     """Evaluate checkpoints without noise on the same seeds; write run/receipt.json and run/receipt.html.
 
     Args:
+        make_env: Makes one simulator.
         after: The last checkpoint, which the test is about: nothing has been selected.
         best: The one that evaluations on other seeds chose, when it is not the last; shown beside it, since
             `checkpoint=RUN` means it elsewhere.
         num_steps: Network evaluations per chunk, of all. Returns what receipt.json holds.
+        episodes: How many to run.
+        start_seed: Seed of the first episode; the others follow it.
+        envs: Parallel simulators; results do not depend on it.
+        device: Where torch computes, e.g. "cpu" or "cuda".
+        trusted_modules: Packages outside flowpolicy whose classes a checkpoint may name.
     """
     outcomes = {}
     env = make_vector_env(make_env, min(envs, episodes))

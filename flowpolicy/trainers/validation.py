@@ -31,7 +31,11 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, policy: FlowPolicy) -> dict[str, float]:
-        """Leaves the policy's mode and the global generator alone."""
+        """Leaves the policy's mode and the global generator alone.
+
+        Args:
+            policy: The policy.
+        """
         generator = torch.Generator(device=self.dataset.device).manual_seed(self.seed)
         batch = self.dataset.batch(self._index)
         loss = policy.loss(batch, generator).loss

@@ -28,7 +28,13 @@ SOLUTIONS = {
 
 
 def make_expert(id: str, *, obs: Obs = "state", view: View | None = None) -> "PlannerExpert":
-    """The planner for one task. Raises ValueError naming the tasks that have one, ImportError without ManiSkill."""
+    """The planner for one task. Raises ValueError naming the tasks that have one, ImportError without ManiSkill.
+
+    Args:
+        id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
+        view: What is seen: cameras, image size, cloud.
+    """
     if id not in SOLUTIONS:
         raise ValueError(f"task.id: no motion planner for {id!r}; there is one for {', '.join(SOLUTIONS)}")
     return PlannerExpert(id, obs=obs, view=view)
@@ -36,7 +42,12 @@ def make_expert(id: str, *, obs: Obs = "state", view: View | None = None) -> "Pl
 
 @final
 class PlannerExpert:
-    """Runs the planner in the simulator and keeps what it did; success is the task's own, after the last step."""
+    """Runs the planner in the simulator and keeps what it did; success is the task's own, after the last step.
+
+    Args:
+        id: The task, by its name in the simulator.
+        view: What is seen: cameras, image size, cloud.
+    """
 
     def __init__(self, id: str, *, obs: Obs, view: View | None) -> None:
         env = make_env(id, obs=obs, view=view)
@@ -46,7 +57,11 @@ class PlannerExpert:
         self._solve = _solution(id)
 
     def episode(self, seed: int) -> Episode:
-        """One attempt. A path that cannot be planned is an unsuccessful (possibly empty) episode, not an error."""
+        """One attempt. A path that cannot be planned is an unsuccessful (possibly empty) episode, not an error.
+
+        Args:
+            seed: Of the episode.
+        """
         recorder = _Recorder(self._env)
         # the planner narrates on stdout; a path it cannot time is a RuntimeError, an empty one UnboundLocalError
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(RuntimeError, UnboundLocalError):

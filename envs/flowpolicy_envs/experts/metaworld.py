@@ -27,11 +27,14 @@ def make_expert(
     """The scripted policy of one task. It sees the state, whatever `obs` and `view` say is recorded.
 
     Args:
+        id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
         max_episode_steps: Give up after so many steps without success.
         hold_steps: Go on for so many steps after success, so that the end of the demonstration teaches to stay there;
             max_episode_steps or more: up to the step limit, as published data have it.
         scripts: "metaworld" for the scripts as Meta-World ships them, which is what published results learn from;
             "corrected" repairs those that miss on some seeds (door-open-v3: 0.94 of 100 seeds before, 1.00 after).
+        view: What is seen: cameras, image size, cloud.
 
     Raises:
         ImportError: Without Meta-World.
@@ -68,7 +71,11 @@ _CORRECTIONS = {"door-open-v3": _come_from_above_the_door}
 
 @final
 class ScriptedExpert:
-    """Runs the script past success, where the environment itself would end the episode."""
+    """Runs the script past success, where the environment itself would end the episode.
+
+    Args:
+        id: The task, by its name in the simulator.
+    """
 
     def __init__(
         self, id: str, env: MetaWorldEnv, *, hold_steps: int, correct: Callable[[Script], Script] | None
@@ -82,7 +89,11 @@ class ScriptedExpert:
         self.embodiment = env.embodiment
 
     def episode(self, seed: int) -> Episode:
-        """One attempt: until `hold_steps` after the first success, or the step limit."""
+        """One attempt: until `hold_steps` after the first success, or the step limit.
+
+        Args:
+            seed: Of the episode.
+        """
         limit = self._env.max_episode_steps
         script: Script = self._policy_class().get_action  # new each time: some scripts remember their stage
         if self._correct is not None:

@@ -11,13 +11,24 @@ from flowpolicy_envs.reach import EMBODIMENT, STEP, make_env
 def make_expert(
     id: str = "reach", *, obs: str = "state", max_episode_steps: int = 40, noise: float = 0.5
 ) -> "ReachExpert":
-    """noise: standard deviation of what is added to each action, whose bounds are -1 and 1."""
+    """noise: standard deviation of what is added to each action, whose bounds are -1 and 1.
+
+    Args:
+        id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
+        max_episode_steps: Control steps after which an episode is cut off.
+    """
     return ReachExpert(id, obs=obs, max_episode_steps=max_episode_steps, noise=noise)
 
 
 @final
 class ReachExpert:
-    """Takes the largest step that does not pass the goal, plus noise."""
+    """Takes the largest step that does not pass the goal, plus noise.
+
+    Args:
+        id: The task, by its name in the simulator.
+        max_episode_steps: Control steps after which an episode is cut off.
+    """
 
     embodiment = EMBODIMENT
 
@@ -25,7 +36,11 @@ class ReachExpert:
         self._env, self._noise = make_env(id, obs=obs, max_episode_steps=max_episode_steps), noise
 
     def episode(self, seed: int) -> Episode:
-        """One attempt, until success or the limit."""
+        """One attempt, until success or the limit.
+
+        Args:
+            seed: Of the episode.
+        """
         rng = np.random.default_rng([seed, 1])  # a stream of its own: the environment's is default_rng(seed)
         seen, action, reward, done, success = [], [], [], False, False
         obs, _ = self._env.reset(seed=seed)

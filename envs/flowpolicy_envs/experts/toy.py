@@ -15,6 +15,11 @@ _NOISE = 0.05  # m/s, so that the demonstrations cover a tube and not a line
 
 def make_expert(id: str = "two-ways", *, obs: str = "state", max_episode_steps: int = 100) -> "TwoWaysExpert":
     """
+    Args:
+        id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
+        max_episode_steps: Control steps after which an episode is cut off.
+
     Raises:
         ValueError: For an unknown id or obs.
     """
@@ -23,7 +28,12 @@ def make_expert(id: str = "two-ways", *, obs: str = "state", max_episode_steps: 
 
 @final
 class TwoWaysExpert:
-    """Even seeds go left, odd seeds right: equally often, and independent of start and goal."""
+    """Even seeds go left, odd seeds right: equally often, and independent of start and goal.
+
+    Args:
+        id: The task, by its name in the simulator.
+        max_episode_steps: Control steps after which an episode is cut off.
+    """
 
     embodiment = EMBODIMENT
 
@@ -31,7 +41,11 @@ class TwoWaysExpert:
         self._env = make_env(id, obs=obs, max_episode_steps=max_episode_steps)
 
     def episode(self, seed: int) -> Episode:
-        """One attempt, until the goal."""
+        """One attempt, until the goal.
+
+        Args:
+            seed: Of the episode.
+        """
         rng = np.random.default_rng([seed, 1])  # a stream of its own: the environment's is default_rng(seed)
         side = 1.0 if seed % 2 == 0 else -1.0
         seen, action, reward, done, success = [], [], [], False, False

@@ -81,7 +81,11 @@ class _NoMaterial:
 
 
 def picture(raw: dict[str, Any], camera: str) -> NDArray[np.uint8]:
-    """(H, W, 3) of one camera, from ManiSkill's own observation."""
+    """(H, W, 3) of one camera, from ManiSkill's own observation.
+
+    Args:
+        camera: Name of the camera.
+    """
     return raw["sensor_data"][camera]["rgb"][0, ..., :3].cpu().numpy().copy()
 
 

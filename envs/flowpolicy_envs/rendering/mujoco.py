@@ -27,11 +27,25 @@ class Renderer(ABC):
 
     @abstractmethod
     def depth(self, data: Any, camera: str, height: int, width: int) -> NDArray[np.float32]:
-        """(H, W) metres along the optical axis, not along the ray; at least 50 where there is nothing."""
+        """(H, W) metres along the optical axis, not along the ray; at least 50 where there is nothing.
+
+        Args:
+            data: The MuJoCo state (MjData) to draw.
+            camera: Name of the camera.
+            height: Of the picture, pixels.
+            width: Of the picture, pixels.
+        """
 
     @abstractmethod
     def color(self, data: Any, camera: str, height: int, width: int) -> NDArray[np.uint8]:
-        """(H, W, 3). Raises RuntimeError where only rays can be cast."""
+        """(H, W, 3). Raises RuntimeError where only rays can be cast.
+
+        Args:
+            data: The MuJoCo state (MjData) to draw.
+            camera: Name of the camera.
+            height: Of the picture, pixels.
+            width: Of the picture, pixels.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -42,6 +56,7 @@ def open_renderer(model: Any, name: RendererName, *, max_height: int, max_width:
     """The renderer `name` for one model; "auto" casts rays where OpenGL fails.
 
     Args:
+        model: The MuJoCo model (MjModel) of the scene.
         max_height: Of the largest picture.
         max_width: As `max_height`.
         samples: Per pixel; 0 for depth, so that a pixel is what its centre sees.
@@ -132,7 +147,11 @@ def _context() -> Any:
 
 @final
 class GLRenderer(Renderer):
-    """OpenGL, without shadows and reflections: six times faster in software, and depth has none."""
+    """OpenGL, without shadows and reflections: six times faster in software, and depth has none.
+
+    Args:
+        model: The MuJoCo model (MjModel) of the scene.
+    """
 
     def __init__(self, model: Any, *, max_height: int, max_width: int, samples: int) -> None:
         mujoco = _library()
@@ -183,6 +202,9 @@ class GLRenderer(Renderer):
 @final
 class RayRenderer(Renderer):
     """One ray per pixel centre: depth without any graphics library, four times slower than software OpenGL.
+
+    Args:
+        model: The MuJoCo model (MjModel) of the scene.
 
     Raises:
         RuntimeError: When the model shows sites that are no spheres (Meta-World's all are).
@@ -241,13 +263,25 @@ def _sphere(directions: NDArray[np.float64], centre: NDArray[np.float64], radius
 
 
 def intrinsics(model: Any, camera: str, height: int, width: int) -> NDArray[np.float64]:
-    """(3, 3), OpenCV: pixel (u, v) is the centre of column u, row v."""
+    """(3, 3), OpenCV: pixel (u, v) is the centre of column u, row v.
+
+    Args:
+        model: The MuJoCo model (MjModel) of the scene.
+        camera: Name of the camera.
+        height: Of the picture, pixels.
+        width: Of the picture, pixels.
+    """
     focal = height / (2.0 * np.tan(np.deg2rad(model.camera(camera).fovy[0]) / 2.0))
     return np.array([[focal, 0.0, (width - 1) / 2], [0.0, focal, (height - 1) / 2], [0.0, 0.0, 1.0]])
 
 
 def camera_to_world(data: Any, camera: str) -> NDArray[np.float64]:
-    """(4, 4), from OpenCV's camera axes (x right, y down, z forward) to the world's."""
+    """(4, 4), from OpenCV's camera axes (x right, y down, z forward) to the world's.
+
+    Args:
+        data: The MuJoCo state (MjData) to draw.
+        camera: Name of the camera.
+    """
     pose = np.eye(4)
     pose[:3, :3] = data.camera(camera).xmat.reshape(3, 3) * (1.0, -1.0, -1.0)  # columns: MuJoCo's are x, up, backwards
     pose[:3, 3] = data.camera(camera).xpos

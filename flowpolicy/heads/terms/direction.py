@@ -45,5 +45,9 @@ class DirectionAlignment(Described, nn.Module):
         return weight * direction_loss(u, path_velocity, mask).mean()
 
     def after_step(self, progress: float) -> None:
-        """Note the share of training done."""
+        """Note the share of training done.
+
+        Args:
+            progress: Share of training that is done, 0 to 1.
+        """
         self.progress.fill_(progress)

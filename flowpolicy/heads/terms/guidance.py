@@ -82,6 +82,7 @@ class Guidance(nn.Module):
             t: (B,).
             cond: (B, D).
             path_velocity: As `x_t`.
+            generator: Where random numbers come from.
         """
         guided = (t >= self.t_start) & (t <= self.t_end)
         null = None

@@ -10,8 +10,7 @@ from typing import Any, final, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load as load_tensors, save as save_tensors
 
 from flowpolicy.ambient import standard_torch
 from flowpolicy.embodiment import Embodiment, load_embodiment, save_embodiment

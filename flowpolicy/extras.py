@@ -5,6 +5,17 @@ from importlib import metadata
 from pathlib import Path
 
 _HOME = Path(__file__).resolve().parents[1]  # the checkout, or site-packages
+_TRAIN = ("zarr", "numcodecs", "numba", "gymnasium")  # what `train` brings
+
+
+def missing_extra(error: ImportError) -> str | None:
+    """What to say where a package of the extra `train` is not installed; None where another one is missing.
+
+    Args:
+        error: As an import raised it.
+    """
+    package = (error.name or "").partition(".")[0]
+    return f"{package} is not installed; {how_to_install('train')}" if package in _TRAIN else None
 
 
 def how_to_install(extra: str = "") -> str:

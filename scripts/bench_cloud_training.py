@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from plain_meanflow import double_backward, forward_mode
-from plain_meanflow import plain_loss as head_loss
+from plain_meanflow import double_backward, forward_mode, plain_loss as head_loss
 from torch import Tensor
 
 from flowpolicy.checkpoint import create_policy

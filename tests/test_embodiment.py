@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec, load_embodiment
-from flowpolicy.embodiment import save_embodiment as save
+from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec, load_embodiment, save_embodiment as save
 from flowpolicy.matching import differences, remedies, require_match
 from tests.helpers import EMBODIMENT
 

@@ -48,7 +48,7 @@ def test_the_wheel_holds_both_packages_and_every_yaml_once(wheel):
     shipped = {name for name in names if name.endswith(".yaml")}
     assert shipped == {f"flowpolicy/configs/{p.relative_to(ROOT / 'configs')}" for p in ROOT.glob("configs/**/*.yaml")}
     for package, home in (("flowpolicy", ROOT), ("flowpolicy_envs", ROOT / "envs")):
-        modules = {str(p.relative_to(home)) for p in (home / package).rglob("*.py")}
+        modules = {str(p.relative_to(home)) for p in (home / package).rglob("*.py")} | {f"{package}/py.typed"}
         assert modules <= set(names)
 
 

@@ -10,10 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from flowpolicy.cli.overrides import compose_checked
-from flowpolicy.cli.own_hydra import expand as expand
-from flowpolicy.cli.own_hydra import own_hydra
-from flowpolicy.cli.words import path_words
-from flowpolicy.cli.words import quoted as quoted
+from flowpolicy.cli.own_hydra import expand as expand, own_hydra
+from flowpolicy.cli.words import path_words, quoted as quoted
 from flowpolicy.files import make_folder, write_atomic
 
 if TYPE_CHECKING:  # more than a second, which processes that only start others need not wait for

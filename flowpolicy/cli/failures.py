@@ -6,10 +6,9 @@ import os
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from flowpolicy.extras import how_to_install
+from flowpolicy.extras import missing_extra
 
 EXPECTED = (ValueError, OSError, ImportError, RuntimeError, HydraException, OmegaConfBaseException)
-_TRAIN_EXTRA = ("zarr", "numcodecs", "numba", "gymnasium")
 
 
 def one_line(error: BaseException) -> str:
@@ -17,8 +16,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror == os.strerror(errno.ENOSPC):
         where = f" at {error.filename}" if error.filename else ""
         return f"disk full{where}; files written before are whole. Free some space and run again (train: resume=true)"
-    if isinstance(error, ImportError) and (missing := (error.name or "").partition(".")[0]) in _TRAIN_EXTRA:
-        return f"{missing} is not installed; {how_to_install('train')}"
+    if isinstance(error, ImportError) and (fix := missing_extra(error)):
+        return fix
     while error.__cause__ is not None and isinstance(error, HydraException | OmegaConfBaseException):
         error = error.__cause__
     return " ".join(str(error).split()) or type(error).__name__

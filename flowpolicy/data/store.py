@@ -18,8 +18,7 @@ from typing import Any, Self, final
 
 import numpy as np
 
-from flowpolicy.data.build import DISK_FULL, StoreBuilder, fitted, store_attrs
-from flowpolicy.data.build import refuse_existing as refuse_existing
+from flowpolicy.data.build import DISK_FULL, StoreBuilder, fitted, refuse_existing as refuse_existing, store_attrs
 from flowpolicy.data.episode import Episode as Episode
 from flowpolicy.data.journal import Journal, how_to_finish, journal_folder, reserved, unfinished
 from flowpolicy.data.motion import trim_idle_starts

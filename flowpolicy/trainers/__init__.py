@@ -1,1 +1,23 @@
 """Training loops."""
+
+from typing import TYPE_CHECKING
+
+from flowpolicy.exports import exported
+
+if TYPE_CHECKING:
+    from flowpolicy.trainers.imitate import SimulatorCheck as SimulatorCheck
+    from flowpolicy.trainers.imitation import (
+        ImitationTrainer as ImitationTrainer,
+        TrainerSettings as TrainerSettings,
+        fit_normalizers as fit_normalizers,
+    )
+    from flowpolicy.trainers.validation import Validation as Validation
+
+__getattr__, __dir__, __all__ = exported(
+    __name__,
+    {
+        "imitate": ["SimulatorCheck"],
+        "imitation": ["ImitationTrainer", "TrainerSettings", "fit_normalizers"],
+        "validation": ["Validation"],
+    },
+)

@@ -5,8 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from flowpolicy.report.curves import running_mean
 from flowpolicy.report.svg import (

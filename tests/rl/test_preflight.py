@@ -17,8 +17,7 @@ from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy_envs.reach import ReachEnv
-from tests.rl.test_ppo import Scripted, rolled_out, run_update
-from tests.rl.test_ppo import model as ppo_model
+from tests.rl.test_ppo import Scripted, model as ppo_model, rolled_out, run_update
 from tests.rl.toy import imitated, reach_env
 
 

@@ -24,6 +24,7 @@ class ActionRepresentation(nn.Module):
     `delta` where the embodiment names no state at all.
 
     Args:
+        kind: "absolute", "relative" or "delta".
         embodiment: The robot's contract: observation keys, shapes, units, action bounds.
     """
 
@@ -65,6 +66,7 @@ class ActionRepresentation(nn.Module):
         """Inverse of `encode`.
 
         Args:
+            action: (B, H, A), represented.
             obs: Key -> (B, To, ...), robot units.
         """
         if self.kind == "absolute":

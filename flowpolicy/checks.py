@@ -17,6 +17,8 @@ def require_number(
     """Raise ValueError, naming `name` and the rule, unless `value` is a finite number within the bounds given.
 
     Args:
+        name: Of the setting, for the error.
+        value: What came.
         least: Bounds that it may take.
         above: Bounds that it may not.
         most: As `least`.

@@ -80,6 +80,9 @@ class KeySpec:
     """One observation key, or the action: shape per time step, unit, frame, and a name per entry (may be empty).
 
     Args:
+        shape: Per time step.
+        unit: E.g. "m" or "m, rad"; free text.
+        frame: In which it is measured; free text.
         names: One per entry of the last axis.
         dtype: "float32", or "uint8" for an image (height, width, channels).
         cloud: How the point cloud was made, where the key is one.
@@ -143,6 +146,7 @@ class Embodiment:
             has one.
         reference_index: As `reference_key`.
         gripper: What the gripper numbers mean, in words.
+        schema_version: Of the record.
 
     Raises:
         ValueError: Naming field, value and rule.
@@ -247,7 +251,11 @@ class Embodiment:
 
     @staticmethod
     def from_dict(data: dict[str, Any]) -> "Embodiment":
-        """Inverse of `to_dict`. Raises ValueError for a newer schema, and naming keys that are missing or unknown."""
+        """Inverse of `to_dict`. Raises ValueError for a newer schema, and naming keys that are missing or unknown.
+
+        Args:
+            data: What `to_dict` returned.
+        """
         _require(isinstance(data, Mapping), "embodiment", "an object", data)
         if (version := data.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
             raise ValueError(
@@ -288,7 +296,11 @@ def _cloud_spec(data: Any) -> CloudSpec | None:
 
 
 def short(value: Any) -> str:
-    """At most so much of a value as an error has room for."""
+    """At most so much of a value as an error has room for.
+
+    Args:
+        value: Anything.
+    """
     text = str(value) if value != "" else "nothing"
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -339,12 +351,17 @@ def save_embodiment(embodiment: Embodiment, path: Path) -> None:
 
     Args:
         embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+        path: The JSON file.
     """
     path.write_text(json.dumps(embodiment.to_dict(), indent=2) + "\n")
 
 
 def load_embodiment(path: Path) -> Embodiment:
-    """Read what `save_embodiment` wrote. Raises ValueError naming the file when it is damaged or of another schema."""
+    """Read what `save_embodiment` wrote. Raises ValueError naming the file when it is damaged or of another schema.
+
+    Args:
+        path: The JSON file.
+    """
     try:
         return Embodiment.from_dict(json.loads(path.read_text()))
     except ValueError as error:

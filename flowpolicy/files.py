@@ -41,7 +41,12 @@ def host() -> str:
 
 
 def beside(path: Path, kind: str = "part") -> Path:
-    """A hidden sibling under which this process prepares `path` (kind "old": sets it aside); another one each time."""
+    """A hidden sibling under which this process prepares `path` (kind "old": sets it aside); another one each time.
+
+    Args:
+        path: What is prepared.
+        kind: "part", or "old" for what is set aside.
+    """
     return path.with_name(f".{path.name}.{host()}-{os.getpid()}-{_PROCESS}-{secrets.token_hex(4)}.{kind}")
 
 
@@ -49,6 +54,7 @@ def remove_leftovers(path: Path, name: str | None = None) -> None:
     """Remove what ended processes left beside `path` under hidden names; put back what they had only set aside.
 
     Args:
+        path: A file or folder of ours.
         name: Regular expression of the names to look after; `path`'s own by default.
     """
     pattern = re.compile(rf"\.({re.escape(path.name) if name is None else name})\.{_OWNER}\.(part|old)(?:\.\w+)?")
@@ -99,6 +105,7 @@ def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes `path` when the block ends, and is removed when it raises.
 
     Args:
+        path: The folder to be.
         replace: Whether an existing `path` gives way; otherwise FileExistsError before anything is written.
     """
     if path.exists() and not replace:
@@ -118,6 +125,10 @@ def replace_folder(new: Path, path: Path) -> None:
     """Flush the folder `new` and move it to `path`.
 
     An older `path` is set aside first, put back if that fails, deleted when the new one is safe.
+
+    Args:
+        new: The finished folder.
+        path: Its place.
     """
     sync_tree(new)
     if not path.exists():
@@ -136,7 +147,11 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete the folder; a kill or a power cut in the middle leaves nothing under its name."""
+    """Delete the folder; a kill or a power cut in the middle leaves nothing under its name.
+
+    Args:
+        path: The folder.
+    """
     aside = beside(path)
     os.replace(path, aside)
     sync_folder(path.parent)
@@ -144,7 +159,11 @@ def remove_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """Make `path` and what is missing above it, and flush each new name; returns `path`."""
+    """Make `path` and what is missing above it, and flush each new name; returns `path`.
+
+    Args:
+        path: The folder.
+    """
     missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
@@ -153,7 +172,11 @@ def make_folder(path: Path) -> Path:
 
 
 def claim_folder(path: Path) -> Path:
-    """Make the new folder `path`, or path_2, path_3, ... where it exists: two processes never get the same one."""
+    """Make the new folder `path`, or path_2, path_3, ... where it exists: two processes never get the same one.
+
+    Args:
+        path: The folder wished for.
+    """
     make_folder(path.parent)
     folder, n = path, 1
     while True:
@@ -167,7 +190,12 @@ def claim_folder(path: Path) -> Path:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a whole file beside, flush it, and rename it over `path`."""
+    """Write a whole file beside, flush it, and rename it over `path`.
+
+    Args:
+        path: The file.
+        content: All of it; text is written as UTF-8.
+    """
     data = content.encode() if isinstance(content, str) else content
     remove_leftovers(path)
     new = beside(path)
@@ -179,14 +207,24 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def move_file(new: Path, path: Path) -> None:
-    """Flush the finished file `new` and rename it over `path`, both in one folder."""
+    """Flush the finished file `new` and rename it over `path`, both in one folder.
+
+    Args:
+        new: The finished file.
+        path: Its place, in the same folder.
+    """
     sync_file(new)
     os.replace(new, path)
     sync_folder(path.parent)
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
-    """Add lines (without their ends) in one write, and flush; missing folders are made. No lines: nothing is done."""
+    """Add lines (without their ends) in one write, and flush; missing folders are made. No lines: nothing is done.
+
+    Args:
+        path: The file.
+        lines: Without their ends.
+    """
     if not (text := "".join(line + "\n" for line in lines)):
         return
     make_folder(path.parent)
@@ -200,13 +238,21 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def drop_cut_line(path: Path) -> None:
-    """A process killed while appending leaves half a line; without its end it would swallow the next one."""
+    """A process killed while appending leaves half a line; without its end it would swallow the next one.
+
+    Args:
+        path: A file of lines; nothing is done where there is none.
+    """
     if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
         write_atomic(path, data[: data.rfind(b"\n") + 1])
 
 
 def sync_file(path: Path) -> None:
-    """Return when the file's content is on the disk."""
+    """Return when the file's content is on the disk.
+
+    Args:
+        path: The file.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -215,7 +261,11 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Return when the folder's names are on the disk."""
+    """Return when the folder's names are on the disk.
+
+    Args:
+        path: The folder.
+    """
     try:
         sync_file(path)
     except OSError as error:
@@ -224,7 +274,11 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Return when every file and folder below `folder`, and itself, is on the disk."""
+    """Return when every file and folder below `folder`, and itself, is on the disk.
+
+    Args:
+        folder: The topmost folder.
+    """
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             if not (path := Path(root, name)).is_symlink():

@@ -13,7 +13,13 @@ ENTRY = "fingerprint"  # of the record that keeps it
 
 
 def fingerprint(record: Mapping[str, Any], file: Path, others: Iterable[Path]) -> dict[str, str]:
-    """File name -> SHA-256 of `record`, which is or will be `file`, without its own fingerprint, and of `others`."""
+    """File name -> SHA-256 of `record`, which is or will be `file`, without its own fingerprint, and of `others`.
+
+    Args:
+        record: What `file` holds.
+        file: The record's own file.
+        others: Files whose content counts too.
+    """
     own = _content_hash({name: value for name, value in record.items() if name != ENTRY})
     return {file.name: own} | {other.name: _file_hash(other) for other in others}
 
@@ -23,6 +29,7 @@ def require_unedited(record: Mapping[str, Any], file: Path, needed: Collection[s
 
     Args:
         record: Content of `file`. One from before there were fingerprints says nothing, and passes.
+        file: The file of the record.
         needed: Names without which a fingerprint covers too little.
         edited: The reader knows, and nothing is compared.
 

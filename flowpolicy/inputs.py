@@ -14,7 +14,12 @@ _LARGEST = 3.4028234663852886e38  # of float32
 
 @final
 class NonFiniteError(ValueError):
-    """NaN or infinity. what: "observation" or "action"."""
+    """NaN or infinity. what: "observation" or "action".
+
+    Args:
+        what: "observation" or "action".
+        message: The sentence.
+    """
 
     def __init__(self, what: str, message: str) -> None:
         super().__init__(message)
@@ -80,7 +85,13 @@ class Inputs:
         return batch
 
     def check_chunk(self, name: str, value: Any, batch: int) -> None:
-        """Raise ValueError unless `value`, the noise or the start, is a whole chunk (B, H, A) of float32."""
+        """Raise ValueError unless `value`, the noise or the start, is a whole chunk (B, H, A) of float32.
+
+        Args:
+            name: Of the argument, for the error.
+            value: Should be (B, H, A) float32.
+            batch: B.
+        """
         wanted = (batch, *self._chunk)
         if not isinstance(value, self._array) or value.dtype != self._float or value.shape != wanted:
             raise ValueError(f"policy: {name} must be {_described(self._float, wanted)}, got {self._name(value)}")
@@ -90,6 +101,7 @@ class Inputs:
 
         Args:
             obs: Key -> (B, To, ...), robot units.
+            action: (B, ..., A), robot units.
             sums: Of the observations in `floats`, and of the action, at the least: where they are finite, all is.
             finite: a bool array (B,) that is told which rows are, in the place of the error; the others' actions become
                 NaN.

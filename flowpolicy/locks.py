@@ -21,6 +21,7 @@ def only_writer(folder: Path, name: str = "lock") -> Iterator[None]:
     Warns where the file system has no locks.
 
     Args:
+        folder: That is written to.
         name: Of the hidden lock file, which is there while the lock is held and after a kill; another one is another
             lock.
 

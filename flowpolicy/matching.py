@@ -10,7 +10,12 @@ _LISTED = 4  # differences that one error message names
 
 
 def differences(wanted: Embodiment, got: Embodiment) -> list[str]:
-    """One line for every field on which the two disagree, e.g. "control_hz: wanted 20.0, got 10.0"."""
+    """One line for every field on which the two disagree, e.g. "control_hz: wanted 20.0, got 10.0".
+
+    Args:
+        wanted: What must hold.
+        got: What is there.
+    """
     a, b = wanted.to_dict(), got.to_dict()
     lines = []
     for name in a:
@@ -41,6 +46,8 @@ def require_match(wanted: Embodiment, got: Embodiment, *, what: str, simulated: 
     """Raise ValueError with the first differences when `got` is not the embodiment `wanted`.
 
     Args:
+        wanted: What must hold.
+        got: What is there.
         what: Who is being compared, e.g. "checkpoint and task".
         simulated: Whether `got` is a simulator's, which can be told to see as `wanted` does; the error then says how.
     """
@@ -52,7 +59,12 @@ def require_match(wanted: Embodiment, got: Embodiment, *, what: str, simulated: 
 
 
 def remedies(wanted: Embodiment, got: Embodiment) -> list[str]:
-    """Words of the command line that make the simulator of `got` see what `wanted` does; none where sight agrees."""
+    """Words of the command line that make the simulator of `got` see what `wanted` does; none where sight agrees.
+
+    Args:
+        wanted: What the policy was trained to see.
+        got: What the simulator shows.
+    """
     kind = _kind(wanted)
     if kind != _kind(got):
         return [f"task.obs={kind}"]

@@ -43,7 +43,11 @@ class LinearNormalizer(nn.Module):
 
     @staticmethod
     def identity(dim: int) -> "LinearNormalizer":
-        """Changes nothing; also the shape to load a state_dict into."""
+        """Changes nothing; also the shape to load a state_dict into.
+
+        Args:
+            dim: D.
+        """
         one = torch.ones(dim, device="cpu", dtype=torch.float32)
         return LinearNormalizer(one, torch.zeros_like(one))
 
@@ -61,8 +65,11 @@ class LinearNormalizer(nn.Module):
         that names `key` and the dimensions: stretched to [-1, 1] they would be amplified noise.
 
         Args:
+            data: (N, D), robot units.
             mode: "minmax" maps [min, max] to [-1, 1]; "quantile" maps [q01, q99] there; "meanstd" gives mean 0 and
                 standard deviation 1.
+            key: Of the observation or action, for the warning.
+            min_range: Narrower dimensions are only centred.
 
         Raises:
             ValueError: For an unknown mode, a wrong shape, no rows, NaN or infinity.
@@ -72,12 +79,20 @@ class LinearNormalizer(nn.Module):
         return statistics.normalizer(min_range=min_range)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) in robot units -> (..., D) normalised. Raises ValueError for another D."""
+        """(..., D) in robot units -> (..., D) normalised. Raises ValueError for another D.
+
+        Args:
+            x: (..., D), robot units.
+        """
         self._check(x)
         return torch.addcmul(self.offset, x, self.scale)  # one kernel: this sits on the 1 ms latency path
 
     def inverse(self, x: Tensor) -> Tensor:
-        """(..., D) normalised -> (..., D) in robot units. Raises ValueError for another D."""
+        """(..., D) normalised -> (..., D) in robot units. Raises ValueError for another D.
+
+        Args:
+            x: (..., D), normalised.
+        """
         self._check(x)
         return (x - self.offset) / self.scale
 
@@ -87,13 +102,22 @@ class LinearNormalizer(nn.Module):
 
 
 def least_range(unit: str) -> float:
-    """What a dimension of this unit is taken to range over at the least; of several units the least."""
+    """What a dimension of this unit is taken to range over at the least; of several units the least.
+
+    Args:
+        unit: As in a `KeySpec`, e.g. "m" or "m, rad".
+    """
     words = re.findall(r"[a-z]+(?:/[a-z]+)?", unit.lower())
     return min((_FLOORS[word] for word in words if word in _FLOORS), default=_FLOOR)
 
 
 def named(dims: np.ndarray, names: Sequence[str]) -> str:
-    """Dimensions with their names, where they have any: [2 (goal.z), 5 (handle.x)]."""
+    """Dimensions with their names, where they have any: [2 (goal.z), 5 (handle.x)].
+
+    Args:
+        dims: Numbers of dimensions.
+        names: Of all dimensions; may be empty.
+    """
     return f"[{', '.join(f'{dim} ({names[dim]})' if len(names) else str(dim) for dim in dims)}]"
 
 
@@ -127,7 +151,11 @@ class Statistics:
         self._kept, self._every = 0, 1
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows (n, D). Raises ValueError for another shape and for NaN or infinity."""
+        """Take in rows (n, D). Raises ValueError for another shape and for NaN or infinity.
+
+        Args:
+            rows: (n, D).
+        """
         if rows.ndim != 2 or not rows.numel():
             raise ValueError(f"LinearNormalizer.fit: {self._key}: wanted (N, D) with N >= 1, got {tuple(rows.shape)}")
         for part in rows.detach().split(max(1, _PART_VALUES // rows.shape[1])):
@@ -153,6 +181,7 @@ class Statistics:
         """What `LinearNormalizer.fit` gives for all rows so far; the same warning.
 
         Args:
+            min_range: See `LinearNormalizer.fit`.
             floor: Dimensions narrower than this are scaled as if they were so wide, with a warning that names them;
                 those below `min_range` stay as they are.
             names: Of the dimensions, or none.

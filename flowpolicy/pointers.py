@@ -21,6 +21,8 @@ def choose(folder: Path, name: Literal["best", "last"], needed: Sequence[str] = 
     """The checkpoint in `folder` that `name` means; None where there is none at all.
 
     Args:
+        folder: checkpoints/ of a run.
+        name: "best" or "last".
         needed: Files that must be whole, relative to a checkpoint. Where they are not, the next best (or next older)
             one with whole files is taken and a warning says so; where none has them, the one that was meant is
             returned, for the reader to say what is wrong with it.
@@ -72,7 +74,12 @@ def _number(copied: Path) -> Path:
 
 
 def write_pointer(pointer: Path, target: str) -> None:
-    """Make `pointer` name the folder `target` beside it; a folder in its place keeps its number, or goes."""
+    """Make `pointer` name the folder `target` beside it; a folder in its place keeps its number, or goes.
+
+    Args:
+        pointer: Its path.
+        target: The folder that it is to name.
+    """
     if pointer.is_dir() and not pointer.is_symlink():
         number = _number(pointer)
         if number.exists():
@@ -83,7 +90,11 @@ def write_pointer(pointer: Path, target: str) -> None:
 
 
 def remove_pointer(pointer: Path) -> None:
-    """Remove `pointer`, whatever it is."""
+    """Remove `pointer`, whatever it is.
+
+    Args:
+        pointer: Its path.
+    """
     if pointer.is_dir() and not pointer.is_symlink():
         remove_folder(pointer)
     else:
@@ -95,6 +106,7 @@ def damage(checkpoint: Path, needed: Sequence[str]) -> str | None:
 
     Args:
         checkpoint: The saved policy.
+        needed: Files that must be there, below it.
     """
     for name in needed:
         file = checkpoint / name

@@ -92,6 +92,7 @@ def require_ranges(name: str, content: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the key, for a number of the config `name` that is out of its range.
 
     Args:
+        name: "train", "finetune", ….
         content: Plain containers; words, interpolations and keys that the yaml files do not have are no affair of this.
     """
     known = RANGES | _EXCEPTIONS.get(name, {})

@@ -22,6 +22,10 @@ _NAMES = {
 def read_object(file: Path, wanted: Kind = dict) -> dict[str, Any]:
     """The object in a JSON file. wanted: its keys, see `Kind`.
 
+    Args:
+        file: The JSON file.
+        wanted: Its keys, see `Kind`.
+
     Raises:
         FileNotFoundError: Without the file.
         ValueError: Naming it for any other content.
@@ -31,6 +35,10 @@ def read_object(file: Path, wanted: Kind = dict) -> dict[str, Any]:
 
 def read_objects(file: Path, wanted: Kind = dict) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, [] without the file. wanted: the keys of each line, see `Kind`.
+
+    Args:
+        file: The file of JSON lines.
+        wanted: Keys of each line, see `Kind`.
 
     Raises:
         ValueError: Naming the file and the line.
@@ -43,6 +51,8 @@ def require(value: Any, wanted: Kind, where: str) -> None:
     """Raise ValueError unless `value` is of the kind `wanted`.
 
     Args:
+        value: What was read.
+        wanted: See `Kind`.
         where: The file, and the place in it.
     """
     if isinstance(wanted, dict):

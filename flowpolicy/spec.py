@@ -103,7 +103,11 @@ class PolicySpec:
 
 
 def with_names_of_today(config: Any) -> Any:
-    """The same config, also where an older version wrote it and its classes have moved since."""
+    """The same config, also where an older version wrote it and its classes have moved since.
+
+    Args:
+        config: A policy config, resolved.
+    """
     if isinstance(config, dict):
         return {
             key: _moved(value) if key == "_target_" else with_names_of_today(value) for key, value in config.items()
@@ -117,7 +121,11 @@ def _moved(target: Any) -> Any:
 
 
 def targets(config: Any) -> Iterator[str]:
-    """Every `_target_` of a resolved config. Raises ValueError for an interpolation: it could grow another one."""
+    """Every `_target_` of a resolved config. Raises ValueError for an interpolation: it could grow another one.
+
+    Args:
+        config: Resolved.
+    """
     if isinstance(config, str) and "${" in config:
         raise ValueError(f"the policy config must be resolved, got {config!r}; write the value itself")
     if isinstance(config, dict):

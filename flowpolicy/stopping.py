@@ -16,6 +16,9 @@ _SAID = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 def leave_at_once(name: str) -> None:
     """From now on Ctrl-C and SIGTERM end this process with one line that begins with `name`: for times when there is
     nothing to save, such as imports. A signal that is ignored, as under nohup, stays so.
+
+    Args:
+        name: Of the command.
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -75,7 +78,11 @@ def _heard() -> list[signal.Signals]:
 
 @final
 class Terminated(SystemExit):
-    """SIGTERM came and what there was is on the disk. Exit code 143; `str` is a sentence for the user."""
+    """SIGTERM came and what there was is on the disk. Exit code 143; `str` is a sentence for the user.
+
+    Args:
+        sentence: For the user.
+    """
 
     def __init__(self, sentence: str) -> None:
         super().__init__(SIGTERM_CODE)
@@ -110,7 +117,11 @@ class Stop:
 
     @contextmanager
     def interruptible(self, sentence: str) -> Iterator[None]:
-        """Let SIGTERM raise Terminated(sentence) in the middle of the block, which changes nothing worth saving."""
+        """Let SIGTERM raise Terminated(sentence) in the middle of the block, which changes nothing worth saving.
+
+        Args:
+            sentence: For the user, should the signal come.
+        """
         self._saved = sentence
         try:
             if self.terminated:

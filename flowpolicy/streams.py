@@ -56,6 +56,9 @@ def concluded(code: int) -> int:
     """The exit code of a command that would return `code`, when all that it said has been written where that goes.
 
     A terminal that has gone is no failure of it; a reader that has, ends quietly too; a full disk does not.
+
+    Args:
+        code: The exit code so far.
     """
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)

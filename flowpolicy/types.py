@@ -27,7 +27,12 @@ class Batch(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """A scalar to differentiate and detached scalars to log; the metric names are the log names."""
+    """A scalar to differentiate and detached scalars to log; the metric names are the log names.
+
+    Args:
+        loss: Scalar, to differentiate.
+        metrics: Name in the log -> detached scalar.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]

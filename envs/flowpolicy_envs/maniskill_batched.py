@@ -67,6 +67,10 @@ class ManiSkillBatch:
 
         ManiSkill draws the starts of all environments that are reset together from one generator, seeded with the seed
         of the first: equal seeds do not give equal starts, as GRPO's groups would need.
+
+        Args:
+            seeds: Of the new episodes, one per environment.
+            done: (N,) bool, which ones to reset.
         """
         index = done.nonzero().squeeze(1).to(self._envs.device)
         if bool(done.all()):
@@ -79,7 +83,11 @@ class ManiSkillBatch:
         return _observation(raw)
 
     def step(self, action: Tensor) -> BatchStep:
-        """See `BatchedSimulator`; the action is clipped to the action space."""
+        """See `BatchedSimulator`; the action is clipped to the action space.
+
+        Args:
+            action: (N, A), robot units.
+        """
         raw, reward, _, truncated, info = self._envs.step(action.to(self._low).clamp(self._low, self._high))
         success = info["success"].bool().clone()
         late = torch.as_tensor(truncated).bool().clone()

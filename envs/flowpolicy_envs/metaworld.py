@@ -36,6 +36,8 @@ class View:
     """What the camera gives. image_size, depth_size: height and width of pictures and of depth, pixels; 128 in DP3.
 
     Args:
+        image_size: Height and width of pictures, pixels.
+        depth_size: Height and width of depth, pixels.
         points: Of the cloud, metres in the world's frame. Above 2 mm, as in DP3, there is no table but all of the
             goal's marker in coffee-pull-v3, 1 cm high. What else DP3 keeps is mostly arm and table edge, beyond y =
             0.95 and z = 0.35; without it 3 to 10 times as many of the 512 points lie on the object.
@@ -161,6 +163,9 @@ class MetaWorldEnv(gymnasium.Env):
 
         An episode ends as a failure, outcome "nothing in sight", when the crop of the cloud is empty: what a bad policy
         has swept from the table must not end an evaluation. The last observation is then the one before.
+
+        Args:
+            action: (A,), robot units.
         """
         self.raw_obs, reward, _, _, info = self.base.step(np.clip(np.asarray(action, np.float32), -1.0, 1.0))
         self._steps += 1

@@ -35,13 +35,21 @@ ADROIT = ("AdroitHandHammer-v1", "AdroitHandDoor-v1", "AdroitHandPen-v1")
 
 
 def difficulty(task_id: str) -> str:
-    """easy, medium, hard or very_hard; adroit for its three; empty for a task outside the comparison."""
+    """easy, medium, hard or very_hard; adroit for its three; empty for a task outside the comparison.
+
+    Args:
+        task_id: E.g. "push-v3".
+    """
     if task_id in ADROIT:
         return "adroit"
     return next((name for name, ids in METAWORLD.items() if task_id in ids), "")
 
 
 def expand(names: list[str]) -> list[str]:
-    """Task ids, each once and in this order: a difficulty stands for its tasks, all for the 34 of Meta-World."""
+    """Task ids, each once and in this order: a difficulty stands for its tasks, all for the 34 of Meta-World.
+
+    Args:
+        names: Tasks, difficulties, or "all".
+    """
     groups = {**METAWORLD, "all": tuple(task for ids in METAWORLD.values() for task in ids)}
     return list(dict.fromkeys(task for name in names for task in groups.get(name, (name,))))

@@ -79,7 +79,11 @@ class ReachEnv(gymnasium.Env):
         return self._observe(), {"success": self._at_goal()}
 
     def step(self, action: NDArray[np.floating]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """The action is clipped to [-1, 1]."""
+        """The action is clipped to [-1, 1].
+
+        Args:
+            action: (2,), -1 to 1.
+        """
         dx, dy = (min(1.0, max(-1.0, float(value))) for value in action)  # plain numbers: an array costs more than this
         self._x, self._y, self._steps = self._x + STEP * dx, self._y + STEP * dy, self._steps + 1
         success = self._at_goal()

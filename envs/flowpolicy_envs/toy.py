@@ -56,7 +56,11 @@ def make_env(
 
 
 def way_of(positions: NDArray[np.floating]) -> str:
-    """Which way a path (T, 2) took round the obstacle, seen in its direction: "left", "right", or "" before passing."""
+    """Which way a path (T, 2) took round the obstacle, seen in its direction: "left", "right", or "" before passing.
+
+    Args:
+        positions: (T, 2), m.
+    """
     passed = np.flatnonzero(positions[:, 0] > OBSTACLE[0])
     if not len(passed):
         return ""
@@ -84,7 +88,12 @@ def move(position: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def at_goal(position: Tensor, goal: Tensor) -> Tensor:
-    """(N, 2), (N, 2), m -> (N,) bool."""
+    """(N, 2), (N, 2), m -> (N,) bool.
+
+    Args:
+        position: (N, 2), m.
+        goal: (N, 2), m.
+    """
     return (position - goal).norm(dim=-1) < GOAL_RADIUS
 
 
@@ -132,7 +141,11 @@ class TwoWaysEnv(gymnasium.Env):
     def step(
         self, action: NDArray[np.floating]
     ) -> tuple[dict[str, NDArray[np.float32]], float, bool, bool, dict[str, Any]]:
-        """Move for 1 / CONTROL_HZ seconds; the action is clipped to the action space."""
+        """Move for 1 / CONTROL_HZ seconds; the action is clipped to the action space.
+
+        Args:
+            action: (2,), m/s.
+        """
         velocity = torch.from_numpy(np.asarray(action, np.float64))[None]
         after, hit = move(torch.from_numpy(self._path[-1])[None], velocity)
         self._path.append(after[0].numpy())

@@ -33,6 +33,8 @@ class Augmentation:
         rotation_deg: Largest turn of a cloud about a vertical axis through (rotation_x, rotation_y), metres. State and
             actions do not turn with it: an arm's length r away the cloud is off by r times the angle, 1 cm at 0.6 m and
             1 degree, which is what the policy then learns to ignore. Keep it below the precision that the task needs.
+        rotation_x: Where that axis stands, metres.
+        rotation_y: The same.
     """
 
     image_shift: int = 4
@@ -74,6 +76,7 @@ def augment(
     Args:
         batch: Raw, robot units.
         normalizers: Of the state keys at least.
+        settings: How much of what.
         obs_noise: Standard deviation of the noise on state, in normalised units (the training range is 2 wide), scaled
             back through each key's normaliser.
         generator: On the data's device.
@@ -107,6 +110,8 @@ def disturb_cloud(cloud: Tensor, settings: Augmentation, *, generator: torch.Gen
     Colours go with their points and are not changed.
 
     Args:
+        cloud: (B, To, N, 3 or 6), metres, colours 0 to 1.
+        settings: How much of what.
         generator: Where random numbers come from.
     """
     if 0 < settings.train_points < cloud.shape[2]:
@@ -127,6 +132,8 @@ def disturb_image(image: Tensor, settings: Augmentation, *, generator: torch.Gen
     """Shift, crop and colours of images (B, To, H, W, 3) uint8; the observation steps of a sample move together.
 
     Args:
+        image: (B, To, H, W, 3) uint8.
+        settings: How much of what.
         generator: Where random numbers come from.
     """
     if settings.image_shift > 0 or settings.image_crop < 1:

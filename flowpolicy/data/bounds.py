@@ -15,6 +15,7 @@ def require_inside(store: EpisodeStore, *, max_outside: float = MAX_OUTSIDE) -> 
 
     Args:
         store: The episodes, as `EpisodeStore` opens them.
+        max_outside: Largest share of steps, 0 to 1.
     """
     if not 0 <= max_outside <= 1:
         raise ValueError(f"dataset.max_outside: wanted a share from 0 to 1, got {max_outside}")
@@ -43,6 +44,7 @@ def outside_bounds(action: np.ndarray, embodiment: Embodiment) -> np.ndarray:
     """(S, A) bool of actions (S, A), robot units.
 
     Args:
+        action: (S, A), robot units.
         embodiment: The robot's contract: observation keys, shapes, units, action bounds.
     """
     low, high, tolerance = bounds_of(embodiment)
@@ -53,6 +55,8 @@ def describe_outside(action: np.ndarray, beyond: np.ndarray, embodiment: Embodim
     """Share of the steps, per dimension too, the declared and the measured box, and what to do.
 
     Args:
+        action: (S, A), robot units.
+        beyond: (S, A) bool, see `outside_bounds`.
         embodiment: The robot's contract: observation keys, shapes, units, action bounds.
     """
     share, dims = beyond.mean(axis=0), np.flatnonzero(beyond.any(axis=0))

@@ -30,6 +30,7 @@ class StoreBuilder:
     After any exception nothing of the new store is left.
 
     Args:
+        path: The store to write.
         embodiment: The robot's contract: observation keys, shapes, units, action bounds.
         attrs: JSON-ready facts about the task, stored as group attributes.
         base: a whole store of the same contract whose episodes come first; it is copied.
@@ -143,6 +144,7 @@ def store_attrs(embodiment: Embodiment, attrs: dict[str, Any]) -> dict[str, Any]
 
     Args:
         embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+        attrs: The task's facts, JSON-ready.
     """
     if clash := sorted(set(attrs) & set(RESERVED)):
         raise ValueError(f"EpisodeWriter: attrs {clash} are reserved for the format; rename them")
@@ -185,6 +187,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise FileExistsError when `path` exists and may not be replaced, or when it is something else than a store.
 
     Args:
+        path: Where a store is to be written.
         overwrite: Replace what is there.
     """
     if not path.exists():

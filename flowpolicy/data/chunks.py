@@ -20,6 +20,10 @@ def chunk_problems(folder: Path, *, decode: bool = False) -> list[str]:
 
     zarr reads a missing chunk as zeros without a word, and a cut Blosc buffer may crash the decoder; so both are
     looked for first. decode: also decompress every chunk.
+
+    Args:
+        folder: Of the array, which holds .zarray.
+        decode: Also decompress every chunk.
     """
     meta = array_metadata(folder)
     grid = [math.ceil(size / chunk) for size, chunk in zip(meta["shape"], meta["chunks"], strict=True)]

@@ -42,6 +42,9 @@ def require_harmless(store: Path) -> None:
     """Read every metadata file of the store. Raises ValueError naming the first file that asks for more, or is damaged.
 
     Files of zarr v3 are refused wherever they lie: their codecs have another registry, and no store of ours has any.
+
+    Args:
+        store: Its folder.
     """
     for place in _PLACES:
         for file in sorted(store.glob(f"{place}zarr.json")):
@@ -60,7 +63,11 @@ def require_harmless(store: Path) -> None:
 
 
 def array_metadata(folder: Path) -> dict[str, Any]:
-    """The checked record .zarray of one array. Raises ValueError naming the file."""
+    """The checked record .zarray of one array. Raises ValueError naming the file.
+
+    Args:
+        folder: Of the array, which holds .zarray.
+    """
     file = folder / ".zarray"
     meta = _record(file)
     _require_harmless_array(meta, str(file))

@@ -29,6 +29,11 @@ class CollectReport(NamedTuple):
     """What was collected. attempts: seeds tried up to the last one kept; success_rate: episodes / attempts.
 
     Args:
+        episodes: Kept, all successful.
+        attempts: Seeds tried up to the last one kept.
+        success_rate: Episodes / attempts.
+        seconds: That it took, this time.
+        path: The store.
         crashed: Those of them whose process died, which are left out.
     """
 
@@ -59,6 +64,9 @@ def collect_episodes(
 
     Args:
         make_expert: Picklable when workers > 1 (a module's function, or a functools.partial of one).
+        path: The store to write.
+        episodes: How many successes to keep.
+        seed: The first seed that is tried.
         workers: Processes; 1 stays in this one. The store is the same, bit for bit, for every number.
         attrs: Facts about the task for the store.
         overwrite: Replace what is there.

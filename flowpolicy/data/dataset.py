@@ -84,6 +84,7 @@ class SequenceDataset:
             obs_horizon: To, observations that the policy sees.
             keys: Observations to read.
             episodes: Consecutive episodes to take, all by default.
+            mask_padding: Give rows past an episode's end the mask 0.
             device: Where torch computes, e.g. "cpu" or "cuda".
             residence: Where they lie; None is `Residence()`.
 
@@ -127,6 +128,7 @@ class SequenceDataset:
         """The windows `index` (B,) int64: obs key -> (B, To, ...), action (B, H, A), mask (B, H).
 
         Args:
+            index: (B,) int64, numbers of windows.
             keys: Which observations; None is all.
         """
         index = index.to(self._home)

@@ -12,6 +12,7 @@ class Episode(NamedTuple):
         obs: key -> (T, ...).
         action: (T, A), robot units.
         reward: (T,).
+        success: As the task reports it; None where nobody said.
         seed: The one that fixed the episode.
     """
 

@@ -34,6 +34,7 @@ class Journal:
     an exception, and says so, if there is an episode to keep.
 
     Args:
+        store: Path of the store to be.
         settings: JSON-ready facts that fix every episode: where they differ, the attempts are another command's.
         who: Whose journal it is, and how that goes on, in words.
         goes_on: As `who`.
@@ -86,21 +87,34 @@ class Journal:
         return sum(outcome in _KEPT for outcome in self._outcomes.values())
 
     def crashed(self, seed: int) -> bool:
-        """Whether its process died on it."""
+        """Whether its process died on it.
+
+        Args:
+            seed: That was tried.
+        """
         return self._outcomes.get(seed) == "crash"
 
     def begun(self, seed: int) -> int:
-        """How often an attempt began that never came to an end."""
+        """How often an attempt began that never came to an end.
+
+        Args:
+            seed: That was tried.
+        """
         return self._begun.get(seed, 0)
 
     def begin(self, seed: int) -> None:
-        """Note that an attempt begins, which may take this very process down."""
+        """Note that an attempt begins, which may take this very process down.
+
+        Args:
+            seed: That is tried now.
+        """
         self._note(seed, "begin")
 
     def add(self, seed: int, episode: Episode | None) -> None:
         """Note how the attempt of `seed` ended; None: its process died. Successful episodes are kept.
 
         Args:
+            seed: That was tried.
             episode: One demonstration.
         """
         if episode is None:
@@ -121,7 +135,11 @@ class Journal:
         self._flush_sometimes()
 
     def episode(self, seed: int) -> Episode | None:
-        """The successful episode of a seed that has been tried, None for any other outcome."""
+        """The successful episode of a seed that has been tried, None for any other outcome.
+
+        Args:
+            seed: That was tried.
+        """
         return _load(self._file(seed)) if self._outcomes[seed] in _KEPT else None
 
     def episodes(self) -> Iterator[Episode]:
@@ -208,14 +226,22 @@ class Journal:
 
 
 def journal_folder(store: Path) -> Path:
-    """Where the attempts for the store at this path are kept."""
+    """Where the attempts for the store at this path are kept.
+
+    Args:
+        store: Path of the store to be.
+    """
     return store.with_name(f".{store.name}.journal")
 
 
 @contextmanager
 def reserved(store: Path) -> Iterator[None]:
     """Hold the journal's folder for this process; what was not begun leaves none behind. Raises ValueError while
-    another process holds it."""
+    another process holds it.
+
+    Args:
+        store: Path of the store to be.
+    """
     folder = journal_folder(store)
     with only_writer(folder):
         try:
@@ -228,6 +254,9 @@ def reserved(store: Path) -> Iterator[None]:
 def unfinished(store: Path) -> dict[str, Any] | None:
     """The settings of the journal beside the place of a store, None where none holds an episode.
 
+    Args:
+        store: Path of the store to be.
+
     Raises:
         ValueError: Naming its file where that is damaged.
     """
@@ -236,7 +265,11 @@ def unfinished(store: Path) -> dict[str, Any] | None:
 
 
 def how_to_finish(store: Path) -> str:
-    """In words, how many episodes wait beside the place of a store and for what; nothing where none do."""
+    """In words, how many episodes wait beside the place of a store and for what; nothing where none do.
+
+    Args:
+        store: Path of the store to be.
+    """
     folder = journal_folder(store)
     if not (count := _count(folder)):
         return ""

@@ -30,7 +30,9 @@ def by_episode(key: str, store: EpisodeStore, episodes: list[slice]) -> Iterator
     """The values of each episode, (T, ...), from one pass over the array.
 
     Args:
+        key: An observation, or "action".
         store: The episodes, as `EpisodeStore` opens them.
+        episodes: The steps of each, see `episode_slices`.
     """
     blocks, held, first = store.blocks(key), [], 0
     for rows in episodes:
@@ -47,7 +49,9 @@ def moved_steps(key: str, store: EpisodeStore, episodes: list[slice]) -> np.ndar
     Vectors move by more than `_STILL` of a dimension's range; images and clouds by any value.
 
     Args:
+        key: An observation.
         store: The episodes, as `EpisodeStore` opens them.
+        episodes: The steps of each, see `episode_slices`.
     """
     moved = np.zeros(store.num_steps, dtype=bool)
     tolerance = _STILL * np.ptp(store.load(key), axis=0) if len(store.shapes[key]) == 2 else None
@@ -63,6 +67,7 @@ def idle_starts(moved: np.ndarray, episodes: list[slice]) -> np.ndarray:
 
     Args:
         moved: (S,) bool, of all observations together.
+        episodes: The steps of each, see `episode_slices`.
     """
     firsts = [moved[rows].argmax() if moved[rows].any() else 0 for rows in episodes]
     return np.array([max(0, first - 1) for first in firsts], dtype=np.int64)
@@ -74,6 +79,7 @@ def jumps(store: EpisodeStore, keys: list[str], episodes: list[slice]) -> np.nda
     Args:
         store: The episodes, as `EpisodeStore` opens them.
         keys: Vectors. A single dimension may switch, as grippers and phases do.
+        episodes: The steps of each, see `episode_slices`.
     """
     ratios = []
     first = np.zeros(store.num_steps, dtype=bool)
@@ -98,6 +104,7 @@ def trim_idle_starts(store: EpisodeStore, builder: StoreBuilder) -> np.ndarray:
 
     Args:
         store: The episodes, as `EpisodeStore` opens them.
+        builder: Of the new store, open.
     """
     assert store.episode_seeds is not None and store.episode_success is not None
     episodes = episode_slices(store)

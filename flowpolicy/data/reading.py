@@ -23,6 +23,9 @@ _BLOCK_BYTES = 16 << 20  # what is decoded at a time
 class EpisodeStore:
     """Read access to a store; `load` reads whole arrays, everything else is small.
 
+    Args:
+        path: Its folder; use `open`, which checks it.
+
     Attributes:
         embodiment: None for a foreign zarr (diffusion_policy, DP3) without our record.
         attrs: The task's facts.
@@ -67,6 +70,9 @@ class EpisodeStore:
     def open(path: Path | str) -> "EpisodeStore":
         """Open and check the episode table.
 
+        Args:
+            path: The store's folder.
+
         Raises:
             FileNotFoundError: For a missing path.
             ValueError: When it is no store, holds no episode, or its episode table does not fit its arrays.
@@ -89,6 +95,10 @@ class EpisodeStore:
     def load(self, key: str, steps: slice = slice(None)) -> np.ndarray:
         """The array data/<key>, (S, ...), or consecutive steps of it, in its stored type.
 
+        Args:
+            key: Name below data/.
+            steps: Consecutive ones; None is all.
+
         Raises:
             ValueError: For an unknown key, and for a missing or damaged chunk, naming it.
         """
@@ -101,7 +111,12 @@ class EpisodeStore:
         return self._read(f"data/{key}", steps) if whole is None else whole
 
     def blocks(self, key: str, steps: slice = slice(None)) -> Iterator[tuple[int, np.ndarray]]:
-        """(first step, values) of consecutive parts of data/<key> that are some 16 MiB each. Raises as `load`."""
+        """(first step, values) of consecutive parts of data/<key> that are some 16 MiB each. Raises as `load`.
+
+        Args:
+            key: Name below data/.
+            steps: Consecutive ones; None is all.
+        """
         first, last = self._bounds(key, steps)
         name = f"data/{key}"
         array = self._open(name)
@@ -112,7 +127,12 @@ class EpisodeStore:
             first = stop
 
     def rows(self, key: str, steps: Sequence[int]) -> np.ndarray:
-        """The given steps of data/<key>, (len(steps), ...); decodes only the chunks they lie in. Raises as `load`."""
+        """The given steps of data/<key>, (len(steps), ...); decodes only the chunks they lie in. Raises as `load`.
+
+        Args:
+            key: Name below data/.
+            steps: Any, in any order.
+        """
         self.require_key(key)
         return self._read(f"data/{key}", steps)
 
@@ -143,7 +163,11 @@ class EpisodeStore:
         return problems
 
     def require_key(self, key: str) -> None:
-        """Raise ValueError where data/<key> is not there."""
+        """Raise ValueError where data/<key> is not there.
+
+        Args:
+            key: Name below data/.
+        """
         if key not in self.keys:
             raise ValueError(f"{self.path}: no key {key!r}; available are {list(self.keys)}")
 

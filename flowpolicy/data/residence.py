@@ -25,6 +25,7 @@ class Residence:
     "auto", which is True where it fits.
 
     Args:
+        in_memory: True, False, or "auto", which is True where the data fits.
         cache: Folder for that file, the store's own by default. It has no name, so it is gone with the process, however
             that ends. It holds what is decoded: a multiple of the store's size.
     """
@@ -43,6 +44,7 @@ class Residence:
         Args:
             store: The episodes, as `EpisodeStore` opens them.
             keys: Observations to read.
+            steps: How many steps are to be kept.
             window_bytes: Per step, of what the dataset makes beside the data.
 
         Raises:
@@ -79,6 +81,10 @@ def read_steps(store: EpisodeStore, key: str, first: int, last: int, *, folder: 
 
     Args:
         store: The episodes, as `EpisodeStore` opens them.
+        key: An observation, or "action".
+        first: Step of the store.
+        last: Step of the store, exclusive.
+        folder: Where the nameless file lies; None is in memory.
 
     Raises:
         ValueError: For NaN or infinity, naming key, episode and step.
@@ -108,6 +114,7 @@ def step_bytes(store: EpisodeStore, key: str) -> int:
 
     Args:
         store: The episodes, as `EpisodeStore` opens them.
+        key: An observation, or "action".
     """
     return int(np.prod(store.shapes.get(key, (0, 0))[1:], dtype=np.int64)) * _dtype(store, key).itemsize
 

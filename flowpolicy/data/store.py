@@ -37,6 +37,7 @@ class EpisodeWriter:
     data finish PATH` makes the store of it. A power cut costs at most the last second.
 
     Args:
+        path: The store to write.
         embodiment: The robot's contract: observation keys, shapes, units, action bounds.
         attrs: JSON-ready facts about the task, stored as group attributes.
         overwrite: Replace an existing store, at the moment the new one is complete.
@@ -132,6 +133,7 @@ def finish_store(path: Path | str, *, overwrite: bool = False) -> int:
     then has.
 
     Args:
+        path: Of the store to be.
         overwrite: Also where a store is there by now; a writer's own overwrite=True or append=True is kept to anyway.
 
     Raises:
@@ -149,7 +151,11 @@ def finish_store(path: Path | str, *, overwrite: bool = False) -> int:
 
 
 def unfinished_episodes(path: Path | str) -> Iterator[Episode]:
-    """The accepted episodes of a store that is not whole yet, in their order. Raises as `finish_store`."""
+    """The accepted episodes of a store that is not whole yet, in their order. Raises as `finish_store`.
+
+    Args:
+        path: Of the store to be.
+    """
     path = Path(path).absolute()
     if (facts := unfinished(path)) is None:
         raise FileNotFoundError(f"{path} has no unfinished episodes")
@@ -165,6 +171,8 @@ def trim_store(path: Path | str, out: Path | str, *, overwrite: bool = False) ->
     """Write the store at `path` again to `out`, without the steps at the start of episodes in which nothing moves.
 
     Args:
+        path: The store that is read.
+        out: The store that is written.
         overwrite: Replace what is there.
 
     Returns:
@@ -185,6 +193,7 @@ def add_record(path: Path | str, embodiment: Embodiment, attrs: dict[str, Any] |
     """Say what the numbers of somebody else's zarr mean, so that it can be trained on; only its .zattrs changes.
 
     Args:
+        path: Of the zarr.
         embodiment: The robot's contract: observation keys, shapes, units, action bounds.
         attrs: Facts about the task, e.g. {"task": "mine"}, beside those that are there.
 

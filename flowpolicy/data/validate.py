@@ -26,7 +26,12 @@ Severity = Literal["error", "warning"]
 
 
 class Finding(NamedTuple):
-    """severity "error": do not train on it; "warning": look at it."""
+    """severity "error": do not train on it; "warning": look at it.
+
+    Args:
+        severity: "error" or "warning".
+        message: What is wrong, where, and what to do.
+    """
 
     severity: Severity
     message: str
@@ -34,6 +39,9 @@ class Finding(NamedTuple):
 
 def validate_store(path: Path) -> list[Finding]:
     """All findings about the store at `path`, errors first; an empty list means nothing was found.
+
+    Args:
+        path: Of the store.
 
     Raises:
         FileNotFoundError: For a missing path; a broken store is a finding.

@@ -27,6 +27,7 @@ def window_index(episode_ends: np.ndarray, *, horizon: int, obs_horizon: int) ->
     has just begun sees the same repetition); at the end the last row is repeated, with mask 0.
 
     Args:
+        episode_ends: (E,) exclusive ends, in steps of the store.
         horizon: H, action steps per window.
         obs_horizon: To, observation steps per window, To <= H.
 

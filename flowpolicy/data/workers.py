@@ -29,7 +29,11 @@ class Expert(Protocol):
     embodiment: Embodiment
 
     def episode(self, seed: int) -> Episode:
-        """One attempt: obs[t] was seen before action[t]; actions lie in the action space, as they were executed."""
+        """One attempt: obs[t] was seen before action[t]; actions lie in the action space, as they were executed.
+
+        Args:
+            seed: Of the simulator's start, and of the expert's own noise.
+        """
         ...
 
     def close(self) -> None:
@@ -39,14 +43,23 @@ class Expert(Protocol):
 
 @final
 class InProcess:
-    """Attempts one after the other, here."""
+    """Attempts one after the other, here.
+
+    Args:
+        make_expert: Makes the expert and its simulator.
+    """
 
     def __init__(self, make_expert: Callable[[], Expert]) -> None:
         self._expert = make_expert()
         self.embodiment = self._expert.embodiment
 
     def attempts(self, seeds: Iterator[int], journal: Journal) -> Iterator[tuple[int, Episode | None]]:
-        """(seed, episode) of each. Says so where a seed may have taken the process down before."""
+        """(seed, episode) of each. Says so where a seed may have taken the process down before.
+
+        Args:
+            seeds: To try, in this order.
+            journal: Where each attempt is noted as it begins and ends.
+        """
         with _frozen_garbage():
             for seed in seeds:
                 if journal.begun(seed) >= _BEGUN_TWICE:
@@ -70,6 +83,7 @@ class Workers:
 
     Args:
         make_expert: Picklable.
+        workers: Processes.
 
     Attributes:
         crashed: Seeds whose process died on them.
@@ -89,7 +103,12 @@ class Workers:
 
     def attempts(self, seeds: Iterator[int], journal: Journal) -> Iterator[tuple[int, Episode | None]]:
         """(seed, episode) of each, as they end, in any order; None where the process died. Raises what an attempt
-        raises, RuntimeError after too many deaths."""
+        raises, RuntimeError after too many deaths.
+
+        Args:
+            seeds: To try; each is handed to the next idle process.
+            journal: Where each attempt is noted as it begins and ends.
+        """
         del journal
         upcoming = next(seeds)
         while True:
@@ -234,5 +253,10 @@ def _died(when: str) -> str:
 
 
 def seeds_after(first: int, journal: Journal) -> Iterator[int]:
-    """first, first + 1, ... without those that have been tried."""
+    """first, first + 1, ... without those that have been tried.
+
+    Args:
+        first: The first seed.
+        journal: Where the tried ones are noted.
+    """
     return (seed for seed in count(first) if seed not in journal)

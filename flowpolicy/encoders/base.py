@@ -12,7 +12,11 @@ _TAKEN = nn.ModuleDict()  # whose attributes no part can be called after
 
 
 def module_name(key: str) -> str:
-    """What the part for an observation is called in a `ModuleDict`: the key, escaped where torch could not bear it."""
+    """What the part for an observation is called in a `ModuleDict`: the key, escaped where torch could not bear it.
+
+    Args:
+        key: Of the observation.
+    """
     return f"={key.replace('.', ':')}" if "." in key or hasattr(_TAKEN, key) else key
 
 
@@ -30,7 +34,11 @@ class Encoder(nn.Module, ABC):
         """
 
     def align(self, normalizers: Mapping[str, LinearNormalizer]) -> None:
-        """Called once, when the normalisers have been fitted; for encoders that compare keys with each other."""
+        """Called once, when the normalisers have been fitted; for encoders that compare keys with each other.
+
+        Args:
+            normalizers: Key -> its normaliser.
+        """
 
 
 class KeyEncoder(nn.Module, ABC):
@@ -46,6 +54,7 @@ class KeyEncoder(nn.Module, ABC):
         """value: (M, *shape), M = B * To.
 
         Args:
+            value: (M, *shape), M = B * To.
             state: (M, state_dim), normalised; may have no entries.
         """
 

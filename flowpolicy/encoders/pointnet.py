@@ -21,7 +21,9 @@ class PointNet(KeyEncoder):
     defaults: 59,072 parameters for xyz, 207,232 with colour.
 
     Args:
+        shape: (N, 3) or (N, 6).
         state_dim: Length of the state vector beside.
+        widths: Of the layers that every point passes.
         feature_dim: Length of what comes out.
         color: Whether the columns after x, y, z are read; DP3's and MP1's published results leave them out.
         relative: Each point enters a second time, relative to the hand. The first state key must then begin with the

@@ -26,7 +26,9 @@ class ResNet18(KeyEncoder):
     whose running statistics do not go with averaged weights.
 
     Args:
+        shape: (H, W, 3).
         state_dim: Length of the state vector beside.
+        keypoints: Maps of which the mean position is taken.
         feature_dim: Length of what comes out.
         weights: File of torchvision's resnet18 to start from, safetensors or its own .pth; null starts from random
             numbers. Batch statistics and the classifier in it are not used.
@@ -99,6 +101,7 @@ def load_torchvision(module: nn.Module, file: Path) -> None:
     """Copy the weights of torchvision's resnet18 into `module`, which has the same names.
 
     Args:
+        module: A `ResNet18`'s convolutions.
         file: .safetensors, or what torch wrote (read without running code from it).
 
     Raises:

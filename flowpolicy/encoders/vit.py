@@ -21,7 +21,11 @@ class LightViT(KeyEncoder):
     dropout of 0.1 behind the embedding, whose masks a resumed run could not repeat.
 
     Args:
+        shape: (H, W, 3).
         state_dim: Length of the state vector beside.
+        width: Of the tokens.
+        depth: Transformer layers.
+        num_heads: Of attention.
         feature_dim: Length of what comes out.
 
     Source: Ren et al. 2024 (DPPO), which DM1 takes over.
@@ -72,6 +76,8 @@ class SpatialEmbedding(nn.Module):
     weighted entry by entry and summed over the channels: unlike an average, this keeps where things are.
 
     Args:
+        tokens: L, how many there are.
+        width: Of a token.
         state_dim: Length of the state vector beside.
         feature_dim: Length of what comes out.
     """
@@ -82,7 +88,12 @@ class SpatialEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(width, feature_dim))
 
     def forward(self, tokens: Tensor, state: Tensor) -> Tensor:
-        """See the class."""
+        """See the class.
+
+        Args:
+            tokens: (M, L, width).
+            state: (M, state_dim).
+        """
         channels = tokens.transpose(1, 2)  # (M, width, L)
         state = state[:, None].expand(-1, channels.shape[1], -1).to(channels.dtype)
         return (self.rows(torch.cat([channels, state], dim=-1)) * self.weight).sum(dim=1)

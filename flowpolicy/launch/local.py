@@ -19,6 +19,8 @@ class Outcome(NamedTuple, Generic[Job, Result]):
     """What became of a job. result: None where it failed.
 
     Args:
+        job: As it was given.
+        result: What `work` returned; None where it failed.
         error: In words, "" where it did not.
     """
 
@@ -44,6 +46,7 @@ def run_all(
     Args:
         work: Picklable.
         jobs: As `work`.
+        workers: Processes at a time.
         skip: Asked when a process is free for a job; True leaves it out, without an outcome.
         start: Called with `arguments` once in each process.
         arguments: As `work`.

@@ -22,6 +22,8 @@ class ResidualMLP(VelocityNet):
         action_dim: A, entries of an action.
         horizon: H, steps of a chunk.
         cond_dim: D, length of the condition.
+        width: Of the residual stream.
+        depth: Residual blocks.
         time_dim: Width of each of the two time embeddings.
         max_time_frequency: Radians per unit of flow time.
 

@@ -8,13 +8,21 @@ from torch import Tensor, nn
 
 @final
 class CompilableLayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm` over the last axis, (..., D); torch's fused one has no forward mode under torch.compile."""
+    """`torch.nn.LayerNorm` over the last axis, (..., D); torch's fused one has no forward mode under torch.compile.
+
+    Args:
+        dim: D, length of the last axis.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Same shape; while traced, the same dtype too."""
+        """Same shape; while traced, the same dtype too.
+
+        Args:
+            input: (..., D).
+        """
         if not _traced():
             return super().forward(input)
         return (_standardise(input.float(), self.eps) * self.weight + self.bias).to(input.dtype)
@@ -25,7 +33,11 @@ class CompilableGroupNorm(nn.GroupNorm):
     """`torch.nn.GroupNorm` of (B, C, L), written out for the same reason."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Same shape; while traced, the same dtype too."""
+        """Same shape; while traced, the same dtype too.
+
+        Args:
+            input: (B, C, ...).
+        """
         if not _traced():
             return super().forward(input)
         grouped = _standardise(input.float().unflatten(1, (self.num_groups, -1)).flatten(2), self.eps)

@@ -27,6 +27,8 @@ class UNet1D(VelocityNet):
         min_time_frequency: MP1 feeds unscaled times to the transformer's embedding: 1e-4 and 1. kernel_size 5 and 8
             groups are Diffusion Policy's.
         max_time_frequency: As `min_time_frequency`.
+        kernel_size: Of the convolutions along the chunk.
+        groups: Of the group norms.
 
     Raises:
         ValueError: For fewer than 2 levels, a horizon not divisible by 2^(levels - 1) or a width not by the groups.

@@ -14,6 +14,8 @@ class ValueMLP(nn.Module):
 
     Args:
         cond_dim: D, length of the condition.
+        width: Of the hidden layers.
+        depth: Hidden layers.
     """
 
     def __init__(self, cond_dim: int, *, width: int = 256, depth: int = 3) -> None:

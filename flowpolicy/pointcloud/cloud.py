@@ -96,6 +96,8 @@ def crop(points: np.ndarray, low: tuple[float, ...], high: tuple[float, ...]) ->
 
     Args:
         points: (N, 3) or more columns, metres.
+        low: (3,), metres.
+        high: (3,), metres.
     """
     xyz = points[:, :3]
     inside = (xyz >= np.asarray(low, dtype=xyz.dtype)) & (xyz <= np.asarray(high, dtype=xyz.dtype))
@@ -108,6 +110,7 @@ def voxel_downsample(points: np.ndarray, voxel_m: float) -> np.ndarray:
 
     Args:
         points: (N, 3) or more columns, metres.
+        voxel_m: Edge of a cell, metres.
 
     Returns:
         (M, same columns) float32, ordered by cell.
@@ -140,6 +143,7 @@ def farthest_point_indices(points: np.ndarray, count: int, *, start: int = 0) ->
     Args:
         points: (N, 3) or more columns, metres.
         count: How many points to keep.
+        start: Index of the first one.
 
     Raises:
         ValueError: When count is not in 1..N, start not in 0..N-1, or a coordinate is NaN or infinite.
@@ -159,6 +163,7 @@ def farthest_point_indices_batch(points: "Tensor", count: int, *, start: int = 0
     Args:
         points: (N, 3) or more columns, metres.
         count: How many points to keep.
+        start: Index of the first one.
     """
     import torch
 
@@ -180,6 +185,7 @@ def make_cloud(points: np.ndarray, spec: CloudSpec) -> np.ndarray:
 
     Args:
         points: (N, 3) or more columns, metres.
+        spec: Crop, grid and number of points.
 
     Raises:
         ValueError: When colour is wanted and not there.

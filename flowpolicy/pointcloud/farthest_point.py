@@ -18,6 +18,7 @@ def sample(points: np.ndarray, count: int, start: int) -> np.ndarray:
     Args:
         points: (N, 3) or more columns, metres.
         count: How many points to keep.
+        start: Index of the first sample.
     """
     total = len(points)
     levels = 0

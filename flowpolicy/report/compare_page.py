@@ -60,6 +60,7 @@ def comparison_sections(comparison: Comparison, *, task: str = "") -> list[Secti
 
     Args:
         comparison: Arms on one task, with their tests.
+        task: Put before each title, where a page shows several.
     """
     prefix = f"{task} · " if task else ""
     sections = [_success_section(comparison), frontier_section(comparison.arms)]
@@ -74,6 +75,9 @@ def frontier(arms: Sequence[ArmResult]) -> list[ArmResult]:
     """Those arms that no other beats in success or in speed without losing in the other; without latency: none.
 
     Latencies within SAME_SPEED of each other count as the same.
+
+    Args:
+        arms: With their latencies.
     """
     timed = [(arm.successes / arm.n, arm.latency_ms["p50"], arm) for arm in arms if arm.latency_ms]
     return [
@@ -84,7 +88,11 @@ def frontier(arms: Sequence[ArmResult]) -> list[ArmResult]:
 
 
 def frontier_section(arms: Sequence[ArmResult]) -> Section:
-    """Success over the latency of one prediction, with stairs along what no other arm beats in both."""
+    """Success over the latency of one prediction, with stairs along what no other arm beats in both.
+
+    Args:
+        arms: With their latencies.
+    """
     marks = {
         arm.name: Mark(arm.name, arm.latency_ms["p50"], arm.successes / arm.n, *arm.interval, colour=i)
         for i, arm in enumerate(arms)

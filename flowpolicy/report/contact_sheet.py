@@ -33,6 +33,8 @@ def write_contact_sheet(store: EpisodeStore, out: Path, *, episodes: int = MAX_E
 
     Args:
         store: The episodes, as `EpisodeStore` opens them.
+        out: The HTML file.
+        episodes: How many, from the first on.
 
     Raises:
         ValueError: For a damaged store or episodes < 1.
@@ -74,7 +76,11 @@ def write_contact_sheet(store: EpisodeStore, out: Path, *, episodes: int = MAX_E
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """PNG file of (H, W, 3) uint8, without any library but zlib. Raises ValueError for another shape or type."""
+    """PNG file of (H, W, 3) uint8, without any library but zlib. Raises ValueError for another shape or type.
+
+    Args:
+        image: (H, W, 3) uint8.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"encode_png: wanted (H, W, 3) uint8, got {image.shape} {image.dtype}")
     height, width, _ = image.shape

@@ -15,7 +15,11 @@ _LOG = ("loss", "mse", "grad_norm")
 
 
 def curves_section(runs: Sequence[RunFolder]) -> Section:
-    """Loss over steps (log scale, all runs in one chart) and small charts of the other metrics."""
+    """Loss over steps (log scale, all runs in one chart) and small charts of the other metrics.
+
+    Args:
+        runs: Train runs, read.
+    """
     lead = "Thin: every logged value. Thick: running mean. The same colour is the same run everywhere."
     if not runs:
         return Section("Training", none("No training run among the folders (metrics.jsonl)."))
@@ -63,7 +67,12 @@ def _chart(runs: Sequence[RunFolder], name: str, *, width: int, height: int) -> 
 
 
 def running_mean(values: Sequence[float], share: float = 0.04) -> list[float]:
-    """Mean over a centred window of about `share` of the curve, so that it does not lag; shorter at the ends."""
+    """Mean over a centred window of about `share` of the curve, so that it does not lag; shorter at the ends.
+
+    Args:
+        values: The curve.
+        share: Of its length that a window spans.
+    """
     half = max(1, round(share * len(values) / 2))
     total = np.concatenate([[0.0], np.cumsum(np.asarray(values, dtype=np.float64))])
     index = np.arange(len(values))

@@ -10,6 +10,7 @@ class Section(NamedTuple):
 
     Args:
         title: Of the page or drawing.
+        body: HTML.
         lead: One sentence under the title, plain text.
     """
 
@@ -89,6 +90,10 @@ def page(title: str, *, subtitle: str, head: str, sections: Sequence[Section], f
 
     Args:
         title: Of the page or drawing.
+        subtitle: Plain text under the title.
+        head: HTML between the title and the first section.
+        sections: The parts, in order.
+        footer: Plain text.
     """
     body = "".join(
         f"<section><h2>{escape(part.title)}</h2>"
@@ -106,7 +111,11 @@ def page(title: str, *, subtitle: str, head: str, sections: Sequence[Section], f
 
 
 def facts(cards: Sequence[tuple[str, str, str]]) -> str:
-    """Cards of (what it is, the number, a remark)."""
+    """Cards of (what it is, the number, a remark).
+
+    Args:
+        cards: (what it is, the number, a remark) each.
+    """
     return (
         "<div class='facts'>"
         + "".join(
@@ -121,7 +130,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns:
     """A table of plain-text cells; the first `text_columns` are set left, the rest are numbers.
 
     Args:
+        header: Of each column.
         rows: Lines of results.jsonl, one per episode.
+        text_columns: How many columns, from the left, are text.
     """
 
     def cells(tag: str, row: Sequence[str]) -> str:
@@ -134,13 +145,21 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns:
 
 
 def pairs(values: Mapping[str, str]) -> str:
-    """Many short name-value pairs in as many columns as fit."""
+    """Many short name-value pairs in as many columns as fit.
+
+    Args:
+        values: Name -> value, plain text.
+    """
     cells = "".join(f"<div><span>{escape(name)}</span>{escape(value)}</div>" for name, value in values.items())
     return f"<div class='pairs'>{cells}</div>"
 
 
 def legend(names: Sequence[str]) -> str:
-    """Colour key of the series 0, 1, ... with these names; empty for a single one. From the seventh on with dashes."""
+    """Colour key of the series 0, 1, ... with these names; empty for a single one. From the seventh on with dashes.
+
+    Args:
+        names: Of the series, in order.
+    """
     if len(names) < 2:
         return ""
     spans = "".join(
@@ -150,10 +169,20 @@ def legend(names: Sequence[str]) -> str:
 
 
 def none(what: str) -> str:
-    """The line that says what is missing and why."""
+    """The line that says what is missing and why.
+
+    Args:
+        what: A sentence.
+    """
     return f"<p class='none'>{escape(what)}</p>"
 
 
 def details(summary: str, body: str, *, is_open: bool = False) -> str:
-    """A part that folds."""
+    """A part that folds.
+
+    Args:
+        summary: What is seen when it is folded.
+        body: HTML.
+        is_open: Whether it is unfolded at first.
+    """
     return f"<details{' open' if is_open else ''}><summary>{escape(summary)}</summary>{body}</details>"

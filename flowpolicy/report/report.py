@@ -21,6 +21,8 @@ def write_report(paths: Sequence[Path], out: Path, *, title: str = "") -> Path:
     """Write the page about everything at or below `paths` to `out` and return it, absolute.
 
     Args:
+        paths: Run and evaluation folders, or folders of such.
+        out: The HTML file.
         title: Heading; by default the task and what was found. What a folder lacks is left out with a line saying so.
 
     Raises:

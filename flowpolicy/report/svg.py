@@ -23,8 +23,12 @@ class Line:
     """One line of a chart. colour: series number, or INK.
 
     Args:
-        colour: CSS colour.
+        name: For the legend.
+        x: Of each point.
+        y: Of each point.
+        colour: Number of the series, or INK.
         faint: Thin and transparent, for draws, raw curves.
+        dots: Draw the points too.
     """
 
     name: str
@@ -41,7 +45,12 @@ class Row:
     """One row of an interval chart: a value with low and high, all in [0, 1].
 
     Args:
-        colour: CSS colour.
+        label: At the left.
+        value: 0 to 1.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        colour: Number of the series, or INK.
+        note: At the right.
     """
 
     label: str
@@ -58,7 +67,12 @@ class Mark:
     """One point of a scatter chart with the interval of its height; x positive, y, low and high in [0, 1].
 
     Args:
-        colour: CSS colour.
+        label: Beside the point.
+        x: Positive.
+        y: 0 to 1.
+        low: Lower end of the interval of y.
+        high: Upper end of the interval of y.
+        colour: Number of the series, or INK.
     """
 
     label: str
@@ -70,7 +84,13 @@ class Mark:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that lie within [low, high]."""
+    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that lie within [low, high].
+
+    Args:
+        low: Of the axis.
+        high: Of the axis.
+        about: How many to aim at.
+    """
     if not high > low:
         return [low]
     raw = (high - low) / about
@@ -81,7 +101,12 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten within [low, high]; 1-2-5 steps where there are fewer than three of them."""
+    """Powers of ten within [low, high]; 1-2-5 steps where there are fewer than three of them.
+
+    Args:
+        low: Of the axis, positive.
+        high: Of the axis.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
         found = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
@@ -91,7 +116,11 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Short text of a number for axes: 0.25, 12k, 1e-4."""
+    """Short text of a number for axes: 0.25, 12k, 1e-4.
+
+    Args:
+        value: Any finite number.
+    """
     if value == 0:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-3:
@@ -114,10 +143,13 @@ def line_chart(
     """Lines over a common x. Values that are None-free and finite only; with log_y, positive ones only.
 
     Args:
+        lines: What to draw.
         title: Of the page or drawing.
         x_label: Name and unit of the horizontal axis.
+        log_y: Logarithmic vertical axis.
         width: Pixels.
         height: Pixels.
+        y_range: Of the vertical axis; None is that of the values.
     """
     lines = [clean for line in lines if (clean := _clean(line, log_y)) is not None]
     if not lines:
@@ -184,6 +216,8 @@ def scatter_chart(
     Of more than MOST_LABELS points only the frontier's have a label; each tells its name under the pointer.
 
     Args:
+        marks: The points.
+        frontier: Those of them that the stairs connect.
         title: Of the page or drawing.
         x_label: Name and unit of the horizontal axis.
         width: Pixels.
@@ -268,9 +302,12 @@ def histogram(
     """Counts of `values` with labelled vertical marks; the far tail beyond the last mark is cut and counted.
 
     Args:
+        values: To count.
+        marks: Name and value of each vertical line.
         title: Of the page or drawing.
         x_label: Name and unit of the horizontal axis.
-        colour: CSS colour.
+        bins: How many bars.
+        colour: Number of the series, or INK.
         width: Pixels.
         height: Pixels.
     """

@@ -16,6 +16,7 @@ class ArmResult:
     """The episodes of an arm that count, in seed order, and what is known about its speed.
 
     Args:
+        name: Of the arm.
         rows: All; `n`, `successes` and `outcomes` are of those that were not solved at reset.
         summary: As in summary.json; {} where there is none.
     """

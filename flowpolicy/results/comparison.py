@@ -16,7 +16,9 @@ class Failure(NamedTuple):
     """An arm that could not be run to its end. error: one line.
 
     Args:
+        name: Of the arm.
         task_id: The task's name in its family.
+        error: One line.
     """
 
     name: str
@@ -30,12 +32,15 @@ class Comparison:
     """What was found, as in compare.json.
 
     Args:
+        task: Family of the task.
         task_id: The task's name in its family.
+        arms: What was compared.
         pairs: All of them, or of more than ALL_PAIRS arms those with the first one, with the one that succeeded most
             often, or with the multi-step one that did; `tested` pairs are corrected for.
         alpha: Chance of calling equal arms different, over all pairs.
         sequential: Whether looks at the results were many, see `anytime_p`.
         looks: Numbers of episodes at which a test for one look was made in this folder; empty when sequential.
+        gate: Whether the first arm met what was required; None where nothing was.
     """
 
     task: str
@@ -114,8 +119,11 @@ def conclude(
     """Test the pairs of the episodes there are, and hold the first arm to `require`.
 
     Args:
+        results: The arms' episodes.
         alpha: Chance of calling equal arms different, over all pairs.
         sequential: Whether looks at the results were many, see `anytime_p`.
+        require: What the first arm must be, see `judge`; None is nothing.
+        margin: See `judge`.
         looks: Numbers of episodes tested so far in this folder, these included.
     """
     outcomes = {result.name: result.outcomes() for result in results}
@@ -127,7 +135,12 @@ def conclude(
 
 
 def most_successful(arms: Sequence[ArmResult], *, least_steps: int = 1) -> ArmResult | None:
-    """Of those with `least_steps` or more the one that succeeded most often, of equal ones the one with the fewest."""
+    """Of those with `least_steps` or more the one that succeeded most often, of equal ones the one with the fewest.
+
+    Args:
+        arms: To choose from.
+        least_steps: Fewest network evaluations that count.
+    """
     some = [arm for arm in arms if arm.num_steps >= least_steps]
     return max(some, key=lambda arm: (arm.successes / arm.n, -arm.num_steps), default=None)
 

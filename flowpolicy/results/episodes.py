@@ -15,7 +15,12 @@ FACTS = ("task", "task_id", "checkpoint", "num_steps")  # of a line, beside the 
 
 
 def episode_row(facts: Mapping[str, Any], result: EpisodeResult) -> dict[str, Any]:
-    """The line of one episode. facts: values of FACTS."""
+    """The line of one episode. facts: values of FACTS.
+
+    Args:
+        facts: Values of FACTS.
+        result: Of the episode.
+    """
     row = {name: facts[name] for name in FACTS} | {
         "seed": result.seed,
         "success_once": result.success_once,
@@ -49,13 +54,18 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add lines in one write, and flush; missing folders are made. No lines: nothing is written.
 
     Args:
+        path: The results.jsonl.
         rows: Lines of results.jsonl, one per episode.
     """
     append_lines(path, map(json.dumps, rows))
 
 
 def weights_digest(files: Path) -> str:
-    """SHA-256 over config.json and model.safetensors in `files`: says whether it is still the same policy."""
+    """SHA-256 over config.json and model.safetensors in `files`: says whether it is still the same policy.
+
+    Args:
+        files: The folder of config.json and model.safetensors.
+    """
     digest = hashlib.sha256()
     for name in ("config.json", "model.safetensors"):
         file = files / name
@@ -74,6 +84,10 @@ def _file_digest(path: Path, changed_ns: int, size: int) -> bytes:
 
 def require_unchanged(file: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that `file` holds joined by new ones, for the caller to write. facts: name -> JSON-ready value.
+
+    Args:
+        file: JSON, written when the folder was begun.
+        facts: Name -> JSON-ready value.
 
     Raises:
         ValueError: Naming the first fact that was another one before: episodes of both would not be comparable.

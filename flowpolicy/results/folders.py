@@ -71,7 +71,17 @@ _WANTED: dict[str, Any] = {
 @final
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """One folder that `evaluate` wrote. latency, chunks: None where the file is missing."""
+    """One folder that `evaluate` wrote. latency, chunks: None where the file is missing.
+
+    Args:
+        label: Short name, see `short_names`.
+        path: The folder.
+        summary: Its summary.json.
+        episodes: Lines of its results.jsonl.
+        latency: Its latency.json.
+        chunks: Its chunks.json.
+        videos: The recordings in it.
+    """
 
     label: str
     path: Path
@@ -88,6 +98,10 @@ class RunFolder:
     """One folder that a trainer wrote. record: run.json, None when missing.
 
     Args:
+        label: Short name, see `short_names`.
+        path: The folder.
+        record: Its run.json.
+        metrics: Lines of its metrics.jsonl.
         config: The resolved yaml, or "".
     """
 
@@ -100,6 +114,9 @@ class RunFolder:
 
 def find_folders(paths: Sequence[Path]) -> tuple[list[EvaluationFolder], list[RunFolder]]:
     """Every evaluation (has summary.json) and every train run (has metrics.jsonl) at or below `paths`.
+
+    Args:
+        paths: Where to look.
 
     Raises:
         FileNotFoundError: For a path that does not exist.
@@ -136,7 +153,11 @@ def _with_file(paths: Sequence[Path], name: str) -> list[Path]:
 
 
 def short_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A short name per folder: its path below what all share, without the words that every evaluation has in it."""
+    """A short name per folder: its path below what all share, without the words that every evaluation has in it.
+
+    Args:
+        paths: The folders to tell apart.
+    """
     words = {path: [p for p in path.parts if p != "evaluation" and not p.startswith("steps_")] for path in paths}
     shared = len(os.path.commonprefix(list(words.values())))
     labels = {}
@@ -173,7 +194,11 @@ def _read_run(path: Path, label: str) -> RunFolder:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object that a file of ours holds; None without the file. Raises ValueError for another content."""
+    """The object that a file of ours holds; None without the file. Raises ValueError for another content.
+
+    Args:
+        path: The file.
+    """
     if not path.exists():
         return None
     try:
@@ -188,6 +213,7 @@ def read_lines(path: Path, wanted: Any = None) -> list[dict[str, Any]]:
     """Objects of a JSON-lines file; a last line without its end belongs to a run that is still writing it.
 
     Args:
+        path: The file.
         wanted: The keys of each line, see `records.Kind`; by default those of an evaluation's file of this name.
     """
     if not path.exists():

@@ -11,6 +11,8 @@ class OneStep(NamedTuple):
     """A one-step arm that has run every task, held on each against the multi-step arm with the most successes there.
 
     Args:
+        name: Of the one-step arm.
+        difference: Success minus the multi-step arm's, mean over tasks.
         beaten: "push-v3 (0.60 against 0.82, p = 0.003)", per task on which it is worse at p < alpha. p is that of the
             pair's own test times the number of multi-step arms on the task (Bonferroni): the best of many equal ones,
             picked on the same seeds, is better than it is. It is not corrected for the number of one-step arms: not to
@@ -75,7 +77,11 @@ def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
 
 
 def format_one_step(found: Sequence[OneStep]) -> str:
-    """A line per one-step arm."""
+    """A line per one-step arm.
+
+    Args:
+        found: As `one_against_many` returns it.
+    """
     lines = ["one step against the multi-step arm with the most successes on each task (p corrected for that choice):"]
     for one in found:
         said = f"beaten on {', '.join(one.beaten)}" if one.beaten else "not beaten on any task"

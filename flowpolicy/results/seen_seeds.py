@@ -24,6 +24,7 @@ def seen_seeds(recorded: Mapping[str, Any], task: tuple[str, str], seeds: range)
         recorded: config.json of its checkpoint; what an older one does not record counts as unseen.
         task: Family and id of the evaluation; on another task than the policy's own the same seeds are other episodes.
             A policy that does not say its task is taken to be of this one.
+        seeds: Of an evaluation.
     """
     own = recorded.get("task")
     if own and (own.get("name"), own.get("id")) != task:
@@ -40,7 +41,15 @@ def seen_seeds(recorded: Mapping[str, Any], task: tuple[str, str], seeds: range)
 def require_unseen(
     recorded: Mapping[str, Any], task: tuple[str, str], seeds: range, *, allow: bool, name: str = "the policy"
 ) -> dict[str, int]:
-    """`seen_seeds`. Raises ValueError where there are some, unless they are allowed: then the result is marked."""
+    """`seen_seeds`. Raises ValueError where there are some, unless they are allowed: then the result is marked.
+
+    Args:
+        recorded: config.json of the checkpoint.
+        task: Family and id of the evaluation.
+        seeds: Of the evaluation.
+        allow: Go on where some have been seen.
+        name: Of the policy, for the message.
+    """
     found = seen_seeds(recorded, task, seeds)
     if found and not allow:
         raise ValueError(
@@ -51,12 +60,21 @@ def require_unseen(
 
 
 def seen_text(found: Mapping[str, int]) -> str:
-    """ "20 (of its demonstrations)"."""
+    """ "20 (of its demonstrations)".
+
+    Args:
+        found: As `seen_seeds` returns it.
+    """
     return ", ".join(f"{count} ({_WORDS.get(what, what)})" for what, count in found.items())
 
 
 def seen_warning(name: str, found: Mapping[str, int]) -> str:
-    """For a table or a page."""
+    """For a table or a page.
+
+    Args:
+        name: Of the policy or arm.
+        found: As `seen_seeds` returns it.
+    """
     return f"{name}: not a result on unseen episodes, {seen_text(found)} of the seeds had been seen."
 
 
@@ -64,6 +82,7 @@ def require_selection(seeds: range, demonstrations: Sequence[Sequence[int]]) -> 
     """The ranges to record of the seeds that evaluations in training choose by.
 
     Args:
+        seeds: Of the evaluations in training.
         demonstrations: Ranges of the store's seeds.
 
     Raises:
@@ -90,6 +109,7 @@ def remarks(summary: Mapping[str, Any], name: str = "") -> list[str]:
     """What must be said beside the numbers of a summary.json.
 
     Args:
+        summary: A summary.json.
         name: Of the evaluation.
     """
     name = name or f"{summary['num_steps']} step{'' if summary['num_steps'] == 1 else 's'}"

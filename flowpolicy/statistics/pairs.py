@@ -35,16 +35,21 @@ class Pair:
     """Two arms held against each other.
 
     Args:
+        name_a: Of arm A.
+        name_b: Of arm B.
         a: (successes, n); with `counts` on their common seeds only.
         b: As `a`.
         counts: None where they ran seeds of their own.
         low: 95 % interval of success of A minus success of B, for a number of episodes fixed in advance.
         high: As `low`.
+        test: "exact McNemar", "Barnard" or "sequential bet".
         p: Of equal success.
         p_holm: The same, corrected for all pairs tested together, `family` of them.
+        family: How many pairs were tested together.
         winner: The better arm's name where p_holm <= alpha, else "".
         further: Episodes of each arm still needed to find a gap like this one, or SEEN_GAP where there is none; None
             with a winner, and where it would take more than MOST.
+        sentence: The verdict in words.
     """
 
     name_a: str
@@ -69,7 +74,12 @@ class Pair:
 
 
 class Gate(NamedTuple):
-    """Whether the first arm met the requirement, and what decided it."""
+    """Whether the first arm met the requirement, and what decided it.
+
+    Args:
+        passed: Whether it met the requirement.
+        reason: The pair that decided, in words.
+    """
 
     passed: bool
     reason: str
@@ -88,6 +98,7 @@ def compare_pairs(
     others as independent samples (Barnard). sequential: the test that may be looked at after every episode instead.
 
     Args:
+        outcomes: Name of the arm -> seed -> success.
         alpha: Chance of calling equal arms different, over all pairs.
         sequential: Whether looks at the results were many, see `anytime_p`.
         of: Return only the pairs with one of these arms; all are tested and corrected for all the same.
@@ -131,6 +142,7 @@ def explain(pairs: Sequence[Pair], *, alpha: float = 0.05) -> list[Pair]:
     """The same pairs with `further` and `sentence`: who won, or how many episodes more it would take to know.
 
     Args:
+        pairs: As `compare_pairs` returns them.
         alpha: Chance of calling equal arms different, over all pairs.
     """
     explained = []
@@ -147,6 +159,12 @@ def judge(pairs: Sequence[Pair], first: str, requirement: Requirement, *, margin
 
     better: it beats every one. not_beaten: none beats it, which little data cannot show otherwise. no_worse: the
     intervals of the difference all end above -margin, so that it may be trusted to be no worse by that.
+
+    Args:
+        pairs: As `compare_pairs` returns them.
+        first: Name of the arm that is judged.
+        requirement: "better", "no_worse" or "not_beaten".
+        margin: By how much an arm may be worse and still count as no worse.
 
     Raises:
         ValueError: As `check_requirement` does.
@@ -168,7 +186,12 @@ def judge(pairs: Sequence[Pair], first: str, requirement: Requirement, *, margin
 
 
 def check_requirement(requirement: str, *, margin: float) -> None:
-    """Raise ValueError for another requirement than `judge` knows, or a margin outside [0, 1)."""
+    """Raise ValueError for another requirement than `judge` knows, or a margin outside [0, 1).
+
+    Args:
+        requirement: See `judge`.
+        margin: See `judge`.
+    """
     if requirement not in get_args(Requirement):
         raise ValueError(f"require must be one of {', '.join(get_args(Requirement))}, got {requirement!r}")
     if not 0.0 <= margin < 1.0:
@@ -176,7 +199,11 @@ def check_requirement(requirement: str, *, margin: float) -> None:
 
 
 def p_text(p: float) -> str:
-    """ "p = 0.031", with as many digits as say something."""
+    """ "p = 0.031", with as many digits as say something.
+
+    Args:
+        p: 0 to 1.
+    """
     digits = 4 if p < 0.01 else 3 if p < 0.1995 else 2
     return "p < 0.0001" if p < 1e-4 else f"p = {p:.{digits}f}"
 

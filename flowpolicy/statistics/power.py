@@ -21,7 +21,10 @@ def episodes_unpaired(rate_a: float, rate_b: float, *, alpha: float = 0.05, powe
     None above MOST. Normal approximation with the pooled variance, rounded up; for 0.8 against 0.9: 199.
 
     Args:
+        rate_a: True success probability of A.
+        rate_b: True success probability of B.
         alpha: Chance of calling equal arms different, over all pairs.
+        power: Chance of finding the difference.
 
     Raises:
         ValueError: When the rates are equal or not in [0, 1].
@@ -45,6 +48,7 @@ def episodes_paired(
         only_a: Probability that A alone or B alone solves a seed; the gap between the arms is their difference.
         only_b: As `only_a`.
         alpha: Chance of calling equal arms different, over all pairs.
+        power: Chance of finding the difference.
         sequential: Whether looks at the results were many, see `anytime_p`.
 
     Raises:

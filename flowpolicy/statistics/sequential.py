@@ -20,6 +20,10 @@ PRIOR = 2.0
 def log_stake(only_a: NDArray[np.integer], only_b: NDArray[np.integer]) -> NDArray[np.float64]:
     """Logarithm of the stake after `only_a` and `only_b` seeds that A alone and B alone solved; 0 at the start.
 
+    Args:
+        only_a: Seeds that A alone solved; any shape.
+        only_b: Seeds that B alone solved; the same shape.
+
     Source: the mixture likelihood ratio of Robbins 1970 (Annals of Mathematical Statistics 41), coin against coin.
     """
     a, b = np.asarray(only_a, np.float64), np.asarray(only_b, np.float64)
@@ -27,7 +31,12 @@ def log_stake(only_a: NDArray[np.integer], only_b: NDArray[np.integer]) -> NDArr
 
 
 def stakes(a: Sequence[bool], b: Sequence[bool]) -> NDArray[np.float64]:
-    """Logarithm of the stake after each episode, (n,). a, b: outcomes on common seeds, in the order they were run."""
+    """Logarithm of the stake after each episode, (n,). a, b: outcomes on common seeds, in the order they were run.
+
+    Args:
+        a: Success of A on the common seeds, in the order in which they were run.
+        b: Success of B on the same.
+    """
     first, second = np.asarray(a, bool), np.asarray(b, bool)
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(f"stakes: wanted two outcome lists of one length, got {first.shape} and {second.shape}")
@@ -35,6 +44,11 @@ def stakes(a: Sequence[bool], b: Sequence[bool]) -> NDArray[np.float64]:
 
 
 def anytime_p(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Two-sided p-value of equal success that holds however often one has looked. a, b: as for `stakes`."""
+    """Two-sided p-value of equal success that holds however often one has looked. a, b: as for `stakes`.
+
+    Args:
+        a: Success of A on the common seeds, in the order in which they were run.
+        b: Success of B on the same.
+    """
     path = stakes(a, b)
     return min(1.0, math.exp(-float(path.max()))) if len(path) else 1.0

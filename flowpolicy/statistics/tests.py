@@ -11,7 +11,14 @@ from scipy.stats import barnard_exact
 
 
 class PairedCounts(NamedTuple):
-    """Seeds that both arms ran: both succeeded, only one of them did, neither did."""
+    """Seeds that both arms ran: both succeeded, only one of them did, neither did.
+
+    Args:
+        both: Seeds on which both succeeded.
+        only_a: Seeds on which only A did.
+        only_b: Seeds on which only B did.
+        neither: Seeds on which neither did.
+    """
 
     both: int
     only_a: int
@@ -23,6 +30,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     """Wilson score interval (low, high) of the success probability behind `successes` out of `n` episodes.
 
     Unlike the normal approximation it never leaves [0, 1] and does not collapse at 0 or n successes.
+
+    Args:
+        successes: 0 to n.
+        n: Episodes, at least 1.
+        confidence: Between 0 and 1.
 
     Raises:
         ValueError: When n < 1, successes is not in [0, n] or confidence not in (0, 1).
@@ -49,6 +61,7 @@ def difference_interval(
     Args:
         a: (successes, n).
         b: As `a`.
+        confidence: Between 0 and 1.
         correlation: Of the outcomes on the same seed (`phi`); 0 for episodes of their own.
 
     Raises:
@@ -71,6 +84,9 @@ def phi(counts: PairedCounts) -> float:
     """Correlation of paired outcomes for `difference_interval`: phi, a positive one corrected for continuity.
 
     0 where one arm always or never succeeds.
+
+    Args:
+        counts: Of the common seeds.
     """
     both, only_a, only_b, neither = counts
     margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
@@ -121,6 +137,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for testing all of them: each may be held against the same level, in the order given.
 
     The chance that any true hypothesis is rejected stays below that level, however the tests depend on each other.
+
+    Args:
+        p_values: One per hypothesis.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6.
     """

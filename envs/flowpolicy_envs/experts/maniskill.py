@@ -46,6 +46,7 @@ class PlannerExpert:
 
     Args:
         id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
         view: What is seen: cameras, image size, cloud.
     """
 

@@ -75,6 +75,9 @@ class ScriptedExpert:
 
     Args:
         id: The task, by its name in the simulator.
+        env: The simulator.
+        hold_steps: Steps that it goes on after success.
+        correct: Changes the script where it fails; None leaves it as it is.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ def make_expert(
         id: The task, by its name in the simulator.
         obs: What is observed: "state", "point_cloud" or "rgb".
         max_episode_steps: Control steps after which an episode is cut off.
+        noise: Standard deviation of what is added to each action.
     """
     return ReachExpert(id, obs=obs, max_episode_steps=max_episode_steps, noise=noise)
 
@@ -27,7 +28,9 @@ class ReachExpert:
 
     Args:
         id: The task, by its name in the simulator.
+        obs: What is observed.
         max_episode_steps: Control steps after which an episode is cut off.
+        noise: Standard deviation of what is added to each action.
     """
 
     embodiment = EMBODIMENT

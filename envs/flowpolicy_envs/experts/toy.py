@@ -32,6 +32,7 @@ class TwoWaysExpert:
 
     Args:
         id: The task, by its name in the simulator.
+        obs: What is observed.
         max_episode_steps: Control steps after which an episode is cut off.
     """
 

@@ -84,13 +84,19 @@ def picture(raw: dict[str, Any], camera: str) -> NDArray[np.uint8]:
     """(H, W, 3) of one camera, from ManiSkill's own observation.
 
     Args:
+        raw: ManiSkill's own observation.
         camera: Name of the camera.
     """
     return raw["sensor_data"][camera]["rgb"][0, ..., :3].cpu().numpy().copy()
 
 
 def points(raw: dict[str, Any], *, color: bool) -> NDArray[np.float32]:
-    """What all cameras see, (N, 3) metres in the world's frame, with `color` (N, 6); NaN where there is nothing."""
+    """What all cameras see, (N, 3) metres in the world's frame, with `color` (N, 6); NaN where there is nothing.
+
+    Args:
+        raw: ManiSkill's own observation.
+        color: With the colours.
+    """
     clouds = []
     for camera, seen in raw["sensor_data"].items():
         parameters = raw["sensor_param"][camera]

@@ -57,6 +57,7 @@ def open_renderer(model: Any, name: RendererName, *, max_height: int, max_width:
 
     Args:
         model: The MuJoCo model (MjModel) of the scene.
+        name: "egl", "osmesa", "rays" or "auto".
         max_height: Of the largest picture.
         max_width: As `max_height`.
         samples: Per pixel; 0 for depth, so that a pixel is what its centre sees.
@@ -87,6 +88,9 @@ def choose_platform(name: RendererName) -> None:
 
     Has no effect once MuJoCo is imported. EGL comes before OSMesa: MuJoCo's own `Renderer` corrupts the frames of a
     second one when it closes, with OSMesa (it deletes its objects after its context, hence from the other's).
+
+    Args:
+        name: "egl", "osmesa" or "auto".
 
     Raises:
         ValueError: For an unknown name.
@@ -151,6 +155,9 @@ class GLRenderer(Renderer):
 
     Args:
         model: The MuJoCo model (MjModel) of the scene.
+        max_height: Of pictures, pixels.
+        max_width: Of pictures, pixels.
+        samples: Per pixel, against jagged edges.
     """
 
     def __init__(self, model: Any, *, max_height: int, max_width: int, samples: int) -> None:
@@ -205,6 +212,7 @@ class RayRenderer(Renderer):
 
     Args:
         model: The MuJoCo model (MjModel) of the scene.
+        no_opengl: Why OpenGL cannot be had, for the error when colour is asked for.
 
     Raises:
         RuntimeError: When the model shows sites that are no spheres (Meta-World's all are).

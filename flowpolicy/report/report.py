@@ -8,10 +8,10 @@ from typing import Any
 
 from flowpolicy import __version__
 from flowpolicy.files import write_atomic
+from flowpolicy.report.axes import number
 from flowpolicy.report.curves import curves_section
 from flowpolicy.report.evaluations import chunk_section, latency_section, success_section, video_section
 from flowpolicy.report.page import Section, details, facts, none, page, pairs, table
-from flowpolicy.report.svg import number
 from flowpolicy.results.folders import EvaluationFolder, RunFolder, find_folders
 
 MAX_TASK_CARDS = 6  # more tasks than this: the table tells

@@ -9,8 +9,9 @@ import torch
 from flowpolicy.checkpoint import load_policy
 from flowpolicy.files import write_atomic
 from flowpolicy.records import read_object, read_objects
+from flowpolicy.report.axes import number
 from flowpolicy.report.page import Section, facts, page, pairs, table
-from flowpolicy.report.svg import Line, Row, interval_chart, line_chart, number
+from flowpolicy.report.svg import Line, Row, interval_chart, line_chart
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.statistics.pairs import paired_outcomes, success_rate

@@ -7,19 +7,9 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, strategies as st
 
+from flowpolicy.report.axes import log_ticks, ticks
 from flowpolicy.report.curves import running_mean
-from flowpolicy.report.svg import (
-    LINE_POINTS,
-    Line,
-    Mark,
-    Row,
-    histogram,
-    interval_chart,
-    line_chart,
-    log_ticks,
-    scatter_chart,
-    ticks,
-)
+from flowpolicy.report.svg import LINE_POINTS, Line, Mark, Row, histogram, interval_chart, line_chart, scatter_chart
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))

@@ -36,7 +36,13 @@ class Chain(NamedTuple):
 
 
 class ChainScore(NamedTuple):
-    """Of the same transitions under the present weights: log_prob, entropy, std, (B, S, H, A) each."""
+    """Of the same transitions under the present weights: log_prob, entropy, std, (B, S, H, A) each.
+
+    Args:
+        log_prob: Of each entry.
+        entropy: Of each entry.
+        std: Of each entry.
+    """
 
     log_prob: Tensor
     entropy: Tensor
@@ -67,6 +73,7 @@ class Exploration(nn.Module, ABC):
         """(B, S) int64, rising along S: which steps are stochastic, for each sample.
 
         Args:
+            batch: B.
             generator: Where random numbers come from.
         """
 
@@ -75,6 +82,7 @@ class Exploration(nn.Module, ABC):
         """Distribution of the state at r given x_t (B, H, A) at t.
 
         Args:
+            velocity: As `Head.velocity`.
             x_t: (B, H, A), the state at flow time t.
             t: (B,).
             r: As `t`.
@@ -82,13 +90,18 @@ class Exploration(nn.Module, ABC):
         """
 
     def set_progress(self, progress: float) -> None:
-        """Called before every iteration with the share of fine-tuning done; for schedules."""
+        """Called before every iteration with the share of fine-tuning done; for schedules.
+
+        Args:
+            progress: 0 to 1.
+        """
 
 
 def jump(velocity: Velocity, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
     """The deterministic step of `sample_ode`, (B, H, A).
 
     Args:
+        velocity: Average velocity over [r, t] at x_t, as `Head.velocity`.
         x_t: (B, H, A), the state at flow time t.
         t: (B,), flow time, 1 noise, 0 action.
         r: (B,), flow time to go to, r <= t.
@@ -107,6 +120,8 @@ def sample_chain(
 
     Args:
         exploration: How the policy draws actions to learn from, and their densities.
+        velocity: As `Head.velocity`.
+        noise: (B, H, A).
         cond: (B, D), the condition.
         generator: Where random numbers come from.
     """
@@ -136,6 +151,8 @@ def chain_log_prob(exploration: Exploration, velocity: Velocity, chain: Chain, c
 
     Args:
         exploration: How the policy draws actions to learn from, and their densities.
+        velocity: As `Head.velocity`.
+        chain: What `sample_chain` returned.
         cond: (B, D), the condition.
     """
     times = exploration.times().to(chain.before)
@@ -153,6 +170,7 @@ def require_support(exploration: Exploration, head: Head) -> None:
 
     Args:
         exploration: How the policy draws actions to learn from, and their densities.
+        head: The policy's.
     """
     name, kind = type(exploration).__name__, type(head).__name__
     given = {"jumps": True, "velocity": head.has_velocity, "flow_map": head.has_flow_map}
@@ -177,13 +195,19 @@ def every_step(batch: int, steps: int, generator: torch.Generator) -> Tensor:
     """(B, S) with 0 ... S-1 in every row.
 
     Args:
+        batch: B.
+        steps: S.
         generator: Where random numbers come from.
     """
     return torch.arange(steps, device=generator.device).expand(batch, steps)
 
 
 def require_noise(level: float) -> None:
-    """Raise ValueError unless an exploration's `noise_level` is positive and finite."""
+    """Raise ValueError unless an exploration's `noise_level` is positive and finite.
+
+    Args:
+        level: The exploration's `noise_level`.
+    """
     if not 0.0 < level < math.inf:
         raise ValueError(
             f"noise_level must be positive and finite, got {level}: without noise there is no density and nothing to "
@@ -192,6 +216,12 @@ def require_noise(level: float) -> None:
 
 
 def require_choice(name: str, value: str, choices: object) -> None:
-    """Raise ValueError unless `value` is one of the Literal `choices`."""
+    """Raise ValueError unless `value` is one of the Literal `choices`.
+
+    Args:
+        name: Of the setting.
+        value: What came.
+        choices: A `Literal` type.
+    """
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")

@@ -34,6 +34,7 @@ class FlowNoise(Exploration):
             bounds make a constant without parameters. π_RL: 0.08 to 0.16; on the toy task wide bounds learn fastest.
         std_max: As `std_min`.
         std_inputs: What the standard deviation depends on: "all" (x_t, t, cond), or "state" (cond alone, as in DBPO).
+        hidden: Width of the noise net.
         decay: Let std_max fall by a cosine after 35 % of training, to 0.3 std_min + 0.7 std_max (ReinFlow).
     """
 
@@ -98,7 +99,11 @@ class FlowNoise(Exploration):
         return self.bound(self.net(seen)).unflatten(-1, self.shape)
 
     def bound(self, raw: Tensor) -> Tensor:
-        """Any number to a standard deviation inside the bounds; the slope is positive everywhere."""
+        """Any number to a standard deviation inside the bounds; the slope is positive everywhere.
+
+        Args:
+            raw: The noise net's output.
+        """
         low, high = self._log_bounds
         return (low + 0.5 * (high - low) * (torch.tanh(raw) + 1.0)).exp()
 

@@ -32,6 +32,7 @@ class FlowSDE(Exploration):
             neither ratio nor KL sees them drift. One network evaluation per update, whatever K. "full": all. The exact
             gradient of the noisy policy. "window": `window` neighbouring steps, the same for every sample, which move
             from the noisiest to the cleanest in the course of training (MixGRPO). A semi-gradient like hybrid.
+        window: See `mode`.
     """
 
     needs = "velocity"

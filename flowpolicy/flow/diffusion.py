@@ -15,6 +15,9 @@ def cosine_signal(train_steps: int) -> Tensor:
 
     Level k is diffusers' time step k - 1 of the schedule "squaredcos_cap_v2".
 
+    Args:
+        train_steps: T, noise levels.
+
     Source: Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", equation 17.
     """
     if train_steps < 1:

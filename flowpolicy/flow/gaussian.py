@@ -15,6 +15,7 @@ class Gaussian(NamedTuple):
     """mean: (B, H, A).
 
     Args:
+        mean: (B, H, A).
         std: Positive, broadcasts against mean. Densities are float32 at least.
     """
 
@@ -32,7 +33,11 @@ class Gaussian(NamedTuple):
         return mean + self.std * noise
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of each entry of x (B, H, A): sum over what was executed for the chunk's."""
+        """Log-density of each entry of x (B, H, A): sum over what was executed for the chunk's.
+
+        Args:
+            x: (B, H, A).
+        """
         mean, std = _full(self.mean), _full(self.std)
         return -0.5 * (((x - mean) / std).square() + _LOG_2PI) - std.log()
 
@@ -42,7 +47,13 @@ class Gaussian(NamedTuple):
 
 
 class SdeStep(NamedTuple):
-    """Euler-Maruyama from t to r: mean = w0 * action estimate + w1 * noise estimate. Each (B,)."""
+    """Euler-Maruyama from t to r: mean = w0 * action estimate + w1 * noise estimate. Each (B,).
+
+    Args:
+        w0: Weight of the action estimate.
+        w1: Weight of the noise estimate.
+        std: Of the noise that is added.
+    """
 
     w0: Tensor
     w1: Tensor

@@ -34,6 +34,8 @@ def adaptive_weight(error: Tensor, *, power: float, eps: float) -> Tensor:
 
     Args:
         error: (B,) non-negative.
+        power: 0 to 1.
+        eps: Keeps the weight of a tiny error finite.
 
     Returns:
         (B,).
@@ -50,6 +52,10 @@ def adaptive_weight(error: Tensor, *, power: float, eps: float) -> Tensor:
 class LossWeighting:
     """How the squared errors of a batch become its loss: the mean of `adaptive_weight`; the same for every head.
 
+    Args:
+        power: See `adaptive_weight`.
+        eps: See `adaptive_weight`.
+
     Raises:
         ValueError: For a negative power or eps.
     """
@@ -62,7 +68,11 @@ class LossWeighting:
             raise ValueError(f"wanted loss_power >= 0 and loss_eps >= 0, got {self.power} and {self.eps}")
 
     def __call__(self, error: Tensor) -> Tensor:
-        """error: (B,) non-negative.   Returns a scalar."""
+        """error: (B,) non-negative.   Returns a scalar.
+
+        Args:
+            error: (B,), non-negative.
+        """
         return adaptive_weight(error, power=self.power, eps=self.eps).mean()
 
 
@@ -104,6 +114,9 @@ def dispersive_loss(
 
     Args:
         features: (B, ...), flattened to (B, F).
+        kind: A row of the table above.
+        temperature: Of the InfoNCE forms.
+        margin: Of the hinge.
         divide_by: "width", as above, or "largest", MP1's code: each squared distance by the largest of the batch in
             place of F, with its gradient. Then only their proportions count, and one outlier satisfies infonce_l2.
 

@@ -71,6 +71,8 @@ def time_difference(
         t: (B,), flow time, 1 noise, 0 action.
         r: (B,), flow time to go to, r <= t.
         cond: (B, D), the condition.
+        tangent: (B, H, A), the direction in which x moves per unit of t.
+        step: e, in units of flow time.
     """
     ahead, behind = (1.0 - t).clamp(0.0, step), (t - r).clamp(0.0, step)
     ends = [velocity(x_t + expand(shift, x_t) * tangent, t + shift, r, cond) for shift in (ahead, -behind)]
@@ -104,6 +106,8 @@ def meanflow_correction(
         r: (B,), flow time to go to, r <= t.
         cond: (B, D), the condition.
         path_velocity: (B, H, A) = noise - action.
+        num_equal: Rows at the front with r = t.
+        objective: "meanflow" or "imf".
         derivative: See `time_derivative`.
 
     Raises:

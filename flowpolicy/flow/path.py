@@ -4,7 +4,12 @@ from torch import Tensor
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
-    """Reshape (B,) to (B, 1, ..., 1) so that it broadcasts against `like` (B, ...)."""
+    """Reshape (B,) to (B, 1, ..., 1) so that it broadcasts against `like` (B, ...).
+
+    Args:
+        value: (B,).
+        like: (B, ...).
+    """
     return value.reshape(value.shape[0], *([1] * (like.dim() - 1)))
 
 

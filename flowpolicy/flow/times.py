@@ -19,6 +19,8 @@ class FlowTimes:
 
     Args:
         law: "logit_normal" of mean and std, or "uniform" on [0, 1), where mean and std play no part.
+        mean: Of the logit.
+        std: Of the logit.
         p_start: Share of the draws with t = 1, where sampling starts and which neither law ever reaches.
 
     Raises:
@@ -42,6 +44,7 @@ class FlowTimes:
         """Independent times of the law, without starts, of that shape on the generator's device.
 
         Args:
+            shape: Of the tensor.
             generator: Where random numbers come from.
         """
         if self.law == "uniform":
@@ -52,6 +55,7 @@ class FlowTimes:
         """(B,) times t, a share p_start of them 1.
 
         Args:
+            batch: B.
             generator: Where random numbers come from.
         """
         t = self.draw((batch,), generator)
@@ -63,7 +67,9 @@ class FlowTimes:
         Two times of the law, the larger is t; with probability p_start t is 1 instead.
 
         Args:
+            batch: B.
             generator: Where random numbers come from.
+            p_equal: Share of the rows with r = t.
 
         Returns:
             t and r, both (B,), on the generator's device. Batches are drawn independently, so which rows get r = t does
@@ -85,6 +91,9 @@ def logit_normal(shape: tuple[int, ...], *, mean: float, std: float, generator: 
     """sigmoid(mean + std * N(0, 1)), in (0, 1).
 
     Args:
+        shape: Of the tensor.
+        mean: Of the logit.
+        std: Of the logit.
         generator: Where random numbers come from.
 
     Source: Esser et al. 2024, "Scaling Rectified Flow Transformers", equation 19.
@@ -93,14 +102,23 @@ def logit_normal(shape: tuple[int, ...], *, mean: float, std: float, generator: 
 
 
 def num_equal_times(batch: int, p_equal: float) -> int:
-    """How many rows of a batch have r = t; a fixed count, so shapes never depend on random numbers."""
+    """How many rows of a batch have r = t; a fixed count, so shapes never depend on random numbers.
+
+    Args:
+        batch: B.
+        p_equal: Share of the rows with r = t.
+    """
     if not 0.0 <= p_equal <= 1.0:
         raise ValueError(f"p_equal is the share of pairs with r = t and must lie in [0, 1], got {p_equal}")
     return round(batch * p_equal)
 
 
 def least_batch(p_equal: float) -> int:
-    """The smallest batch with rows of both kinds, r = t and r < t; 1 where the share p_equal is 0 or 1."""
+    """The smallest batch with rows of both kinds, r = t and r < t; 1 where the share p_equal is 0 or 1.
+
+    Args:
+        p_equal: Share of the rows with r = t.
+    """
     smaller = min(p_equal, 1.0 - p_equal)
     batch = 1 if smaller <= 0.0 else max(2, math.floor(0.5 / smaller))
     while smaller > 0.0 and not 0 < num_equal_times(batch, p_equal) < batch:

@@ -30,7 +30,10 @@ class AlphaFlowHead(Head):
 
     Args:
         net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
+        parameterization: What the net predicts, "u" the velocity, "x" the action.
         consistency_share: Of the rows.
+        consistency_weight: Of the second term.
+        kappa_end: Where kappa's upper end stops.
         teacher_decay: Of the averaged copy of the net, per training step. It sees the student's condition, detached.
             What the path teaches reaches the target at a rate of kappa for each teacher's lifetime, 1 / (1 -
             teacher_decay) steps: on eight Gaussians, after 800 steps, one step is 0.13 away with 0, 0.5 and 0.9, and

@@ -73,7 +73,11 @@ class Head(nn.Module, ABC):
         raise ValueError(f"{type(self).__name__} has no noise levels, which sampler='ancestral' walks down; use 'jump'")
 
     def require_batch(self, batch: int) -> None:
-        """Raise ValueError for a batch of fewer rows than `min_batch`: a term would go untrained, or be NaN."""
+        """Raise ValueError for a batch of fewer rows than `min_batch`: a term would go untrained, or be NaN.
+
+        Args:
+            batch: Rows.
+        """
         if batch < self.min_batch:
             raise ValueError(
                 f"{type(self).__name__}: wanted at least {self.min_batch} rows in a batch, so that every term of its "
@@ -81,7 +85,12 @@ class Head(nn.Module, ABC):
             )
 
     def set_action_range(self, low: Tensor, high: Tensor) -> None:
-        """The range of the demonstrated actions, normalised, (A,) each; for heads that clamp on their way to one."""
+        """The range of the demonstrated actions, normalised, (A,) each; for heads that clamp on their way to one.
+
+        Args:
+            low: (A,), normalised.
+            high: (A,), normalised.
+        """
 
     def after_step(self, progress: float) -> None:
         """Called after every optimiser step with the share of training done; for teachers and schedules.
@@ -92,7 +101,11 @@ class Head(nn.Module, ABC):
 
 
 def check_parameterization(parameterization: str) -> None:
-    """Raise ValueError unless the net predicts "u" (a velocity) or "x" (the action)."""
+    """Raise ValueError unless the net predicts "u" (a velocity) or "x" (the action).
+
+    Args:
+        parameterization: "u" or "x".
+    """
     if parameterization not in ("u", "x"):
         raise ValueError(f"parameterization must be 'u' (velocity) or 'x' (action), got {parameterization!r}")
 
@@ -101,8 +114,10 @@ def to_velocity(output: Tensor, x_t: Tensor, t: Tensor, parameterization: Parame
     """The net's output as a velocity, (B, H, A): itself for "u"; for "x", the action, (x_t - x) / max(t, t_min).
 
     Args:
+        output: (B, H, A), the net's.
         x_t: (B, H, A), the state at flow time t.
         t: (B,), flow time, 1 noise, 0 action.
+        parameterization: "u" or "x".
         t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
     """
     return output if parameterization == "u" else velocity_from_action(x_t, output, t, t_min=t_min)

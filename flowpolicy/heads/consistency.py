@@ -39,6 +39,12 @@ class ConsistencyHead(Head):
         target: What becomes of f(x_r, r). "gradient": trained like f(x_t, t), as FlowPolicy's code does;
             "stop_gradient": a constant; "ema": a constant from an averaged copy of the net, as the paper writes.
         teacher_decay: Of that copy, per training step.
+        p_start: Share of the times with t = 1, see `FlowTimes`.
+        time_law: See `FlowTimes`.
+        time_mean: See `FlowTimes`.
+        time_std: See `FlowTimes`.
+        loss_power: See `LossWeighting`.
+        loss_eps: See `LossWeighting`.
         t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
     """
 

@@ -23,6 +23,12 @@ class FlowMatchingHead(Head):
         net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         parameterization: "u" or "x", p_start, time_law, time_mean, time_std, loss_power, loss_eps: as in
             `MeanFlowHead`.
+        p_start: Share of the times with t = 1, see `FlowTimes`.
+        time_law: See `FlowTimes`.
+        time_mean: See `FlowTimes`.
+        time_std: See `FlowTimes`.
+        loss_power: See `LossWeighting`.
+        loss_eps: See `LossWeighting`.
         t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
 
     Source: Lipman et al. 2023, "Flow Matching for Generative Modeling"; Liu et al. 2023 (rectified flow).

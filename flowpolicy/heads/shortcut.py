@@ -30,6 +30,12 @@ class ShortcutHead(Head):
         halvings: d is 2^-m with m uniform in 0 ... halvings - 1; 7 gives the paper's 128 shortest jumps. The halves of
             the shortest d have d / 2 = 0 for their length: below it the field counts as straight, and nothing else
             trains it.
+        p_start: Share of the times with t = 1, see `FlowTimes`.
+        time_law: See `FlowTimes`.
+        time_mean: See `FlowTimes`.
+        time_std: See `FlowTimes`.
+        loss_power: See `LossWeighting`.
+        loss_eps: See `LossWeighting`.
         t_min: Bounds the factor 1/t of a net that predicts the action, which has no limit at t = 0.
 
     Source: Frans et al. 2025, "One Step Diffusion via Shortcut Models", algorithm 1, where t = 1 - ours and the half

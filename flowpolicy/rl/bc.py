@@ -34,8 +34,10 @@ def bc_loss(
 
     Args:
         policy: The policy.
+        reference: The policy as it came, frozen.
         cond: (B, D), as the two policies see the same observations.
         reference_cond: As `cond`.
+        kind: "paired" or "velocity".
         num_steps: Network evaluations per chunk.
         generator: Where random numbers come from.
     """

@@ -21,6 +21,7 @@ def gae(
         terminated: (T, N) bool, there is nothing after it: no bootstrap.
         done: Terminated or truncated: the trace ends, a truncated episode bootstraps.
         discount: (T, N), see `discounts`.
+        lam: 0 to 1: 0 trusts the critic, 1 the rewards.
 
     Source: Schulman et al. 2016, with Pardo et al. 2018 for time limits.
     """
@@ -37,6 +38,11 @@ def discounts(steps: Tensor, *, gamma: float, kind: Discount) -> Tensor:
 
     "per_chunk": gamma, whatever the chunk's length: 0.99 per chunk of 5 is 0.998 per control step.
     "per_substep": gamma ** steps.
+
+    Args:
+        steps: Control steps executed, int.
+        gamma: 0 to 1.
+        kind: "per_chunk" or "per_substep".
     """
     if kind == "per_chunk":
         return torch.full(steps.shape, gamma, device=steps.device, dtype=torch.float32)
@@ -44,7 +50,13 @@ def discounts(steps: Tensor, *, gamma: float, kind: Discount) -> Tensor:
 
 
 def chunk_reward(reward: Tensor, *, gamma: float, kind: Discount) -> Tensor:
-    """(..., Ta) per control step -> (...) per decision: the sum, discounted inside the chunk for "per_substep"."""
+    """(..., Ta) per control step -> (...) per decision: the sum, discounted inside the chunk for "per_substep".
+
+    Args:
+        reward: (..., Ta).
+        gamma: 0 to 1.
+        kind: "per_chunk" or "per_substep".
+    """
     if kind == "per_chunk":
         return reward.sum(-1)
     return (reward * gamma ** torch.arange(reward.shape[-1], device=reward.device)).sum(-1)

@@ -50,6 +50,7 @@ def require_equal_starts(obs: Observation, group_size: int) -> None:
 
     Args:
         obs: Key -> (B, To, ...), robot units.
+        group_size: Environments per group.
     """
     for key, value in obs.items():
         groups = value.unflatten(0, (-1, group_size))
@@ -70,6 +71,7 @@ def group_advantage(reward: Tensor, valid: Tensor, *, discount: Tensor, group_si
             divisible by G. Groups without a difference have advantage 0.
         valid: As `reward`.
         discount: As `reward`.
+        group_size: Environments per group.
     """
     before = torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).double().cumprod(0)
     earned = reward * before  # float64: what is left is the rounding of the rewards themselves

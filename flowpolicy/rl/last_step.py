@@ -35,7 +35,11 @@ class LastStep:
 
     @torch.no_grad()
     def keep(self, share: float) -> None:
-        """Leave this share of the step: 1 is all of it, 0 none; may be called again with another."""
+        """Leave this share of the step: 1 is all of it, 0 none; may be called again with another.
+
+        Args:
+            share: 0 to 1.
+        """
         self._after = self._after or self._copies()
         for parameter, before, after in zip(self._parameters, self._before, self._after, strict=True):
             parameter.copy_(torch.lerp(before, after, share))

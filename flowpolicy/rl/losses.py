@@ -12,6 +12,7 @@ class PolicyLoss(NamedTuple):
     """loss: scalar.
 
     Args:
+        loss: Scalar.
         kl: Scalar, E[ratio - 1 - log ratio] of the density.
         clipped: Share of ratios outside the bounds.
     """
@@ -35,7 +36,11 @@ def policy_loss(
     A decision whose log ratio is beyond 20 on either side has no gradient.
 
     Args:
+        log_prob: (B,), under the present weights.
+        old_log_prob: (B,), when they were drawn.
         advantage: (T, N) or (B,), of each decision.
+        clip_low: The ratio's lower bound is 1 - clip_low.
+        clip_high: The ratio's upper bound is 1 + clip_high.
         entries: See `Score`, for the divergence.
 
     Source: Schulman et al. 2017; kl: Schulman's "k3", 2020.
@@ -52,6 +57,10 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, *, clip: float
     """Mean of the larger of two errors: of the value, and of the value kept within `clip` of the old one (0: off).
 
     Args:
+        value: (B,), under the present weights.
+        old_value: (B,), when the decisions were made.
+        returns: (B,).
+        clip: How far a value may move; 0 is anywhere.
         huber: Huber's delta, 0 for half the squared error; all (B,).
 
     Source: Schulman et al.'s code; π_RL (Huber).

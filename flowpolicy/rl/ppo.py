@@ -32,6 +32,7 @@ def normalized(advantage: Tensor, valid: Tensor) -> Tensor:
 
     Args:
         advantage: (T, N) or (B,), of each decision.
+        valid: (T, N) bool.
     """
     chosen = advantage[valid]
     relative = (advantage - chosen.mean()) / (chosen.std(unbiased=False) + 1e-5)
@@ -43,6 +44,7 @@ def explained_variance(rollout: Rollout, returns: Tensor) -> float:
 
     Args:
         rollout: Decisions of a collection, see `Rollout`.
+        returns: (T, N).
     """
     residual, chosen = (returns - rollout.value)[rollout.valid], returns[rollout.valid]
     variance = float(chosen.var())
@@ -54,6 +56,8 @@ def has_signal(rollout: Rollout, settings: PPOSettings, *, sparse: bool, success
 
     Args:
         rollout: Decisions of a collection, see `Rollout`.
+        settings: Of the update.
+        sparse: Whether the reward is success alone.
         successes: Episodes that ended well in this rollout.
     """
     rewards = rollout.reward[rollout.valid]
@@ -76,6 +80,7 @@ class PPO:
 
     Args:
         actor_critic: The policy that explores, and its critic.
+        settings: Of the update.
     """
 
     def __init__(self, actor_critic: ActorCritic, settings: PPOSettings) -> None:
@@ -130,6 +135,7 @@ class PPO:
             rollout: Decisions of a collection, see `Rollout`.
             reward: (T, N), scaled or not.
             actor: What happens to it; the critic always learns.
+            bc_weight: Of the pull towards the reference, now.
             order: Shuffles, on the CPU.
             noise: Of the reference's pull, on the policy's device. rl/approx_kl and rl/clip_fraction are of the actor
                 as it leaves, over all decisions. Where target_kl stopped it (rl/kl_stop), rl/kl_at_stop is the estimate

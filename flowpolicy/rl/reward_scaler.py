@@ -14,6 +14,7 @@ class RewardScaler:
 
     Args:
         num_envs: Environments that are stepped together.
+        clip: Largest size of a scaled reward.
 
     Source: Engstrom et al. 2020, "Implementation Matters in Deep Policy Gradients".
     """
@@ -27,6 +28,8 @@ class RewardScaler:
         """All (T, N). discount: that of training, see `discounts`.
 
         Args:
+            reward: (T, N).
+            discount: (T, N).
             done: Where an episode ends with that reward.
         """
         for step, gamma, ended in zip(reward.double().cpu(), discount.double().cpu(), done.cpu(), strict=True):
@@ -55,5 +58,9 @@ class RewardScaler:
         return torch.tensor([self._count, self._mean, self._square], dtype=torch.float64, device="cpu")
 
     def load(self, state: Tensor) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`.
+
+        Args:
+            state: As `state` gives it.
+        """
         self._count, self._mean, self._square = state.tolist()

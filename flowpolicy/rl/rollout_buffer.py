@@ -15,7 +15,11 @@ class Minibatch(NamedTuple):
 
     Args:
         obs: Key -> (B, To, ...), robot units.
+        chain: Stored transitions, see `Decision`.
+        log_prob: (B,), when they were drawn.
+        value: (B,), the critic's when they were drawn.
         advantage: (T, N) or (B,), of each decision.
+        returns: (B,), advantage + value.
     """
 
     obs: Observation
@@ -69,6 +73,7 @@ def minibatches(
         rollout: Decisions of a collection, see `Rollout`.
         advantage: (T, N).
         returns: As `advantage`.
+        count: How many parts.
         generator: On the CPU; None takes them as they lie.
 
     Raises:

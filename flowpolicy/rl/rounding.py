@@ -10,6 +10,7 @@ def differ(values: Tensor, magnitude: Tensor) -> Tensor:
     """(...) bool, whether the last axis of `values` (..., N) spans more than float32 rounding; False for NaN.
 
     Args:
+        values: (..., N).
         magnitude: (..., N), what was added up for each value without its sign: 1e4 - 1e4 is zero only to 1e-3.
     """
     span = values.amax(dim=-1) - values.amin(dim=-1)
@@ -17,10 +18,21 @@ def differ(values: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def spreads(variance: float, mean: float) -> bool:
-    """The same for numbers of which only variance and mean are known; False for NaN."""
+    """The same for numbers of which only variance and mean are known; False for NaN.
+
+    Args:
+        variance: (...).
+        mean: (...).
+    """
     return variance > _SHARE**2 * (variance + mean**2)
 
 
 def masked_sum(values: Tensor, mask: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Sum over `dim` where mask, which broadcasts; what lies elsewhere, NaN too, has no say."""
+    """Sum over `dim` where mask, which broadcasts; what lies elsewhere, NaN too, has no say.
+
+    Args:
+        values: Any shape.
+        mask: Broadcasts against it.
+        dim: To sum over.
+    """
     return torch.where(mask, values, 0.0).sum(dim)

@@ -21,6 +21,7 @@ class PPOSettings:
         advantage: "gae", with a critic; or "group", see `group_advantage`: without one, `group_size` environments from
             the same start. Every iteration then begins new episodes and learns from the first of each environment, so
             the decisions of a rollout must span one.
+        group_size: Environments with the same start, for advantage="group".
         gamma: See `gae`.
         lam: As `gamma`.
         discount: As `gamma`.
@@ -51,6 +52,7 @@ class PPOSettings:
         guard: Skip the actor where a rollout carries no signal: rewards that are all equal, or (sparse reward) fewer
             than `min_success_episodes` successes. Normalised advantages would be the critic's error at full size: on
             the toy task 20 iterations without any reward took success from 0.58 to between 0.29 and 0.71.
+        min_success_episodes: See `guard`.
         scale_rewards: Divide by the running spread of the return; for dense rewards.
     """
 
@@ -115,7 +117,12 @@ class PPOSettings:
 
 
 def warn_of_value_clip(settings: PPOSettings, *, sparse: bool) -> None:
-    """Warn where a clip in units of a scaled return meets dense rewards that nobody scales."""
+    """Warn where a clip in units of a scaled return meets dense rewards that nobody scales.
+
+    Args:
+        settings: Of the update.
+        sparse: Whether the reward is success alone.
+    """
     if settings.value_clip and settings.advantage == "gae" and not sparse and not settings.scale_rewards:
         warnings.warn(
             f"ppo.value_clip={settings.value_clip:g} bounds how far a value moves per update, and dense rewards that "

@@ -22,6 +22,7 @@ def newest(folder: Path, state: Sequence[str]) -> Path | None:
     """The checkpoint to go on from, see `choose`; None where `folder` has none.
 
     Args:
+        folder: checkpoints/ of a run.
         state: Names that it must have.
     """
     return choose(folder, "last", (*POLICY_FILES, STEP_FILE, *(f"state/{name}.safetensors" for name in state)))
@@ -32,6 +33,7 @@ class Checkpoints:
     """The checkpoints/ folder of a run: numbered folders, pointers `last` and `best`, index.json with the scores.
 
     Args:
+        folder: checkpoints/ of a run.
         facts: What config.json says beside what the policy was built from.
         keep_best: How many of the highest-scoring checkpoints survive, besides the last one; 0 makes no `best`.
     """
@@ -53,7 +55,9 @@ class Checkpoints:
         The policy/ folder holds the averaged weights, state/ the raw ones, the optimiser and the counters.
 
         Args:
+            step: Its number.
             policy: The policy.
+            ema: The averaged weights.
             optimizer: The optimiser whose state it is.
             score: Success rate of the evaluation at this step, None where there was none yet, see `set_score`.
 
@@ -77,9 +81,12 @@ class Checkpoints:
         """The same for any trainer: `policy` to policy/, each entry of `state` to state/<name>.safetensors.
 
         Args:
+            step: Its number.
             policy: The policy.
             weights: What config.json calls the policy's.
+            state: Name -> tensors.
             counters: Whole numbers for state/step.json.
+            score: By which checkpoints are ranked; None where there is none.
         """
         for part, tensors in {"policy": policy.state_dict(), **state}.items():
             self._require_finite(step, part, tensors)
@@ -104,16 +111,29 @@ class Checkpoints:
                 )
 
     def adopt(self, step: int) -> None:
-        """Make checkpoint `step` the one that `last` names, and bring `best` and index.json up to it."""
+        """Make checkpoint `step` the one that `last` names, and bring `best` and index.json up to it.
+
+        Args:
+            step: Its number.
+        """
         write_pointer(self.folder / "last", f"{step:06d}")
         self.index(step)
 
     def score(self, step: int) -> float | None:
-        """What the evaluation of checkpoint `step` gave; None where there was none."""
+        """What the evaluation of checkpoint `step` gave; None where there was none.
+
+        Args:
+            step: Its number.
+        """
         return json.loads((self.folder / f"{step:06d}" / STEP_FILE).read_text())["score"]
 
     def set_score(self, step: int, score: float) -> None:
-        """Enter the score of the evaluation that followed checkpoint `step`, and rank the checkpoints anew."""
+        """Enter the score of the evaluation that followed checkpoint `step`, and rank the checkpoints anew.
+
+        Args:
+            step: Its number.
+            score: By which checkpoints are ranked.
+        """
         file = self.folder / f"{step:06d}" / STEP_FILE
         write_atomic(file, json.dumps(json.loads(file.read_text()) | {"score": score}) + "\n")
         self.index(step)
@@ -125,6 +145,7 @@ class Checkpoints:
 
         Args:
             policy: The policy.
+            ema: Gets the averaged weights.
             optimizer: The optimiser whose state it is.
         """
         if (last := newest(self.folder, IMITATION_STATE)) is None:
@@ -140,6 +161,9 @@ class Checkpoints:
         """Rebuild index.json and `best` from the checkpoints on disk up to `last_step`, then prune the rest.
 
         In this order, so that a kill at any moment leaves nothing that points to a pruned folder.
+
+        Args:
+            last_step: Of the run as it is to go on.
         """
         scores: dict[int, float | None] = {}
         folders = {int(path.name): path for path in self.folder.iterdir() if path.name.isdecimal()}
@@ -177,6 +201,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
 
     Args:
         optimizer: The optimiser whose state it is.
+        file: The safetensors file.
 
     Raises:
         ValueError: Naming the file where it is damaged or of other parameters.

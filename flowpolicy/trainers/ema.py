@@ -16,6 +16,11 @@ class ExponentialMovingAverage(Generic[M]):
     decay after n updates: min(max_decay, 1 - (1 + n)^-power); power 0.75 forgets the first weights within a few
     hundred steps (Chi et al. 2023, Diffusion Policy). The shadow is `self.module`, in evaluation mode;
     buffers (normalisers, a head's share of training done) are copied, not averaged.
+
+    Args:
+        module: What is averaged.
+        power: See above.
+        max_decay: See above.
     """
 
     def __init__(self, module: M, *, power: float = 0.75, max_decay: float = 0.9999) -> None:

@@ -81,6 +81,7 @@ class SimulatorCheck:
 
         Args:
             policy: The policy.
+            step: Of training.
         """
         del step
         env = make_vector_env(self.make_env, self.envs)
@@ -131,13 +132,21 @@ def train_policy(
         policy_config: What `create_policy` builds.
         facts: Written into each checkpoint's config.json, beside the seed, the trainer's settings and the normalisers'
             modes.
+        out: Folder of the run.
+        settings: Numbers of the loop.
         start: Called once, when all input has been found good: nothing is written before; returns where the numbers go.
+        seed: Of the run.
         device: Where torch computes, e.g. "cpu" or "cuda".
+        check: Rollouts in a simulator on the way; None is none.
         val_episodes: How many episodes at the store's end are kept from training for `Validation`.
+        mask_padding: Leave rows past an episode's end out of the loss.
         max_outside: Largest share of steps with actions outside the declared bounds.
         residence: Where the data lies.
+        obs_mode: How observations are normalised.
+        action_mode: How actions are normalised.
         resume: Go on from the newest checkpoint of `out` where there is one; what was logged after it is dropped.
         debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`.
+        say: Called with each sentence for the user.
 
     Raises:
         FileExistsError: When `out` holds checkpoints and resume is off.

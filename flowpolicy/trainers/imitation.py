@@ -47,10 +47,16 @@ class TrainerSettings:
     `trainers.resume`.
 
     Args:
+        steps: Optimiser steps.
+        batch_size: Windows per step.
+        lr: Of AdamW, after warm-up.
+        warmup_steps: Steps of the linear rise.
         cosine_steps: Where the learning rate would be 0, for runs that end before, as MP1's; 0 is at `steps`.
         betas: diffusion_policy's.
         weight_decay: As `betas`.
         grad_clip: Largest gradient norm. ema_*: see the EMA module.
+        ema_power: See `ExponentialMovingAverage`.
+        ema_max_decay: See `ExponentialMovingAverage`.
         obs_noise: Standard deviation of the noise on state (`data.augment`), in normalised units: the training range
             [-1, 1] is 2 wide. On PickCube-v1, 0.02 took a regression policy from 0.76 to 0.96 (50 unseen seeds).
         augment: The same for clouds and images.
@@ -58,6 +64,7 @@ class TrainerSettings:
             goes with the checkpoints.
         eval_every: As `log_every`.
         checkpoint_every: As `log_every`.
+        keep_best: How many of the best checkpoints to keep.
         max_hours: Of wall time, after which a checkpoint is written and the command ends; 0 or None is no limit.
         precision: "fp32", "bf16" or "auto", see `uses_bfloat16`. Whatever it is, derivatives, targets from a net and
             statistics of the batch are float32 without TF32; all of the rest in float32 convolves in TF32 on a GPU,
@@ -113,7 +120,11 @@ class TrainerSettings:
 
     @staticmethod
     def from_dict(numbers: dict[str, Any]) -> "TrainerSettings":
-        """From plain containers: the `trainer` node of a config."""
+        """From plain containers: the `trainer` node of a config.
+
+        Args:
+            numbers: Name -> value.
+        """
         augmentation, betas = Augmentation(**numbers["augment"]), tuple(numbers["betas"] or ())
         return TrainerSettings(**{**numbers, "betas": betas, "augment": augmentation})
 
@@ -127,6 +138,13 @@ class ImitationTrainer:
 
     Args:
         policy: The policy.
+        dataset: The windows to train on.
+        settings: Numbers of the loop.
+        checkpoints: Where to save.
+        tracker: Where numbers go.
+        seed: Of the run.
+        evaluate: Called with policy and step, returns metrics; None evaluates never.
+        validate: The same on episodes that were kept from training.
         progress: Whether to show a progress bar.
     """
 
@@ -304,6 +322,7 @@ def compiled(loss: Loss, device: torch.device) -> Loss:
     """`loss` through torch.compile; shapes are the same at every step. Raises ValueError without a C++ compiler.
 
     Args:
+        loss: The function to compile.
         device: Where torch computes, e.g. "cpu" or "cuda".
     """
     compiler = os.environ.get("CXX", "g++").split()[0]
@@ -327,6 +346,7 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     than float32).
 
     Args:
+        precision: "auto", "bf16" or "fp32".
         device: Where torch computes, e.g. "cpu" or "cuda".
     """
     if precision != "auto":
@@ -358,6 +378,9 @@ def fit_normalizers(
 
     Args:
         policy: The policy.
+        dataset: The training data.
+        obs_mode: Of the observations: "minmax", "quantile" or "meanstd".
+        action_mode: Of the actions.
     """
     device = policy.action_low.device
     for key in policy.normalized_keys:

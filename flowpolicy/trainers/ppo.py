@@ -82,9 +82,13 @@ class PPOTrainer:
     Args:
         actor_critic: The policy that explores, and its critic.
         env: Environments that execute chunks.
+        ppo: The update.
+        loop: How long and how often.
         sparse: Whether only success is rewarded, for the guard of `PPOSettings`.
+        seed: Of the run.
         checkpoints: Where state and numbers go; None is nowhere. Both may be set until `resume` and `run`.
         tracker: As `checkpoints`.
+        evaluate: Called with the step, returns metrics; None evaluates never.
         progress: Whether to show a progress bar.
     """
 

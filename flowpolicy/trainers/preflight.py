@@ -26,6 +26,9 @@ class Preflight(NamedTuple):
     Args:
         ratio_error: Largest |ratio - 1| before any update. noisy_success with interval: of `episodes` episodes with
             exploration noise, as training begins.
+        noisy_success: Share of the episodes with exploration.
+        ci_low: Of its Wilson interval.
+        ci_high: Of its Wilson interval.
         episodes: How many to run.
         std: Mean noise, normalised units.
         env_fps: Control steps per second, inference included.
@@ -59,7 +62,12 @@ def run_preflight(
     Args:
         actor_critic: The policy that explores, and its critic.
         env: Environments that execute chunks.
+        ppo: Settings of the update.
+        loop: How long and how often.
+        sparse: Whether the reward is success alone.
+        seed: Of the run.
         episodes: How many to run.
+        min_success: Noisy success below which training is refused.
 
     Raises:
         ValueError: When an episode has no end, the first ratio is not 1, a part gets no gradient or one that is not

@@ -47,7 +47,9 @@ def write_receipt(
     """Evaluate checkpoints without noise on the same seeds; write run/receipt.json and run/receipt.html.
 
     Args:
+        run: Folder of the fine-tuning.
         make_env: Makes one simulator.
+        before: The checkpoint that it began with.
         after: The last checkpoint, which the test is about: nothing has been selected.
         best: The one that evaluations on other seeds chose, when it is not the last; shown beside it, since
             `checkpoint=RUN` means it elsewhere.
@@ -89,6 +91,10 @@ def paired_test(before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]
     """Successes, intervals, and the exact test of the seeds that changed, see `paired_outcomes`.
 
     verdict: "better", "worse" or "no difference" at 5 %.
+
+    Args:
+        before: Success on each seed.
+        after: Success on the same seeds.
     """
     found = paired_outcomes({"before": before, "after": after})
     gained, lost, p = found.pop("only_after"), found.pop("only_before"), found.pop("mcnemar_p")

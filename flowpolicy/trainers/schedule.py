@@ -8,6 +8,9 @@ def warmup_cosine(step: int, *, steps: int, warmup: int, floor: float = 0.0) -> 
 
     Args:
         step: 0-based index of the optimiser step about to be taken.
+        steps: Of the whole training.
+        warmup: Steps of the linear rise.
+        floor: Factor at the end.
     """
     if step < warmup:
         return (step + 1) / warmup

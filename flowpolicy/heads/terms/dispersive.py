@@ -25,6 +25,7 @@ class InertWarning:
         """features: what is regularised, (B, ...).
 
         Args:
+            features: What is regularised, (B, ...).
             name: What to call it.
         """
         if features.requires_grad or self._given or not torch.is_grad_enabled():
@@ -47,6 +48,7 @@ class DispersiveRegularizer(Described):
         kind: See `dispersive_loss`.
         taps: Any of early, second, mid, late, cond, or the word all (early, mid and late).
         weight: 0.5, temperature: 0.5 as in Wang & He 2025 and MP1; DM1 tries weights 0.1, 0.5, 0.9.
+        temperature: Of the InfoNCE forms.
         margin: See `dispersive_loss`.
         divide_by: As `margin`.
     """

@@ -35,6 +35,12 @@ class LegacyDispersive(Described):
     loss ran without gradients altogether. There it also takes the embeddings of two random times from an extra forward
     pass; those do not depend on the data and are left out.
 
+    Args:
+        kind: A row of the table above.
+        weight: Of the term in the loss.
+        temperature: Of the InfoNCE forms.
+        margin: Of the hinge.
+
     Source: the public code of Zou et al. 2025 (DM1), commit 85ea948.
     """
 
@@ -56,6 +62,7 @@ class LegacyDispersive(Described):
         """Unweighted loss, a scalar; 0 for one sample.
 
         Args:
+            features: (B, ...), flattened.
             cond: (B, D), all that it looks at.
         """
         del features

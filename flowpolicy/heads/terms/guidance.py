@@ -34,6 +34,8 @@ class Guidance(nn.Module):
             lands at 2.0 c with omega 2, at 1.2 c with omega 1.2; t_end 0.5 does not help (1.8 to 2.2 c).
         kappa: As `omega`.
         cond_dropout: Share of rows trained on the null condition; 0.1 in MeanFlow and MP1.
+        t_start: First flow time with guidance.
+        t_end: Last flow time with guidance.
 
     Raises:
         ValueError: For numbers out of range, or a null condition that counts but is never trained.

@@ -32,7 +32,8 @@ from flowpolicy.heads.meanflow import MeanFlowHead
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.tracking import CompositeTracker
 from flowpolicy.trainers.checkpoints import Checkpoints
-from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.fitting import fit_normalizers
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings
 from flowpolicy.types import Batch, LossOutput
 
 DEFAULTS = {"experiment": "mp1_metaworld_small", "batch": "128", "threads": "2", "repeats": "30"}

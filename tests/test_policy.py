@@ -14,7 +14,7 @@ from flowpolicy.heads.diffusion import DiffusionHead
 from flowpolicy.heads.regression import RegressionHead
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.seeding import stream
-from flowpolicy.trainers.imitation import fit_normalizers
+from flowpolicy.trainers.fitting import fit_normalizers
 from tests.helpers import EMBODIMENT, observation, small_policy
 
 

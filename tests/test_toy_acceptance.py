@@ -18,7 +18,8 @@ from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import derive
 from flowpolicy.tracking import JsonlTracker
 from flowpolicy.trainers.checkpoints import Checkpoints
-from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.fitting import fit_normalizers
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings
 
 pytest.importorskip("gymnasium")
 

@@ -28,7 +28,8 @@ from flowpolicy.spec import targets
 from flowpolicy.statistics.tests import wilson_interval
 from flowpolicy.tracking import CompositeTracker, Tracker
 from flowpolicy.trainers.checkpoints import IMITATION_STATE, Checkpoints, newest
-from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers, uses_bfloat16
+from flowpolicy.trainers.fitting import fit_normalizers
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, uses_bfloat16
 from flowpolicy.trainers.resume import require_same_run, store_record, threads
 from flowpolicy.trainers.validation import Validation
 

@@ -24,7 +24,8 @@ from flowpolicy.policy import build_policy
 from flowpolicy.tracking import JsonlTracker
 from flowpolicy.trainers import imitation
 from flowpolicy.trainers.checkpoints import Checkpoints
-from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.fitting import fit_normalizers
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings
 from flowpolicy.types import Batch
 from tests.helpers import EMBODIMENT
 

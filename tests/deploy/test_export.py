@@ -15,7 +15,7 @@ from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.pointcloud.cloud import make_cloud
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import stream
-from flowpolicy.trainers.imitation import fit_normalizers
+from flowpolicy.trainers.fitting import fit_normalizers
 from tests.catalogue import CLOUD, SEEING, catalogue_policy, observations, options
 from tests.helpers import RUNTIME_ALONE, observation, small_policy
 from tests.test_policy import constant_commands

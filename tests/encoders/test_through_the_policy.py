@@ -18,7 +18,8 @@ from flowpolicy.policy import FlowPolicy, build_policy
 from flowpolicy.seeding import stream
 from flowpolicy.tracking import JsonlTracker
 from flowpolicy.trainers.checkpoints import Checkpoints
-from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.fitting import fit_normalizers
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings
 from tests.helpers import POLICY_CONFIG
 
 _CLOUD, _IMAGE = KeySpec((24, 3), "m", "world"), KeySpec((40, 40, 3), dtype="uint8")

@@ -19,7 +19,7 @@ from flowpolicy.normalizer import NormalizerMode
 from flowpolicy.paths import config_dir
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.seeding import stream
-from flowpolicy.trainers.imitation import fit_normalizers
+from flowpolicy.trainers.fitting import fit_normalizers
 from flowpolicy.types import Batch
 from tests.helpers import EMBODIMENT, observation, write_store
 

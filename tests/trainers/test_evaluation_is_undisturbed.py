@@ -22,8 +22,9 @@ from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.tracking import JsonlTracker
 from flowpolicy.trainers.checkpoints import Checkpoints
+from flowpolicy.trainers.fitting import fit_normalizers
 from flowpolicy.trainers.imitate import SimulatorCheck
-from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings
 from flowpolicy.trainers.validation import Validation
 from flowpolicy.types import Observation
 

@@ -14,7 +14,8 @@ from flowpolicy.data.store import EpisodeStore
 from flowpolicy.tracking import JsonlTracker
 from flowpolicy.trainers import imitation
 from flowpolicy.trainers.checkpoints import Checkpoints
-from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, fit_normalizers
+from flowpolicy.trainers.fitting import fit_normalizers
+from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings
 from flowpolicy.trainers.validation import Validation
 from tests.helpers import EMBODIMENT, POLICY_CONFIG, named, needs_compiler, write_store
 

@@ -101,7 +101,7 @@ class PPO:
         """Learning rates for the iteration at this share of the run; returns the weight of the reference's pull.
 
         Args:
-            progress: Whether to show a progress bar.
+            progress: Share of the run that is done, 0 to 1.
         """
         settings = self.settings
         share = settings.final_lr + (1.0 - settings.final_lr) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
@@ -144,6 +144,7 @@ class PPO:
         Raises:
             ValueError: When a density is no number, or no gradient of the actor or the critic is.
         """
+        # 1. What each decision was worth, against its group or against the critic.
         settings = self.settings
         discount = discounts(rollout.steps, gamma=settings.gamma, kind=settings.discount)
         found: defaultdict[str, list[float]] = defaultdict(list)
@@ -168,6 +169,7 @@ class PPO:
                 lam=settings.lam,
             )
             advantage = normalized(advantage, rollout.valid)
+        # 2. Steps of critic and actor, until the actor has moved too far.
         for batch in self._batches(rollout, advantage, returns, order):
             cond = self.actor_critic.features(batch.obs)
             if not grouped:
@@ -176,6 +178,7 @@ class PPO:
                 stopped = self._actor_step(cond, batch, found, actor=actor, bc_weight=bc_weight, noise=noise)
                 if stopped:  # at once: an encoder that was thrown far is not for the critic to learn from
                     self._shorten(rollout, found)
+        # 3. How far it is in the end, and the log.
         if actor != "hold":
             stopped = self._conclude(rollout, found, unseen=actor == "train" and not stopped) or stopped
         skipped = sum(_skipped(name, found) for name in ("actor", "critic"))

@@ -205,12 +205,15 @@ class ImitationTrainer:
                 if self.pending:
                     self._evaluate()
             while self.step < settings.steps and not stopping:
+                # 1. The windows of this step.
                 before = time.perf_counter()
                 batch = self.dataset.batch(self._indices(self.step))
                 data_s += time.perf_counter() - before
+                # 2. Loss, gradient, weights, their average.
                 metrics = self._update(batch)
                 self.step += 1
                 counted += 1
+                # 3. Numbers.
                 if self._due(settings.log_every):
                     values = {name: float(value) for name, value in metrics.items()}  # waits for a GPU
                     window_s = time.perf_counter() - window_start
@@ -219,6 +222,7 @@ class ImitationTrainer:
                     self.tracker.log(self.step, values)
                     bar.set_postfix_str(f"loss {values['train/loss']:.4f}, data {100 * data_s / window_s:.0f} %")
                     data_s, counted, window_start = 0.0, 0, time.perf_counter()
+                # 4. Validation, checkpoint, evaluation, each where it is due.
                 paused = time.perf_counter()
                 bar.update()
                 stopping = self._save_and_evaluate(metrics)
@@ -233,6 +237,7 @@ class ImitationTrainer:
         factor = warmup_cosine(self.step, steps=settings.cosine_steps or settings.steps, warmup=settings.warmup_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * factor
+        # All randomness of a step comes from here: disturbances first, then the head's times and noise.
         self.generator.manual_seed(derive(self.seed, f"train_noise/{self.step}"))
         batch = augment(
             batch, self.normalizers, settings.augment, obs_noise=settings.obs_noise, generator=self.generator

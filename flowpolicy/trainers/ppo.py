@@ -195,20 +195,25 @@ class PPOTrainer:
 
     def _iterate(self) -> dict[str, float]:
         """One collection and one update."""
+        # 1. Schedules, and the random numbers of this iteration.
         settings, progress = self.ppo.settings, self.iteration / self.loop.iterations
         self.actor_critic.exploration.set_progress(progress)
         bc_weight = self.ppo.set_progress(progress)
         self._noise.manual_seed(derive(self.seed, f"rl_noise/{self.iteration}"))
         self._order.manual_seed(derive(self.seed, f"rl_order/{self.iteration}"))
+        # 2. Decisions with exploration, from every environment.
         rollout, well, measured = self._collect()
+        # 3. What the actor may learn from them: everything, the pull towards its beginning alone, or nothing.
         grouped = settings.advantage == "group"
         actor: Actor = "train" if grouped or self.iteration >= settings.warmup else "hold"
         if settings.guard and not has_signal(rollout, settings, sparse=self.sparse, successes=well):
             actor = "anchor" if actor == "train" and bc_weight > 0.0 else "hold"
+        # 4. One reward per decision.
         reward = self.ppo.chunk_rewards(rollout)
         if settings.scale_rewards:
             discount = discounts(rollout.steps, gamma=settings.gamma, kind=settings.discount)
             reward = self.scaler(reward, discount, rollout.done)
+        # 5. The update.
         start = time.perf_counter()
         found = self.ppo.update(rollout, reward, actor=actor, bc_weight=bc_weight, order=self._order, noise=self._noise)
         measured["time/update_s"] = time.perf_counter() - start

@@ -100,6 +100,11 @@ def write_policy(policy: FlowPolicy, folder: Path, *, facts: Mapping[str, Any]) 
     """The files of `save_policy`; the folder's atomicity is the caller's business (`atomic_directory`).
 
     config.json is written last and holds the fingerprint of the three.
+
+    Args:
+        policy: To save.
+        folder: Made where it is missing.
+        facts: JSON-ready; what config.json says beside the policy.
     """
     require_finite(policy.state_dict(), "save_policy")
     _require_ranges(policy, "save_policy")
@@ -253,7 +258,12 @@ def _require_ranges(policy: FlowPolicy, where: str) -> None:
 
 
 def require_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Raise ValueError naming the first tensor that holds NaN or infinity."""
+    """Raise ValueError naming the first tensor that holds NaN or infinity.
+
+    Args:
+        tensors: Name -> tensor.
+        where: The file, for the error.
+    """
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or math.isfinite(tensor.sum()):
             continue  # a sum is read faster than every entry, and is not finite where an entry is not
@@ -289,6 +299,9 @@ def resolve_checkpoint(path: Path | str) -> Path:
     One of `save_policy` is its own.
 
     RUN/checkpoints/best and last are taken as such, whatever they are. Warns where one that is damaged is passed over.
+
+    Args:
+        path: A run, a checkpoint, its policy/, or a folder of `save_policy`.
     """
     path = Path(path)
     if path.name == "policy" and not (path / "policy").is_dir():
@@ -316,6 +329,8 @@ def load_weights(module: torch.nn.Module, file: Path, *, later: Collection[str] 
     """Load a safetensors file into `module`, every name and shape matching.
 
     Args:
+        module: Gets the weights.
+        file: The safetensors file.
         later: Names that an old file may lack; the module's own values stay.
 
     Raises:
@@ -333,7 +348,11 @@ def load_weights(module: torch.nn.Module, file: Path, *, later: Collection[str] 
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The named tensors of a safetensors file, on the CPU. Raises ValueError naming the file where it holds none."""
+    """The named tensors of a safetensors file, on the CPU. Raises ValueError naming the file where it holds none.
+
+    Args:
+        file: The safetensors file.
+    """
     try:
         return load_tensors(file.read_bytes())
     except SafetensorError as error:
@@ -341,5 +360,10 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Write named tensors as safetensors, beside and renamed."""
+    """Write named tensors as safetensors, beside and renamed.
+
+    Args:
+        tensors: Name -> tensor.
+        file: The safetensors file.
+    """
     write_atomic(file, save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))

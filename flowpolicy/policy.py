@@ -10,13 +10,13 @@ from flowpolicy.actions import ActionRepresentation, Representation
 from flowpolicy.ambient import standard_torch, without_autocast
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.encoders.base import Encoder, module_name
-from flowpolicy.flow.sample import Sampler, sample, sample_ancestral
-from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.base import Head
-from flowpolicy.inference.prepared import PreparedPolicy, all_sums
 from flowpolicy.inputs import Inputs
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.samplers.base import Sampler, require_support
+from flowpolicy.samplers.choose import as_sampler
+from flowpolicy.samplers.warm_start import WarmStart
 from flowpolicy.seeding import generator_of, normal
 from flowpolicy.spec import PolicySpec
 from flowpolicy.types import Batch, LossOutput, Observation
@@ -136,8 +136,8 @@ class FlowPolicy(nn.Module):
         self,
         obs: Observation,
         *,
-        num_steps: int = 1,
-        sampler: Sampler | Literal["ancestral"] = "jump",
+        sampler: Sampler | str | None = None,
+        num_steps: int | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | Literal["zero"] | None = None,
         start: Tensor | None = None,
@@ -145,7 +145,7 @@ class FlowPolicy(nn.Module):
         whole: bool = False,
         finite: Tensor | None = None,
     ) -> Tensor:
-        """Action chunk (B, Ta, A) in robot units from `num_steps` network evaluations.
+        """Action chunk (B, Ta, A) in robot units.
 
         The starting noise (B, H, A) is `noise`, or drawn from `generator`, by default the policy's own (see `reset`).
         noise="zero" is the way to be deterministic, one action for one observation: the most likely one of a narrow
@@ -154,44 +154,35 @@ class FlowPolicy(nn.Module):
 
         Args:
             obs: key -> (B, To, ...) float32 in robot units, images uint8, on the policy's device.
-            sampler: "jump", "heun" or "hybrid", see `flow.sample.sample`; they count `num_steps` differently.
-                "ancestral" is DDPM's, for diffusion heads; its fresh noise comes from the generator.
+            sampler: How the chunk is drawn, such as `Heun(num_steps=8)` or its name "heun"; None is `Jump`.
+            num_steps: K of a named sampler, and of jumps; None is the sampler's own, for jumps 1.
+            generator: Of the starting noise, and of the noise that a sampler draws on the way.
+            noise: (B, H, A), standard normal; "zero"; None draws it.
             start: Warm start from a whole chunk (B, H, A) in robot units, e.g. `shift_chunk(last_whole_chunk,
-                executed)`, at flow time start_time, e.g. 0.85.
+                executed)`; the sampler is wrapped in a `WarmStart`, unless it is one.
+            start_time: Flow time in (0, 1] of a warm start whose sampler is no `WarmStart`, e.g. 0.85; 1 is a cold one.
             whole: True returns all H steps, which the next warm start needs.
             finite: bool (B,), for a loop that must not raise: told which rows are finite, observation and action; the
                 others' actions are NaN. Without it they are a NonFiniteError, which is a ValueError.
 
         Raises:
-            ValueError: For missing keys, wrong shapes or types, num_steps beyond the head's limit, samplers that need
-                an instantaneous velocity where the head has none, and warm starts of heads that are no flow.
+            ValueError: For missing keys, wrong shapes or types, and samplers that the head does not support, or not in
+                so many steps (`require_support`).
         """
-        self.check_steps(num_steps)
+        sampler = as_sampler(sampler, num_steps)
         batch = self.inputs.check(obs)
+        if start is None and start_time != 1.0:
+            raise ValueError(f"start_time={start_time} needs a start: pass start=(B, H, A) too, or leave it out")
+        if start is not None:
+            warm = sampler if isinstance(sampler, WarmStart) else WarmStart(sampler=sampler, time=start_time)
+            require_support(warm, self.head)
+            self.inputs.check_chunk("start", start, batch)
+            sampler = warm.begin_at(self.action_normalizer(self.representation.encode(start, obs)))
         if noise is None and generator is None:
             generator = self._own_noise
-        if sampler in ("heun", "hybrid") and not self.head.has_velocity:
-            raise ValueError(
-                f"{type(self.head).__name__} learns no instantaneous velocity, which sampler={sampler} asks for; use "
-                "sampler='jump'"
-            )
-        if start is not None:
-            if self.head.max_steps is not None:
-                raise ValueError(
-                    f"{type(self.head).__name__} cannot start between noise and action; call predict without start"
-                )
-            self.inputs.check_chunk("start", start, batch)
-            start = self.action_normalizer(self.representation.encode(start, obs))
+        require_support(sampler, self.head)
         with without_autocast(self.action_low.device):
-            chunk = self.sample(
-                self.encode(obs),
-                self._noise(noise, batch, generator),
-                num_steps=num_steps,
-                sampler=sampler,
-                start=start,
-                start_time=start_time,
-                generator=generator,
-            )
+            chunk = self.sample(self.encode(obs), self._noise(noise, batch, generator), sampler, generator=generator)
             action = self._decode_whole(chunk, obs) if whole else self.decode(chunk, obs)
         self.judge(obs, action, finite)
         return action
@@ -208,58 +199,18 @@ class FlowPolicy(nn.Module):
         """Raise NonFiniteError where raw observations or actions (B, ..., A) are not finite, or tell `finite` (B,)."""
         self.inputs.judge(obs, action, all_sums(*(obs[key] for key in self.inputs.floats), action), finite)
 
-    @standard_torch()
-    def prepare(
-        self, device: torch.device | str = "cpu", batch: int = 1, num_steps: int = 1, *, threads: int | None = None
-    ) -> PreparedPolicy:
-        """A predictor for one device, batch size and number of steps that gives what `predict` gives, sooner.
-
-        It keeps the weights of this moment.
-
-        Args:
-            threads: CPU threads of torch while it predicts; None leaves them as they are.
-
-        Raises:
-            ValueError: Where `predict` would, and for a policy whose Python decides on numbers of the observation.
-        """
-        self.check_steps(num_steps)
-        return PreparedPolicy(self, device=torch.device(device), batch=batch, num_steps=num_steps, threads=threads)
-
     def sample(
-        self,
-        cond: Tensor,
-        noise: Tensor,
-        *,
-        num_steps: int = 1,
-        sampler: Sampler | Literal["ancestral"] = "jump",
-        start: Tensor | None = None,
-        start_time: float = 1.0,
-        generator: torch.Generator | None = None,
+        self, cond: Tensor, noise: Tensor, sampler: Sampler, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Normalised chunk (B, H, A) from noise (B, H, A), inside the range of the demonstrated actions.
+        """Normalised chunk (B, H, A), inside the range of the demonstrated actions.
 
         Args:
-            start: Normalised, (B, H, A). The rest as in `predict` and `flow.sample.sample`.
+            cond: (B, D), see `encode`.
+            noise: (B, H, A).
+            sampler: One that the head supports.
+            generator: Of noise that it draws on the way.
         """
-        if sampler == "ancestral":
-            if start is not None or start_time != 1.0 or generator is None:
-                raise ValueError(
-                    "sampler='ancestral' draws noise at every step: pass generator=, no start or start_time"
-                )
-            times = time_grid(num_steps)
-            chunk = sample_ancestral(self.head.ancestral_step, noise, cond, times, generator=generator)
-            return chunk.clamp(self.chunk_low, self.chunk_high)
-        chunk = sample(
-            self.head.velocity,
-            noise,
-            cond,
-            num_steps=num_steps,
-            sampler=sampler,
-            start=start,
-            start_time=start_time,
-            generator=generator,
-        )
-        return chunk.clamp(self.chunk_low, self.chunk_high)
+        return sampler(self.head, noise, cond, generator).clamp(self.chunk_low, self.chunk_high)
 
     def _noise(self, noise: Tensor | Literal["zero"] | None, batch: int, generator: torch.Generator | None) -> Tensor:
         """What sampling starts from, on the policy's device."""
@@ -272,18 +223,17 @@ class FlowPolicy(nn.Module):
         assert generator is not None
         return normal(shape, generator).to(device)
 
-    def check_steps(self, num_steps: int) -> None:
-        """Raise ValueError where the head cannot sample in so many steps."""
-        if self.head.max_steps is not None and num_steps > self.head.max_steps:
-            raise ValueError(
-                f"{type(self.head).__name__} samples in at most {self.head.max_steps} step(s), got {num_steps=}"
-            )
-
 
 def _tell_head_range(policy: nn.Module, _: object) -> None:
     """After a checkpoint is loaded: the head knows its range from the policy's."""
     assert isinstance(policy, FlowPolicy)
     policy.head.set_action_range(policy.chunk_low, policy.chunk_high)
+
+
+def all_sums(*values: Tensor) -> list[Tensor]:
+    """What `Inputs.judge` takes: a sum per tensor; on another device than the CPU one for all, to wait for it once."""
+    sums = [value.sum() for value in values]
+    return sums if values[0].device.type == "cpu" else [torch.stack(sums).sum()]
 
 
 def is_image(spec: KeySpec) -> bool:

@@ -102,6 +102,26 @@ class PolicySpec:
         return {**parts, **{name: _made(value) for name, value in self.numbers.items()}}
 
 
+def create(node: Mapping[str, Any], package: str, *, trusted_modules: Sequence[str] = ()) -> Any:
+    """The object that a description names, `_target_` and its arguments, and the objects inside it.
+
+    Args:
+        node: Resolved: no interpolation.
+        package: Where its classes lie, such as "flowpolicy.samplers".
+        trusted_modules: Packages outside flowpolicy whose classes it may name.
+
+    Raises:
+        ValueError: For a class of elsewhere, and for arguments that it does not take.
+    """
+    config = with_names_of_today(dict(node))
+    for target in targets(config):
+        _require_trusted(target, (package, *trusted_modules))
+    try:
+        return _made(config)
+    except TypeError as error:
+        raise ValueError(f"{config.get('_target_')} does not take what its description says: {error}") from error
+
+
 def with_names_of_today(config: Any) -> Any:
     """The same config, also where an older version wrote it and its classes have moved since.
 

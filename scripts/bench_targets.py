@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from flowpolicy.cli import config
-from flowpolicy.flow.sample import sample
 from flowpolicy.heads.base import Head
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.paths import config_dir
+from flowpolicy.samplers import as_sampler
 from flowpolicy.seeding import derive, stream
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 from flowpolicy.trainers.schedule import warmup_cosine
@@ -154,9 +154,9 @@ def measure_head(name: str, target: Target, *, seed: int, steps: int) -> Row:
     noise = torch.randn(chunks.shape, generator=stream(seed, "sample"))
 
     def distance(num_steps: int, hybrid: bool = False) -> float:
-        words = {"sampler": "hybrid", "generator": stream(seed, "second")} if hybrid else {}
+        sampler = as_sampler("hybrid" if hybrid else "jump", num_steps)
         with torch.no_grad():
-            sampled = sample(head.velocity, noise, conditions, num_steps=num_steps, **words)
+            sampled = sampler(head, noise, conditions, stream(seed, "second"))
         return sliced_wasserstein2(_flat(sampled, conditions), _flat(chunks, conditions))
 
     most = head.max_steps or max(NUM_STEPS)

@@ -19,7 +19,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_VERB_STATEMENTS, MAX_FILE_BYTES = 400, 6
 RANKS = {
     0: "exports types paths extras records files processes locks stopping checks ambient ranges streams fingerprint "
     "seeding embodiment matching inputs flow spec statistics launch pointcloud",
-    1: "nets encoders heads exploration normalizer actions",
+    1: "nets encoders heads samplers exploration normalizer actions",
     2: "policy inference checkpoint pointers tracking data rollout rl flowpolicy_envs",
     3: "deploy",  # the robot's side: nothing of the training side
     4: "results report",
@@ -32,7 +32,13 @@ RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 SIMULATORS = ("mani_skill", "sapien", "robosuite", "robomimic", "metaworld", "mujoco", "gymnasium")
 NEVER_LOADED = (*SIMULATORS, "torchvision", "wandb", "onnx", "onnxscript", "onnxruntime")
 TRAINING_STACK = ("zarr", "numcodecs", "numba", "h5py")  # what a robot's computer need not have
-CATALOGUES = ("heads", "nets", "encoders", "exploration")  # folder of final classes <-> folder of yaml files
+CATALOGUES = (
+    "heads",
+    "nets",
+    "encoders",
+    "exploration",
+    "samplers",
+)  # folder of final classes <-> folder of yaml files
 
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib"}
 FORBIDDEN_ATTRIBUTES = {"sys.path", "torch.save"}  # the latter is pickle, as is torch.load without weights_only
@@ -171,7 +177,7 @@ def test_importing_flowpolicy_is_light():
 
 
 def test_a_policy_needs_no_training_stack():
-    packages = ("flow", "nets", "encoders", "heads", "exploration", "policy", "checkpoint")
+    packages = ("flow", "nets", "encoders", "heads", "samplers", "exploration", "policy", "checkpoint")
     names = [module_name(path) for path in python_files("flowpolicy") if layer(module_name(path)) in packages]
     loaded = fresh_interpreter("import importlib\n" + f"for name in {names!r}: importlib.import_module(name)")
     assert not set(loaded) & {*TRAINING_STACK, *NEVER_LOADED}
@@ -313,7 +319,7 @@ def parts(content: Any) -> set[str]:
 
 @pytest.mark.parametrize("package", CATALOGUES)
 def test_the_folder_of_yaml_files_is_the_catalogue_of_final_classes(package):
-    parent = ROOT / "configs" if package == "exploration" else ROOT / "configs" / "policy"
+    parent = ROOT / "configs" if package in ("exploration", "samplers") else ROOT / "configs" / "policy"
     files = sorted((parent / package.removesuffix("s")).glob("*.yaml"))
     every = set(members(package))
     assert {target(file) for file in files} <= every

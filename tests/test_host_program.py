@@ -17,6 +17,7 @@ import flowpolicy
 from flowpolicy.checkpoint import create_policy, load_policy, save_policy
 from flowpolicy.deploy.runtime import OnnxPolicy
 from flowpolicy.heads.diffusion import DiffusionHead
+from flowpolicy.inference import prepare
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
@@ -174,9 +175,9 @@ def test_a_prepared_policy_answers_the_same_made_or_asked_inside(host: Host, par
     policy = the_policy(**parts)
     obs = observations(policy)
     wanted = policy.predict(obs, num_steps=2, generator=stream(0, "n"))
-    outside = policy.prepare(num_steps=2)
+    outside = prepare(policy, num_steps=2)
     with host():
-        prepared = policy.prepare(num_steps=2)
+        prepared = prepare(policy, num_steps=2)
         got = [one.predict(obs, generator=stream(0, "n")) for one in (prepared, outside)]
         zero = outside.predict(obs, noise="zero")
     got.append(prepared.predict(obs, generator=stream(0, "n")))
@@ -210,7 +211,7 @@ def test_torch_is_afterwards_as_the_program_had_set_it() -> None:
     config, policy = the_config(), the_policy()
     with all_at_once():
         create_policy(config, SEEING)
-        policy.prepare()
+        prepare(policy)
         assert torch.get_default_dtype() == torch.float64 and torch.get_default_device() == torch.device("meta")
         assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")
 

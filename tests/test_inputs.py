@@ -10,6 +10,7 @@ import torch
 
 from flowpolicy.checkpoint import load_policy, save_policy
 from flowpolicy.exploration.flow_noise import FlowNoise
+from flowpolicy.inference import prepare
 from flowpolicy.inputs import Inputs, NonFiniteError
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.actor_critic import ActorCritic
@@ -30,7 +31,7 @@ def policy() -> FlowPolicy:
 
 @pytest.fixture(scope="module")
 def ways(policy: FlowPolicy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    found: dict[str, Any] = {"predict": policy, "prepared": policy.prepare()}
+    found: dict[str, Any] = {"predict": policy, "prepared": prepare(policy)}
     try:
         from flowpolicy.deploy.export import require_export, write_bundle
         from flowpolicy.deploy.runtime import OnnxPolicy
@@ -166,7 +167,7 @@ def test_in_a_batch_the_row_is_named_and_the_others_are_kept(policy: FlowPolicy)
     good = policy.predict(obs, noise=noise)
     bad = {**obs, "agent_pos": obs["agent_pos"].clone()}
     bad["agent_pos"][2, 1, 0], bad["agent_pos"][3, 0, 3] = INF, NAN
-    for predictor in (policy, policy.prepare(batch=4)):
+    for predictor in (policy, prepare(policy, batch=4)):
         with pytest.raises(ValueError, match="observation 'agent_pos' is NaN or infinite in row 2 of 4"):
             predictor.predict(bad, noise=noise)
         finite = torch.zeros(4, dtype=torch.bool)
@@ -216,7 +217,7 @@ def test_the_check_asks_a_sum_per_array_and_looks_at_entries_only_where_one_is_n
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_check_is_part_of_the_graph(policy: FlowPolicy) -> None:
-    prepared, obs = policy.prepare("cuda"), observations(policy)
+    prepared, obs = prepare(policy, "cuda"), observations(policy)
     there = {key: value.cuda() for key, value in obs.items()}
     for _ in range(2):  # replayed: a graph remembers nothing
         assert prepared.predict(there, noise="zero").isfinite().all()

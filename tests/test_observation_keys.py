@@ -11,6 +11,7 @@ from flowpolicy.cli.main import main
 from flowpolicy.data.store import Episode, EpisodeStore, EpisodeWriter
 from flowpolicy.data.validate import validate_store
 from flowpolicy.embodiment import Embodiment, KeySpec
+from flowpolicy.inference import prepare
 from tests.helpers import EMBODIMENT, small_policy
 
 VECTORS = ["observation.state", "keys", "type", "train", "forward", "training", "T_destination", "_modules", "a..b."]
@@ -65,7 +66,7 @@ def test_a_store_with_such_names_is_valid_and_a_policy_learns_from_it_and_is_loa
     obs = {key: torch.from_numpy(store.load(key, slice(0, 1)))[None] for key in policy.obs_keys}
     noise = torch.zeros(1, policy.horizon, 2)
     chunk = policy.predict(obs, noise=noise)
-    torch.testing.assert_close(policy.prepare().predict(obs, noise=noise), chunk, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(prepare(policy).predict(obs, noise=noise), chunk, rtol=1e-4, atol=1e-5)
     assert main(["data", "inspect", str(run / "own.zarr")]) == 0 and "observation.state" in capsys.readouterr().out
     assert main(["data", "view", str(run / "own.zarr"), f"out={run / 'own.html'}"]) == 0
     assert IMAGE in (run / "own.html").read_text()

@@ -8,11 +8,12 @@ import torch
 from flowpolicy.actions import REPRESENTATIONS, ActionRepresentation
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.embodiment import KeySpec
-from flowpolicy.flow.sample import SAMPLERS, shift_chunk
 from flowpolicy.heads.alpha_flow import AlphaFlowHead
 from flowpolicy.heads.diffusion import DiffusionHead
 from flowpolicy.heads.regression import RegressionHead
+from flowpolicy.inference import prepare
 from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.samplers import shift_chunk
 from flowpolicy.seeding import stream
 from flowpolicy.trainers.fitting import fit_normalizers
 from tests.helpers import EMBODIMENT, observation, small_policy
@@ -100,7 +101,7 @@ def test_a_batch_of_one_agrees_with_the_batch_it_was_cut_from() -> None:
     torch.testing.assert_close(whole, torch.cat(parts), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["jump", "heun", "hybrid"])
 def test_zero_noise_needs_no_generator_and_is_always_the_same(sampler: str) -> None:
     policy, obs = small_policy(), observation(3)
     first, second = (policy.predict(obs, num_steps=2, sampler=sampler, noise="zero") for _ in range(2))
@@ -169,7 +170,7 @@ def test_a_command_that_never_changed_comes_back_exactly(kind: str, mode: str) -
         chunk = policy.predict(observation(64), num_steps=num_steps, generator=stream(0, "n"))
         assert set(chunk[..., 0].flatten().tolist()) == {float(torch.tensor(0.3))}
         assert set(chunk[..., 2].flatten().tolist()) == {0.25} and len(chunk[..., 1].unique()) > 50
-    prepared = policy.eval().prepare(batch=64).predict(observation(64), generator=stream(0, "n"))
+    prepared = prepare(policy.eval(), batch=64).predict(observation(64), generator=stream(0, "n"))
     assert set(prepared[..., 2].flatten().tolist()) == {0.25}
     assert set(prepared[..., 0].flatten().tolist()) == {float(torch.tensor(0.3))}
 

@@ -15,7 +15,7 @@
   trusted=[]         your own packages whose encoders, nets or heads the checkpoint names: it may run their code
   edited=false       true takes a checkpoint whose files are not as they were saved
   out=DIR            default: RUN_DIR/bench/<checkpoint>
-Prints and writes to bench.json the percentiles per stage (encode, head, decode), of predict, of what policy.prepare()
+Prints and writes to bench.json the percentiles per stage (encode, head, decode), of predict, of what prepare(policy)
 makes of it and of the bare net, the share of predictions that take longer than one control step, and what to do.
 """
 

@@ -35,6 +35,8 @@ from flowpolicy.evaluation.certificate import ParityError, export_with_certifica
 from flowpolicy.evaluation.observations import observe_simulator, observe_store
 from flowpolicy.results.seen_seeds import seen_seeds
 from flowpolicy.rollout.vector_env import make_vector_env
+from flowpolicy.samplers.base import require_support
+from flowpolicy.samplers.choose import as_sampler
 
 
 def main(argv: list[str]) -> int:
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
     refuse_existing(out, overwrite=facts["overwrite"])  # before a simulator starts
     torch.set_num_threads(facts["threads"])
     policy = checkpoint.policy(trusted_modules=facts["trusted"], edited=facts["edited"])
-    policy.check_steps(facts["num_steps"])
+    require_support(as_sampler(None, facts["num_steps"]), policy.head)
     env, store, about = None, facts["dataset"]["path"], {"checkpoint": str(checkpoint.folder), "task": None}
     try:
         if store is None or facts["episodes"]:

@@ -21,6 +21,8 @@ from flowpolicy.extras import how_to_install
 from flowpolicy.fingerprint import ENTRY, fingerprint
 from flowpolicy.inference.latency import example_observation
 from flowpolicy.policy import FlowPolicy, is_image
+from flowpolicy.samplers.base import Sampler, require_fixed, require_support
+from flowpolicy.samplers.choose import as_sampler
 from flowpolicy.tracking import versions, write_json
 
 OPSET = 20  # the first with GELU; onnxruntime has it since 1.17
@@ -48,24 +50,39 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
 
 @standard_torch()
 def write_bundle(
-    policy: FlowPolicy, folder: Path, *, num_steps: int = 1, facts: Mapping[str, Any] | None = None
+    policy: FlowPolicy,
+    folder: Path,
+    *,
+    sampler: Sampler | str | None = None,
+    num_steps: int | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what `runtime.OnnxPolicy` reads into `folder`, for one observation at a time.
 
     policy.onnx: inputs obs.<key> (1, To, ...) in robot units, images uint8, and noise (1, H, A); output action (1, Ta,
-    A) in robot units. The flow times of `num_steps` steps are constants of the graph. policy.json: shapes and types of
-    the inputs, the fingerprint of all files, versions, and `facts` (checkpoint, task, ...). embodiment.json: keys,
-    units, frames, control rate. preprocess.json: how clouds and pictures must be made.
+    A) in robot units. The flow times of the sampler's steps are constants of the graph. policy.json: shapes and types
+    of the inputs, the sampler, the fingerprint of all files, versions, and `facts` (checkpoint, task, ...).
+    embodiment.json: keys, units, frames, control rate. preprocess.json: how clouds and pictures must be made.
+
+    Args:
+        policy: What is written; stays as it is.
+        folder: To be made where it is not there.
+        sampler: As in `FlowPolicy.predict`; one whose chunk follows from the starting noise, see `require_fixed`.
+        num_steps: As in `FlowPolicy.predict`.
+        facts: JSON-ready, for policy.json.
 
     Raises:
         ImportError: Without the extra `export`.
-        ValueError: For num_steps beyond the head's limit and for weights that are not finite.
+        ValueError: For samplers that the head or a graph does not support, and for weights that are not finite.
     """
+    sampler = as_sampler(sampler, num_steps)
+    require_support(sampler, policy.head)
+    require_fixed(sampler)
     require_export()
     require_finite(policy.state_dict(), "export")
     folder.mkdir(parents=True, exist_ok=True)
     graph = folder / GRAPH_FILE
-    _write_graph(policy, graph, num_steps)
+    _write_graph(policy, graph, sampler)
     specs = policy.embodiment.obs
     inputs = {
         key: {"shape": [1, policy.obs_horizon, *specs[key].shape], "dtype": _dtype(policy, key)}
@@ -75,7 +92,8 @@ def write_bundle(
         "schema_version": SCHEMA_VERSION,
         "format": "onnx",
         "opset": OPSET,
-        "num_steps": num_steps,
+        "num_steps": sampler.num_steps,
+        "sampler": sampler.to_dict(),
         "obs": inputs,
         "noise": [1, policy.horizon, policy.embodiment.action_dim],
         "action": [1, policy.action_horizon, policy.embodiment.action_dim],
@@ -133,21 +151,20 @@ def _preprocessing(policy: FlowPolicy) -> dict[str, Any]:
 class _Graph(nn.Module):
     """What is exported: observations, in the order of the policy's keys, and noise to the executed chunk."""
 
-    def __init__(self, policy: FlowPolicy, num_steps: int) -> None:
+    def __init__(self, policy: FlowPolicy, sampler: Sampler) -> None:
         super().__init__()
-        self.policy, self.num_steps = policy, num_steps
+        self.policy, self.sampler = policy, sampler
 
     def forward(self, values: list[Tensor], noise: Tensor) -> Tensor:
         policy = self.policy
         obs = dict(zip(policy.obs_keys, values, strict=True))
-        return policy.decode(policy.sample(policy.encode(obs), noise, num_steps=self.num_steps), obs)
+        return policy.decode(policy.sample(policy.encode(obs), noise, self.sampler), obs)
 
 
-def _write_graph(policy: FlowPolicy, file: Path, num_steps: int) -> None:
-    policy.check_steps(num_steps)
+def _write_graph(policy: FlowPolicy, file: Path, sampler: Sampler) -> None:
     obs = list(example_observation(policy).values())
     noise = torch.zeros(1, policy.horizon, policy.embodiment.action_dim, device="cpu", dtype=torch.float32)
-    module = _Graph(copy.deepcopy(policy).cpu().eval(), num_steps)
+    module = _Graph(copy.deepcopy(policy).cpu().eval(), sampler)
     with _quiet(), torch.no_grad():  # with gradients PointNet takes another way, which is made for training
         program = torch.onnx.export(
             module,

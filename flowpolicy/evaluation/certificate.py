@@ -14,6 +14,7 @@ from flowpolicy.evaluation.observations import Observed
 from flowpolicy.files import atomic_directory
 from flowpolicy.inference.bench import describe_processor
 from flowpolicy.inference.latency import percentiles, time_in_turns
+from flowpolicy.inference.prepared import prepare
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.seen_seeds import seen_warning
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
@@ -193,7 +194,7 @@ def compare_latency(
         obs: key -> (1, To, ...).
     """
     steps, generator, rng = bundle.num_steps, stream(0, "latency"), np.random.default_rng(0)
-    prepared, arrays = policy.prepare(num_steps=steps), {key: value.numpy() for key, value in obs.items()}
+    prepared, arrays = prepare(policy, num_steps=steps), {key: value.numpy() for key, value in obs.items()}
     calls = {
         "torch": lambda: policy.predict(obs, num_steps=steps, generator=generator),
         "prepared": lambda: prepared.predict(obs, generator=generator),

@@ -22,6 +22,7 @@ class Head(nn.Module, ABC):
         has_velocity: Whether velocity(x_t, t, t) is the instantaneous one of the straight path between action and
             noise.
         has_flow_map: Whether velocity(x_t, t, r) is trained as the average over [r, t] for every r, also to r = 0.
+        has_noise_levels: Whether it walks down noise levels: `ancestral_step`.
         parameterization: What the net of a head with a flow map predicts, "u" the velocity, "x" the action; None:
             unsaid.
     """
@@ -31,6 +32,7 @@ class Head(nn.Module, ABC):
     max_steps: int | None = None
     has_velocity: bool = False
     has_flow_map: bool = False
+    has_noise_levels: bool = False
     parameterization: Parameterization | None = None
 
     @abstractmethod
@@ -70,7 +72,7 @@ class Head(nn.Module, ABC):
         Raises:
             ValueError: For all others.
         """
-        raise ValueError(f"{type(self).__name__} has no noise levels, which sampler='ancestral' walks down; use 'jump'")
+        raise ValueError(f"{type(self).__name__} has no noise levels, which sampler=ancestral walks down; use jump")
 
     def require_batch(self, batch: int) -> None:
         """Raise ValueError for a batch of fewer rows than `min_batch`: a term would go untrained, or be NaN.

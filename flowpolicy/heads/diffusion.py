@@ -38,6 +38,7 @@ class DiffusionHead(Head):
         loss_eps: As `loss_power`.
     """
 
+    has_noise_levels = True
     signal: Tensor
     action_low: Tensor
     action_high: Tensor

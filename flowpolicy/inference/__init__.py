@@ -10,12 +10,12 @@ if TYPE_CHECKING:
         example_observation as example_observation,
         measure_latency as measure_latency,
     )
-    from flowpolicy.inference.prepared import PreparedPolicy as PreparedPolicy
+    from flowpolicy.inference.prepared import PreparedPolicy as PreparedPolicy, prepare as prepare
 
 __getattr__, __dir__, __all__ = exported(
     __name__,
     {
         "latency": ["LatencyReport", "example_observation", "measure_latency"],
-        "prepared": ["PreparedPolicy"],
+        "prepared": ["PreparedPolicy", "prepare"],
     },
 )

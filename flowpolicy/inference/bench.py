@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from flowpolicy.inference.latency import measure_latency, percentiles
+from flowpolicy.inference.prepared import prepare
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.types import Observation
 
@@ -29,7 +30,7 @@ def bench(
 ) -> dict[str, Any]:
     """What bench.json says about one number of steps, JSON-ready.
 
-    Percentiles of predict, of the predictor that `FlowPolicy.prepare` makes, of the stages and of the bare net (all
+    Percentiles of predict, of the predictor that `prepare` makes, of the stages and of the bare net (all
     take turns), the share of observations whose preprocessing and prediction together exceed 1 / hz, and a sentence.
 
     Args:
@@ -45,7 +46,7 @@ def bench(
     if not 0 < hz < math.inf:
         raise ValueError(f"bench: hz must be positive, got {hz}")
     device = next(iter(obs.values())).device
-    prepared = policy.prepare(device, num_steps=num_steps)
+    prepared = prepare(policy, device, num_steps=num_steps)
     report = measure_latency(policy, obs, num_steps=num_steps, warmup=warmup, repeats=repeats, prepared=prepared)
     assert report.prepared is not None and report.prepared_samples_ms is not None
     before = {stage: list(times) for stage, times in (preprocess_ms or {}).items() if len(times)}

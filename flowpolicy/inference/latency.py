@@ -8,10 +8,10 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from flowpolicy.flow.sample import sample_ode
-from flowpolicy.flow.times import time_grid
 from flowpolicy.inference.prepared import PreparedPolicy
 from flowpolicy.policy import FlowPolicy, is_image
+from flowpolicy.samplers.base import Sampler, require_support
+from flowpolicy.samplers.choose import as_sampler
 from flowpolicy.seeding import normal
 from flowpolicy.types import Observation
 
@@ -23,11 +23,13 @@ class LatencyReport:
 
     Args:
         predict: P50, p95, p99, max of the whole call: normalise, encode, head, un-normalise.
-        floor: The same of `num_steps` bare forward passes of the net: what no implementation around it can beat.
+        num_steps: Of the sampler.
+        floor: The same of as many bare forward passes of the net as the sampler makes: no implementation around it can
+            beat that.
         overhead: Share of the median predict that is not the floor, in [0, 1].
         stages: "encode" (normalise + encode), "head" (all its steps), "decode" (un-normalise): the percentiles of each.
         samples_ms: Every measured predict, in order.
-        prepared: The same of `FlowPolicy.prepare`'s predictor, None where it was not measured.
+        prepared: The same of `prepare`'s predictor, None where it was not measured.
         prepared_samples_ms: As `prepared`.
     """
 
@@ -55,7 +57,8 @@ def measure_latency(
     policy: FlowPolicy,
     obs: Observation,
     *,
-    num_steps: int = 1,
+    sampler: Sampler | str | None = None,
+    num_steps: int | None = None,
     warmup: int = 50,
     repeats: int = 500,
     budget_s: float = 20.0,
@@ -66,39 +69,43 @@ def measure_latency(
     The measurements take turns, four calls each, so that a slow moment of the machine hits all of them alike.
 
     Args:
+        policy: In evaluation mode.
         obs: key -> (1, To, ...), robot units, on the policy's device.
+        sampler: As in `FlowPolicy.predict`.
+        num_steps: As in `FlowPolicy.predict`.
         warmup: Calls thrown away first.
         budget_s: Warm-up and measurement each end after half of it, once they have had 20 calls: ten steps of a net of
             250 M parameters would take a quarter of an hour otherwise.
-        prepared: What the policy prepared for one observation and num_steps, to be measured beside it.
+        prepared: What the policy was prepared as for one observation and the sampler, to be measured beside it.
 
     Raises:
         ValueError: When obs is not a single observation or a count is below 1.
     """
-    _check(obs, num_steps=num_steps, warmup=warmup, repeats=repeats)
+    sampler = as_sampler(sampler, num_steps)
+    require_support(sampler, policy.head)
+    _check(obs, warmup=warmup, repeats=repeats)
     device = next(iter(obs.values())).device
     generator = torch.Generator(device=device).manual_seed(0)
     noise = normal((1, policy.horizon, policy.embodiment.action_dim), generator)
-    times = time_grid(num_steps)
     one, zero = noise.new_ones(1), noise.new_zeros(1)
     with torch.inference_mode():
         cond = policy.encode(obs)
-        chunk = sample_ode(policy.head.velocity, noise, cond, times)
+        chunk = policy.sample(cond, noise, sampler, generator=generator)
         calls: dict[str, Callable[[], object]] = {
-            "predict": lambda: policy.predict(obs, num_steps=num_steps, generator=generator),
-            "floor": lambda: [policy.head.net(noise, one, zero, cond) for _ in range(num_steps)],
+            "predict": lambda: policy.predict(obs, sampler=sampler, generator=generator),
+            "floor": lambda: [policy.head.net(noise, one, zero, cond) for _ in range(sampler.evaluations)],
             "encode": lambda: policy.encode(obs),
-            "head": lambda: sample_ode(policy.head.velocity, noise, cond, times),
+            "head": lambda: sampler(policy.head, noise, cond, generator),
             "decode": lambda: policy.decode(chunk, obs),
         }
         if prepared is not None:
-            calls["prepared"] = lambda: prepared.predict(obs, num_steps=num_steps, generator=generator)
+            calls["prepared"] = lambda: prepared.predict(obs, sampler=sampler, generator=generator)
         spent = time_in_turns(calls, device, warmup=warmup, repeats=repeats, budget_s=budget_s)
     summary = {name: percentiles(values) for name, values in spent.items()}
     return LatencyReport(
         device=_device_name(device),
         threads=torch.get_num_threads(),
-        num_steps=num_steps,
+        num_steps=sampler.num_steps,
         predict=summary["predict"],
         floor=summary["floor"],
         overhead=max(0.0, 1.0 - summary["floor"]["p50"] / summary["predict"]["p50"]),
@@ -117,7 +124,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(max(values))}
 
 
-def _check(obs: Observation, *, num_steps: int, warmup: int, repeats: int) -> None:
+def _check(obs: Observation, *, warmup: int, repeats: int) -> None:
     if not obs:
         raise ValueError("measure_latency: wanted at least one observation key, got none")
     for key, value in obs.items():
@@ -126,11 +133,8 @@ def _check(obs: Observation, *, num_steps: int, warmup: int, repeats: int) -> No
                 f"measure_latency: obs[{key!r}] must be (1, To, ...), got {tuple(value.shape)}; "
                 "a robot sees one observation at a time"
             )
-    if num_steps < 1 or repeats < 1 or warmup < 0:
-        raise ValueError(
-            f"measure_latency: wanted num_steps, repeats >= 1 and warmup >= 0, got num_steps={num_steps}, "
-            f"repeats={repeats}, warmup={warmup}"
-        )
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"measure_latency: wanted repeats >= 1 and warmup >= 0, got {repeats=}, {warmup=}")
 
 
 def time_in_turns(

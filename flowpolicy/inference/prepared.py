@@ -1,25 +1,57 @@
-"""The predictor that `FlowPolicy.prepare` makes: one device, one batch size, one number of steps."""
+"""The predictor that `prepare` makes of a policy: one device, one batch size, one sampler."""
 
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from flowpolicy.ambient import without_autocast
+from flowpolicy.ambient import standard_torch, without_autocast
 from flowpolicy.inference.rewrite import simplify
 from flowpolicy.inference.trace import record
 from flowpolicy.inputs import Inputs
+from flowpolicy.policy import FlowPolicy, all_sums
+from flowpolicy.samplers.base import Sampler, require_fixed, require_support
+from flowpolicy.samplers.choose import as_sampler
 from flowpolicy.seeding import generator_of, normal
 from flowpolicy.types import Observation
 
-if TYPE_CHECKING:
-    from flowpolicy.policy import FlowPolicy
-
 _TRIALS = 12  # of each of two equal graphs, to keep the faster one
+
+
+@standard_torch()
+def prepare(
+    policy: FlowPolicy,
+    device: torch.device | str = "cpu",
+    batch: int = 1,
+    num_steps: int | None = None,
+    *,
+    sampler: Sampler | str | None = None,
+    threads: int | None = None,
+) -> "PreparedPolicy":
+    """A predictor for one device, batch size and sampler that gives what `FlowPolicy.predict` gives, sooner.
+
+    It keeps the weights of this moment.
+
+    Args:
+        policy: Stays as it is.
+        device: Where the prepared one computes.
+        batch: Observations of one call.
+        num_steps: As in `FlowPolicy.predict`.
+        sampler: As in `FlowPolicy.predict`; one whose chunk follows from the starting noise, see `require_fixed`.
+        threads: CPU threads of torch while it predicts; None leaves them as they are.
+
+    Raises:
+        ValueError: Where `predict` would, for samplers that draw noise on the way or begin at the last chunk, and for a
+            policy whose Python decides on numbers of the observation.
+    """
+    sampler = as_sampler(sampler, num_steps)
+    require_support(sampler, policy.head)
+    require_fixed(sampler)
+    return PreparedPolicy(policy, device=torch.device(device), batch=batch, sampler=sampler, threads=threads)
 
 
 @final
@@ -32,16 +64,20 @@ class PreparedPolicy:
     from seed 0 on, whatever the policy has drawn.
 
     Args:
+        policy: What it is made of.
+        device: Where it computes.
+        batch: Observations of one call.
+        sampler: One that `prepare` takes.
         threads: CPU threads of torch during a call, set back afterwards; None leaves them.
     """
 
     def __init__(
-        self, policy: "FlowPolicy", *, device: torch.device, batch: int, num_steps: int, threads: int | None
+        self, policy: FlowPolicy, *, device: torch.device, batch: int, sampler: Sampler, threads: int | None
     ) -> None:
         if batch < 1 or (threads is not None and threads < 1):
             raise ValueError(f"prepare: wanted batch and threads of at least 1, got {batch=}, {threads=}")
         self.embodiment, self.obs_keys, self.obs_horizon = policy.embodiment, policy.obs_keys, policy.obs_horizon
-        self.device, self.batch, self.num_steps, self.threads = device, batch, num_steps, threads
+        self.device, self.batch, self.sampler, self.threads = device, batch, sampler, threads
         self.noise_shape = (batch, policy.horizon, policy.embodiment.action_dim)
         self.reset(0)
         self._inputs = Inputs(
@@ -55,12 +91,13 @@ class PreparedPolicy:
         )
         with self._own_threads():
             # a copy: training may go on, and a replay of half old, half new weights would be neither
-            self._run = _compile(copy.deepcopy(policy).to(device).eval(), self._example(policy), num_steps)
+            self._run = _compile(copy.deepcopy(policy).to(device).eval(), self._example(policy), sampler)
 
     def predict(
         self,
         obs: Observation,
         *,
+        sampler: Sampler | str | None = None,
         num_steps: int | None = None,
         generator: torch.Generator | None = None,
         noise: Tensor | Literal["zero"] | None = None,
@@ -69,10 +106,12 @@ class PreparedPolicy:
         """See `FlowPolicy.predict`; here obs may lie on the CPU also where the device is another.
 
         Raises:
-            ValueError: For what it was not prepared for: another batch size, number of steps, shape or type.
+            ValueError: For what it was not prepared for: another batch size, sampler, shape or type.
         """
-        if num_steps not in (None, self.num_steps):
-            raise ValueError(f"prepared for num_steps={self.num_steps}, got {num_steps}; prepare another one for it")
+        if (sampler is not None or num_steps is not None) and self.sampler != (
+            wanted := as_sampler(self.sampler.name if sampler is None else sampler, num_steps)
+        ):
+            raise ValueError(f"prepared for {self.sampler.words}, got {wanted.words}; prepare another one for it")
         self._inputs.check(obs)
         if noise is None:
             noise = normal(self.noise_shape, self._own_noise if generator is None else generator)
@@ -94,7 +133,7 @@ class PreparedPolicy:
         """One, empty, on the device: `run_episodes` asks it where observations go."""
         yield nn.Parameter(torch.empty(0, device=self.device, dtype=torch.float32), requires_grad=False)
 
-    def _example(self, policy: "FlowPolicy") -> list[Tensor]:
+    def _example(self, policy: FlowPolicy) -> list[Tensor]:
         """Zeros of every observation, in order, and of the noise."""
         specs = {key: policy.embodiment.obs[key] for key in self.obs_keys}
         obs = [
@@ -145,18 +184,12 @@ class _CudaGraph:
         return self._output
 
 
-def all_sums(*values: Tensor) -> list[Tensor]:
-    """What `Inputs.judge` takes: a sum per tensor; on another device than the CPU one for all, to wait for it once."""
-    sums = [value.sum() for value in values]
-    return sums if values[0].device.type == "cpu" else [torch.stack(sums).sum()]
-
-
-def _compile(policy: "FlowPolicy", inputs: Sequence[Tensor], num_steps: int) -> Callable[..., list[Tensor]]:
+def _compile(policy: FlowPolicy, inputs: Sequence[Tensor], sampler: Sampler) -> Callable[..., list[Tensor]]:
     """The recorded policy as one function of its observations, in order, and the noise: the chunk and `all_sums`."""
 
     def predict(*tensors: Tensor) -> Tensor:
         obs = dict(zip(policy.obs_keys, tensors, strict=False))
-        return policy.decode(policy.sample(policy.encode(obs), tensors[-1], num_steps=num_steps), obs)
+        return policy.decode(policy.sample(policy.encode(obs), tensors[-1], sampler), obs)
 
     def summed(function: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
         def call(*tensors: Tensor) -> list[Tensor]:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from flowpolicy.flow.path import interpolate
-from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import num_equal_times, time_grid
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.samplers.jump import sample_ode
 from flowpolicy.seeding import normal, uniform
 
 Kind = Literal["paired", "velocity"]

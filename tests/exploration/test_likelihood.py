@@ -11,8 +11,8 @@ from flowpolicy.exploration.flow_noise import FlowNoise
 from flowpolicy.exploration.flow_sde import FlowSDE
 from flowpolicy.exploration.langevin import Langevin
 from flowpolicy.flow.gaussian import Gaussian, sde_step
-from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
+from flowpolicy.samplers.jump import sample_ode
 from tests.exploration.exact import gaussian_velocity
 
 SHAPE = {"action_dim": 7, "horizon": 4, "cond_dim": 3}

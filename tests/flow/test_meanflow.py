@@ -6,10 +6,10 @@ from torch import Tensor
 
 from flowpolicy.flow.meanflow import meanflow_correction, time_derivative, time_difference
 from flowpolicy.flow.path import expand, interpolate
-from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import FlowTimes, time_grid
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.nets.unet1d import UNet1D
+from flowpolicy.samplers.jump import sample_ode
 from flowpolicy.seeding import stream
 
 COND = torch.zeros(64, 1, dtype=torch.float64)

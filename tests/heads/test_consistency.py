@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from flowpolicy.flow.path import expand
-from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.consistency import ConsistencyHead
 from flowpolicy.nets.base import Features, VelocityNet
 from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.samplers.jump import sample_ode
 from flowpolicy.seeding import stream
 
 ACTION, COND = torch.randn(64, 4, 2, generator=stream(0, "a")), torch.randn(64, 3, generator=stream(0, "c"))

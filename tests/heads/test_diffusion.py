@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from flowpolicy.flow.diffusion import add_noise, cosine_signal
-from flowpolicy.flow.sample import sample_ancestral, sample_ode
 from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.diffusion import DiffusionHead, Prediction, Spacing
 from flowpolicy.nets.base import Features, VelocityNet
 from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.samplers import Ancestral
+from flowpolicy.samplers.jump import sample_ode
 from flowpolicy.seeding import stream
 from tests.helpers import observation, small_policy
 
@@ -160,7 +161,7 @@ def test_ancestral_sampling_equals_diffusers_ddpm(spacing: Spacing, prediction: 
         for k in scheduler.timesteps:
             time = torch.full((8,), (int(k) + 1) / 100)
             x = scheduler.step(head.net(x, time, time, COND), k, x, generator=generator).prev_sample
-        ours = sample_ancestral(head.ancestral_step, NOISE, COND, time_grid(num_steps), generator=stream(3, "fresh"))
+        ours = Ancestral(num_steps=num_steps)(head, NOISE, COND, stream(3, "fresh"))
     torch.testing.assert_close(ours, x, rtol=0, atol=2e-5)
 
 
@@ -170,15 +171,18 @@ def test_ancestral_steps_keep_the_spread_of_gaussian_actions_and_a_point_mass() 
     def best(x_t: Tensor, signal: Tensor) -> Tensor:
         return signal.sqrt() * s**2 / (signal * s**2 + 1 - signal) * x_t
 
-    noise, times = torch.randn(8192, 1, 1, generator=stream(1, "n")), time_grid(1000)  # in 100 steps it is 0.185
+    noise, sampler = (
+        torch.randn(8192, 1, 1, generator=stream(1, "n")),
+        Ancestral(num_steps=1000),
+    )  # in 100 steps it is 0.185
     head = DiffusionHead(_Known(best, 1000), train_steps=1000)
-    chunk = sample_ancestral(head.ancestral_step, noise, COND[:1], times, generator=stream(2, "fresh"))
+    chunk = sampler(head, noise, COND[:1], stream(2, "fresh"))
     assert float(chunk.std()) == pytest.approx(s, abs=0.01) and abs(float(chunk.mean())) < 0.01
-    again = sample_ancestral(head.ancestral_step, noise, COND[:1], times, generator=stream(3, "fresh"))
+    again = sampler(head, noise, COND[:1], stream(3, "fresh"))
     assert float((again - chunk).std()) > 0.5 * s  # the start does not decide the end, as it does for DDIM
 
     point = DiffusionHead(_Known(lambda x_t, signal: torch.full_like(x_t, 0.3)))
-    chunk = sample_ancestral(point.ancestral_step, NOISE, COND, time_grid(4), generator=stream(2, "fresh"))
+    chunk = Ancestral(num_steps=4)(point, NOISE, COND, stream(2, "fresh"))
     torch.testing.assert_close(chunk, torch.full_like(chunk, 0.3))
 
 
@@ -190,7 +194,7 @@ def test_a_policy_samples_ancestrally_where_its_head_has_noise_levels() -> None:
     assert not torch.equal(chunk, policy.predict(obs, num_steps=10, generator=stream(0, "a")))
     with pytest.raises(ValueError, match="pass generator="):
         policy.predict(obs, noise="zero", **words)
-    with pytest.raises(ValueError, match="no start or start_time"):
+    with pytest.raises(ValueError, match="start_time=0.3 needs a start"):
         policy.predict(obs, generator=stream(0, "a"), start_time=0.3, **words)
     with pytest.raises(ValueError, match="MeanFlowHead has no noise levels"):
         small_policy().predict(obs, generator=stream(0, "a"), **words)

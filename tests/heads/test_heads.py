@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flowpolicy.flow.losses import DISPERSIVE_KINDS
 from flowpolicy.flow.path import expand
-from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import num_equal_times, time_grid
 from flowpolicy.heads.alpha_flow import AlphaFlowHead
 from flowpolicy.heads.base import Head
@@ -28,6 +27,7 @@ from flowpolicy.heads.terms.dispersive import DispersiveRegularizer
 from flowpolicy.heads.terms.guidance import Guidance
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.samplers.jump import sample_ode
 from flowpolicy.seeding import stream
 
 HEADS = {

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from flowpolicy.flow.precision import excess_precision
-from flowpolicy.flow.sample import sample_ode
 from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.iterative_regression import IterativeRegressionHead
 from flowpolicy.nets.mlp import ResidualMLP
+from flowpolicy.samplers.jump import sample_ode
 from flowpolicy.seeding import stream
 
 BATCH = 64

@@ -32,13 +32,7 @@ RANK = {name: rank for rank, names in RANKS.items() for name in names.split()}
 SIMULATORS = ("mani_skill", "sapien", "robosuite", "robomimic", "metaworld", "mujoco", "gymnasium")
 NEVER_LOADED = (*SIMULATORS, "torchvision", "wandb", "onnx", "onnxscript", "onnxruntime")
 TRAINING_STACK = ("zarr", "numcodecs", "numba", "h5py")  # what a robot's computer need not have
-CATALOGUES = (
-    "heads",
-    "nets",
-    "encoders",
-    "exploration",
-    "samplers",
-)  # folder of final classes <-> folder of yaml files
+CATALOGUES = ("heads", "nets", "encoders", "exploration", "samplers")  # final classes <-> yaml files
 
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "joblib"}
 FORBIDDEN_ATTRIBUTES = {"sys.path", "torch.save"}  # the latter is pickle, as is torch.load without weights_only

@@ -72,7 +72,7 @@ def roll(policy: FlowPolicy) -> tuple[float, dict[str, float]]:
 
 @pytest.mark.slow
 def test_one_step_of_meanflow_takes_both_ways(store: EpisodeStore, tmp_path: Path):
-    """What fails falls between the two ways; the figure over 300 seeds is in the README."""
+    """What fails falls between the two ways; the figure over 300 seeds is in docs/results/two_ways.md."""
     success, shares = roll(train(["experiment=toy_two_ways"], store, tmp_path))
     assert success >= 0.9, (success, shares)
     assert min(shares["left"], shares["right"]) >= 0.3, shares

@@ -27,8 +27,8 @@ TOY = {
     "data view": ["episodes=2"],
     "train": ["trainer.steps=4", "eval.episodes=1"],
     "finetune": ["debug=true"],
-    "evaluate": ["episodes=2"],
-    "compare": ["episodes=2"],
+    "evaluate": ["episodes=2", "envs=1"],
+    "compare": ["episodes=2", "envs=1"],
     "sweep": ["episodes=2"],
     "protocol": ["debug=true", "demonstrations=3", "episodes=2"],
     "bench": ["repeats=5", "warmup=1", "observations=4"],
@@ -96,8 +96,9 @@ class _Marks:
 
 
 def pages() -> list[Path]:
-    """The pages of docs/, but for the generated reference."""
-    return sorted(path for path in (ROOT / "docs").rglob("*.md") if "reference" not in path.parts)
+    """README.md, CONTRIBUTING.md, SECURITY.md and the pages of docs/, but for the generated reference."""
+    docs = sorted(path for path in (ROOT / "docs").rglob("*.md") if "reference" not in path.parts)
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *docs]
 
 
 def steps(page: Path) -> list[Step]:

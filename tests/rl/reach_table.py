@@ -1,4 +1,4 @@
-"""README's table of the reach task: python -m tests.rl.reach_table prints it, 15 minutes of one core.
+"""The reach table of docs/results/finetuning.md: python -m tests.rl.reach_table prints it, 15 minutes of one core.
 
 python -m tests.rl.reach_table langevin "langevin, pull" prints these rows alone.
 """

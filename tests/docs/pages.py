@@ -97,8 +97,13 @@ class _Marks:
 
 def pages() -> list[Path]:
     """README.md, CONTRIBUTING.md, SECURITY.md and the pages of docs/, but for the generated reference."""
-    docs = sorted(path for path in (ROOT / "docs").rglob("*.md") if "reference" not in path.parts)
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *docs]
+    docs = [path for path in (ROOT / "docs").rglob("*.md") if "reference" not in path.parts]
+    return [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "SECURITY.md",
+        *sorted(page for page in docs if page.name != "SUMMARY.md"),
+    ]
 
 
 def steps(page: Path) -> list[Step]:

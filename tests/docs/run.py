@@ -8,6 +8,7 @@ Simple commands of flowpolicy run in this process, which loads torch once; whate
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
@@ -53,6 +54,31 @@ def main(argv: list[str]) -> int:
         finally:
             os.chdir(ROOT)
     return 0
+
+
+def serve() -> None:
+    """Run the pages that come in as lines of JSON, [page, folder, file for what is printed], in a process each.
+
+    Each is a copy of this process, in which what takes seconds to load and to compile has been used once. Answers with
+    exit codes, a line each.
+    """
+    with tempfile.TemporaryDirectory() as scratch, _captured():
+        from flowpolicy.cli.main import main as flowpolicy
+
+        store, run = f"{scratch}/toy.zarr", f"{scratch}/run"
+        flowpolicy(["data", "collect", "task=toy", "episodes=2", f"out={store}"])
+        flowpolicy(["train", f"dataset.path={store}", f"out={run}", "trainer.steps=1"])
+        flowpolicy(["evaluate", f"checkpoint={run}", "episodes=1", "envs=1"])
+    for line in sys.stdin:
+        page, folder, log = json.loads(line)
+        if (child := os.fork()) == 0:
+            file = os.open(log, os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            code = main([page, folder])
+            sys.stdout.flush()
+            os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 class Runner:
@@ -179,4 +205,4 @@ def _captured() -> Iterator[io.StringIO]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(serve() if sys.argv[1:] == ["--serve"] else main(sys.argv[1:]))

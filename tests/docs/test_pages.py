@@ -3,9 +3,11 @@
 The pages are slow: `scripts/docs --run` runs them all, in CI too.
 """
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +17,28 @@ from tests.docs.pages import ROOT, pages, steps, toy
 PAGES = [str(page.relative_to(ROOT)) for page in pages()]
 
 
+@pytest.fixture(scope="module")
+def runner() -> Iterator[subprocess.Popen[str]]:
+    """Takes pages on its standard input; see tests.docs.run."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "envs")])
+    command = [sys.executable, "-m", "tests.docs.run", "--serve"]
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        process.communicate()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_runs_as_printed(page: str, tmp_path: Path) -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "envs")])
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.docs.run", page, str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
-    print(done.stdout)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
+def test_every_command_of_a_page_runs_as_printed(runner: subprocess.Popen[str], page: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert runner.stdin is not None and runner.stdout is not None
+    print(json.dumps([str(ROOT / page), str(tmp_path), str(log)]), file=runner.stdin, flush=True)
+    code = runner.stdout.readline().strip()
+    said = log.read_text()
+    print(said)
+    assert code == "0", said[-10_000:]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -32,17 +32,21 @@ _MISFITS = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeErro
 
 @standard_torch()
 def create_policy(
-    config: PolicySpec | dict[str, Any], embodiment: Embodiment, *, trusted_modules: Sequence[str] = ()
+    config: PolicySpec | dict[str, Any],
+    embodiment: Embodiment,
+    *,
+    trusted_modules: Sequence[str] = (),
+    seed: int | None = None,
 ) -> FlowPolicy:
     """An untrained policy from a spec, or from one written down.
-
-    The weights are drawn from torch's global generator, which is put back: seed it for other ones.
 
     Args:
         config: A `PolicySpec`, whose classes are trusted, or what `PolicySpec.to_dict` gives, whose names are checked:
             the `policy` node of the composed configs.
         embodiment: The robot's contract, which the shapes come from.
         trusted_modules: Packages outside flowpolicy whose classes the config may name.
+        seed: Of the run, which fixes the first weights; None draws them from torch's global generator, which is put
+            back.
 
     Raises:
         ValueError: As `PolicySpec.from_dict`, and for arguments that the parts do not take.
@@ -50,7 +54,7 @@ def create_policy(
     spec = config if isinstance(config, PolicySpec) else PolicySpec.from_dict(config, trusted_modules=trusted_modules)
     try:
         with torch.random.fork_rng(devices=[]):  # the global generator is afterwards as before
-            policy = build_policy(embodiment=embodiment, **spec.constructors())
+            policy = build_policy(embodiment=embodiment, seed=seed, **spec.constructors())
     except _MISFITS as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if "unexpected keyword argument" in text:

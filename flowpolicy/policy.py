@@ -17,7 +17,7 @@ from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.samplers.base import Sampler, require_support
 from flowpolicy.samplers.choose import as_sampler
 from flowpolicy.samplers.warm_start import WarmStart
-from flowpolicy.seeding import generator_of, normal
+from flowpolicy.seeding import generator_of, normal, seeded_weights
 from flowpolicy.spec import PolicySpec
 from flowpolicy.types import Batch, LossOutput, Observation
 
@@ -253,14 +253,22 @@ def build_policy(
     action_horizon: int = 8,
     action_representation: Representation = "absolute",
     obs_keys: Sequence[str] | None = None,
+    seed: int | None = None,
 ) -> FlowPolicy:
     """Wire the parts: shapes flow from the embodiment and the horizons into encoder, net and head.
 
     Args:
-        encoder: Constructors with everything but the shapes filled in (Hydra's `_partial_`).
-        net: As `encoder`.
-        head: As `encoder`.
+        embodiment: The robot's contract, which names the observations and their shapes.
+        encoder: A class, or a `functools.partial` of one with everything but the shapes filled in. It is called with
+            obs_shapes (key -> shape of one step) and obs_horizon.
+        net: The same; called with action_dim, horizon and cond_dim, the encoder's feature_dim.
+        head: The same; called with the net.
+        horizon: H, action steps that are predicted.
+        obs_horizon: To, observations that are seen.
+        action_horizon: Ta, action steps that are executed.
+        action_representation: "absolute", "relative" (to the newest observed state) or "delta" (to the step before).
         obs_keys: Which of the embodiment's observations to use, in this order; None is all of them.
+        seed: Of the run, which fixes the first weights; None draws them from torch's global generator.
 
     Raises:
         ValueError: When the executed slice does not fit into the horizon, a key is unknown, an image not uint8, or
@@ -275,8 +283,10 @@ def build_policy(
         )
     representation = ActionRepresentation(action_representation, embodiment)
     keys = _seen_keys(obs_keys, embodiment, representation)
-    built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
-    built_net = net(action_dim=embodiment.action_dim, horizon=horizon, cond_dim=built_encoder.feature_dim)
+    with seeded_weights(seed):
+        built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
+        built_net = net(action_dim=embodiment.action_dim, horizon=horizon, cond_dim=built_encoder.feature_dim)
+        built_head = head(built_net)
     numbers = {
         "horizon": horizon,
         "obs_horizon": obs_horizon,
@@ -286,7 +296,7 @@ def build_policy(
     }
     return FlowPolicy(
         encoder=built_encoder,
-        head=head(built_net),
+        head=built_head,
         representation=representation,
         embodiment=embodiment,
         obs_keys=keys,

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -40,6 +41,21 @@ def generator_of(seed: int) -> torch.Generator:
     """
     require_number("seed", seed, least=0, most=2**63 - 1, whole=True)
     return torch.Generator(device="cpu").manual_seed(seed)
+
+
+@contextmanager
+def seeded_weights(seed: int | None) -> Iterator[None]:
+    """While it is open, layers on the CPU draw their first weights as a run of this seed does.
+
+    Args:
+        seed: Of the run; None leaves torch's global generator as it is, and lets them draw from it.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "model"))
+        yield
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -158,6 +158,15 @@ def targets(config: Any) -> Iterator[str]:
             yield from targets(value)
 
 
+def packages(config: Any) -> list[str]:
+    """The packages outside flowpolicy whose classes a resolved config names.
+
+    Args:
+        config: As for `targets`.
+    """
+    return sorted({target.partition(".")[0] for target in targets(config)} - {"flowpolicy"})
+
+
 def _made(value: Any) -> Any:
     """What a node stands for; other values as they are."""
     if isinstance(value, dict):

@@ -48,14 +48,16 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from flowpolicy.checkpoint import create_policy
 from flowpolicy.cli import config, store_task
 from flowpolicy.cli.jobs import require_own_folders, run_jobs
 from flowpolicy.cli.recipe import digest
 from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.files import claim_folder
+from flowpolicy.spec import packages
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
-from flowpolicy.trainers.imitate import SimulatorCheck, train_policy
+from flowpolicy.trainers.imitate import SimulatorCheck, train
 from flowpolicy.trainers.imitation import TrainerSettings
 
 
@@ -100,17 +102,17 @@ def _train(job: tuple[DictConfig, EpisodeStore, list[str]]) -> None:
         )
         return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
 
+    named = facts["policy"]  # whoever typed it trusts the packages in it, which a checkpoint does not get to say
     kept = {"task": facts["task"], "dataset": dataset, "num_steps": facts["eval"]["num_steps"]}
     try:
-        checkpoint = train_policy(
+        trained = train(
+            create_policy(named, store.require_record(), trusted_modules=packages(named), seed=cfg.seed).to(device),
             store,
-            policy_config=facts["policy"],
             facts=kept,
             out=out,
             settings=settings,
             start=start,
             seed=cfg.seed,
-            device=device,
             check=check,
             val_episodes=cfg.dataset.val_episodes,
             mask_padding=cfg.dataset.mask_padding,
@@ -124,4 +126,6 @@ def _train(job: tuple[DictConfig, EpisodeStore, list[str]]) -> None:
     finally:
         if not cfg.out and not any(out.iterdir()):
             os.removedirs(default)  # relative: it stops at runs/, and at the first folder that holds anything
-    print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {checkpoint}\nrun         {out}")
+    stopped = f"stopped     after trainer.max_hours={settings.max_hours} at step {trained.step} of {settings.steps}; "
+    print("" if trained.finished else f"{stopped}resume=true goes on\n", end="")
+    print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {trained.checkpoint}\nrun         {out}")

@@ -2,19 +2,19 @@
 
 import numpy as np
 
-from flowpolicy.data.store import EpisodeStore
+from flowpolicy.data.base import Store
 from flowpolicy.embodiment import Embodiment
 
 MAX_OUTSIDE = 0.01  # share of the steps: a stray spike does no harm, clipped it still points the right way
 _LISTED = 5  # dimensions that one message names
 
 
-def require_inside(store: EpisodeStore, *, max_outside: float = MAX_OUTSIDE) -> None:
+def require_inside(store: Store, *, max_outside: float = MAX_OUTSIDE) -> None:
     """Raise ValueError where more than this share of the store's steps has an action outside the declared box, naming
     the dimensions, their shares, and the box that was measured.
 
     Args:
-        store: The episodes, as `EpisodeStore` opens them.
+        store: The episodes.
         max_outside: Largest share of steps, 0 to 1.
     """
     if not 0 <= max_outside <= 1:

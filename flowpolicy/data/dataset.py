@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowpolicy.data.base import Store
 from flowpolicy.data.residence import Residence, read_steps
-from flowpolicy.data.store import EpisodeStore
 from flowpolicy.data.windows import window_index
 from flowpolicy.types import Batch
 
@@ -66,7 +66,7 @@ class SequenceDataset:
 
     @staticmethod
     def from_store(
-        store: EpisodeStore,
+        store: Store,
         *,
         horizon: int,
         obs_horizon: int,
@@ -79,7 +79,7 @@ class SequenceDataset:
         """Read `keys` (default: the embodiment's) and the actions; floats become float32, images stay uint8.
 
         Args:
-            store: The episodes, as `EpisodeStore` opens them.
+            store: The episodes.
             horizon: H, steps of a chunk.
             obs_horizon: To, observations that the policy sees.
             keys: Observations to read.

@@ -1,7 +1,5 @@
 """Read access to an episode store; its layout is told in `store`."""
 
-import hashlib
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any, final
 import numpy as np
 import zarr
 
+from flowpolicy.data.base import Store
 from flowpolicy.data.build import FORMAT, FORMAT_VERSION, RESERVED
 from flowpolicy.data.chunks import DECODE_ERRORS, chunk_problems
 from flowpolicy.data.codecs import array_metadata, require_harmless
@@ -20,22 +19,13 @@ _BLOCK_BYTES = 16 << 20  # what is decoded at a time
 
 
 @final
-class EpisodeStore:
-    """Read access to a store; `load` reads whole arrays, everything else is small.
+class EpisodeStore(Store):
+    """Read access to a store; `load` reads whole arrays, everything else is small. See `Store` for its attributes.
+
+    `obs_keys` are the embodiment's keys, or all but action and reward without one.
 
     Args:
         path: Its folder; use `open`, which checks it.
-
-    Attributes:
-        embodiment: None for a foreign zarr (diffusion_policy, DP3) without our record.
-        attrs: The task's facts.
-        episode_ends: (E,) int64.
-        episode_seeds: (E,), or None when not recorded.
-        episode_success: As `episode_seeds`.
-        keys: Names under data/.
-        shapes: Of the stored arrays, (S, ...).
-        dtypes: As `shapes`.
-        obs_keys: The embodiment's keys, or all but action and reward without one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,16 +72,6 @@ class EpisodeStore:
             raise ValueError(f"{store.path}: {problems[0]}")
         return store
 
-    @property
-    def num_episodes(self) -> int:
-        """Number of episodes E."""
-        return len(self.episode_ends)
-
-    @property
-    def num_steps(self) -> int:
-        """Number of steps S of all episodes together."""
-        return int(self.episode_ends[-1]) if self.num_episodes else 0
-
     def load(self, key: str, steps: slice = slice(None)) -> np.ndarray:
         """The array data/<key>, (S, ...), or consecutive steps of it, in its stored type.
 
@@ -102,7 +82,7 @@ class EpisodeStore:
         Raises:
             ValueError: For an unknown key, and for a missing or damaged chunk, naming it.
         """
-        first, last = self._bounds(key, steps)
+        first, last = self.bounds(key, steps)
         whole: np.ndarray | None = None
         for start, part in self.blocks(key, steps):
             if whole is None:
@@ -117,7 +97,7 @@ class EpisodeStore:
             key: Name below data/.
             steps: Consecutive ones; None is all.
         """
-        first, last = self._bounds(key, steps)
+        first, last = self.bounds(key, steps)
         name = f"data/{key}"
         array = self._open(name)
         rows = array.chunks[0] * max(1, _BLOCK_BYTES // max(1, math.prod(array.chunks) * self.dtypes[key].itemsize))
@@ -136,17 +116,6 @@ class EpisodeStore:
         self.require_key(key)
         return self._read(f"data/{key}", steps)
 
-    def content_hash(self) -> str:
-        """SHA-256 of names, types, shapes and values of all data and of the episode table, not of the compression."""
-        digest = hashlib.sha256()
-        arrays = [("episode_ends", self.episode_ends.shape, iter([(0, self.episode_ends)]))]
-        for name, shape, blocks in itertools.chain(arrays, ((k, self.shapes[k], self.blocks(k)) for k in self.keys)):
-            for first, block in blocks:
-                if first == 0:
-                    digest.update(f"{name} {block.dtype.str} {shape};".encode())
-                digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()
-
     def table_problems(self) -> list[str]:
         """What is wrong with episode_ends and the array lengths; empty when all is well."""
         ends = self.episode_ends
@@ -161,32 +130,6 @@ class EpisodeStore:
             if (steps := shape[0] if shape else 0) != ends[-1]:
                 problems.append(f"data/{key} has {steps} steps, meta/episode_ends ends at {ends[-1]}; truncated?")
         return problems
-
-    def require_key(self, key: str) -> None:
-        """Raise ValueError where data/<key> is not there.
-
-        Args:
-            key: Name below data/.
-        """
-        if key not in self.keys:
-            raise ValueError(f"{self.path}: no key {key!r}; available are {list(self.keys)}")
-
-    def require_record(self) -> Embodiment:
-        """The embodiment. Raises ValueError where none is recorded, and says how one can be."""
-        if self.embodiment is not None:
-            return self.embodiment
-        shapes = ", ".join(f"{key} {self.shapes[key][1:]}" for key in (*self.obs_keys, "action"))
-        raise ValueError(
-            f"{self.path} has no embodiment record, so nothing says what its numbers mean ({shapes}); write one, once, "
-            "in Python: flowpolicy.data.store.add_record(path, Embodiment(robot=…, obs={key: KeySpec(shape, unit)}, "
-            'action=…, action_kind=…, control_hz=…, action_low=…, action_high=…), {"task": "mine"})'
-        )
-
-    def _bounds(self, key: str, steps: slice) -> tuple[int, int]:
-        self.require_key(key)
-        first, last, step = steps.indices(self.shapes[key][0] if self.shapes[key] else 0)
-        assert step == 1, "consecutive steps"
-        return first, last
 
     def _read(self, name: str, steps: Sequence[int] | slice = slice(None)) -> np.ndarray:
         return self._decode(name, self._open(name), steps)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowpolicy.data.base import Store
 from flowpolicy.data.memory import GIB, available_memory
-from flowpolicy.data.store import EpisodeStore
 
 InMemory = Literal["auto"] | bool
 _ROOM = 0.8  # share of what is available that a dataset may take: the training itself needs some hundred MB
@@ -38,11 +38,11 @@ class Residence:
         if self.in_memory not in ("auto", True, False):
             raise ValueError(f"dataset.in_memory must be auto, true or false, got {self.in_memory!r}")
 
-    def folder(self, store: EpisodeStore, keys: list[str], steps: int, *, window_bytes: int = 0) -> Path | None:
+    def folder(self, store: Store, keys: list[str], steps: int, *, window_bytes: int = 0) -> Path | None:
         """Where the file for `steps` steps of these keys is to lie, None for in memory.
 
         Args:
-            store: The episodes, as `EpisodeStore` opens them.
+            store: The episodes.
             keys: Observations to read.
             steps: How many steps are to be kept.
             window_bytes: Per step, of what the dataset makes beside the data.
@@ -76,11 +76,11 @@ class Residence:
         return folder
 
 
-def read_steps(store: EpisodeStore, key: str, first: int, last: int, *, folder: Path | None) -> Tensor:
+def read_steps(store: Store, key: str, first: int, last: int, *, folder: Path | None) -> Tensor:
     """Steps first ... last - 1 of one key: float32, or uint8 as stored; in memory, or in a nameless file in `folder`.
 
     Args:
-        store: The episodes, as `EpisodeStore` opens them.
+        store: The episodes.
         key: An observation, or "action".
         first: Step of the store.
         last: Step of the store, exclusive.
@@ -109,17 +109,17 @@ def read_steps(store: EpisodeStore, key: str, first: int, last: int, *, folder: 
     return torch.from_numpy(whole)
 
 
-def step_bytes(store: EpisodeStore, key: str) -> int:
+def step_bytes(store: Store, key: str) -> int:
     """What one step of a key takes once it is read.
 
     Args:
-        store: The episodes, as `EpisodeStore` opens them.
+        store: The episodes.
         key: An observation, or "action".
     """
     return int(np.prod(store.shapes.get(key, (0, 0))[1:], dtype=np.int64)) * _dtype(store, key).itemsize
 
 
-def _dtype(store: EpisodeStore, key: str) -> np.dtype:
+def _dtype(store: Store, key: str) -> np.dtype:
     return np.dtype(np.uint8 if store.dtypes.get(key) == np.uint8 else np.float32)
 
 

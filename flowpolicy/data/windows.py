@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 
@@ -41,25 +40,10 @@ def window_index(episode_ends: np.ndarray, *, horizon: int, obs_horizon: int) ->
     ends = np.ascontiguousarray(episode_ends, dtype=np.int64)
     if ends.ndim != 1 or len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any():
         raise ValueError(f"window_index: episode_ends must be (E,), positive and increasing, got shape {ends.shape}")
-    return Windows(*_fill(ends, horizon, obs_horizon))
-
-
-@numba.njit
-def _fill(ends: np.ndarray, horizon: int, obs_horizon: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    total = ends[-1]
-    obs = np.empty((total, obs_horizon), dtype=np.int64)
-    action = np.empty((total, horizon), dtype=np.int64)
-    mask = np.ones((total, horizon), dtype=np.float32)
-    start = 0
-    for end in ends:
-        for step in range(start, end):
-            first = step - obs_horizon + 1
-            for i in range(obs_horizon):
-                obs[step, i] = max(first + i, start)
-            for i in range(horizon):
-                row = first + i
-                action[step, i] = min(max(row, start), end - 1)
-                if row >= end:
-                    mask[step, i] = 0.0
-        start = end
-    return obs, action, mask
+    lengths = np.diff(ends, prepend=0)
+    last = np.repeat(ends - 1, lengths)[:, None]  # (W, 1), of each step's episode
+    first = np.repeat(ends - lengths, lengths)[:, None]
+    action = np.arange(ends[-1])[:, None] + np.arange(1 - obs_horizon, 1 - obs_horizon + horizon)  # (W, H)
+    mask = (action <= last).astype(np.float32)
+    np.clip(action, first, last, out=action)
+    return Windows(np.ascontiguousarray(action[:, :obs_horizon]), action, mask)

@@ -1,21 +1,22 @@
 """One imitation run from a store to a checkpoint: build, fit, resume, train; with or without a simulator beside it."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
-import torch
 
-from flowpolicy.checkpoint import Checkpoint, create_policy, resolve_checkpoint
+from flowpolicy.ambient import standard_torch
+from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint
 from flowpolicy.checks import require_number
+from flowpolicy.data.base import Store
 from flowpolicy.data.bounds import MAX_OUTSIDE, require_inside
 from flowpolicy.data.dataset import SequenceDataset
 from flowpolicy.data.residence import Residence
-from flowpolicy.data.store import EpisodeStore
 from flowpolicy.locks import only_writer
 from flowpolicy.matching import require_match
 from flowpolicy.normalizer import NormalizerMode
@@ -23,10 +24,9 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.seen_seeds import require_selection
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
-from flowpolicy.seeding import derive, seed_ranges, seeds_of
-from flowpolicy.spec import targets
+from flowpolicy.seeding import seed_ranges, seeds_of
 from flowpolicy.statistics.tests import wilson_interval
-from flowpolicy.tracking import CompositeTracker, Tracker
+from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker
 from flowpolicy.trainers.checkpoints import IMITATION_STATE, Checkpoints, newest
 from flowpolicy.trainers.fitting import fit_normalizers
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, uses_bfloat16
@@ -105,16 +105,57 @@ class SimulatorCheck:
         }
 
 
-def train_policy(
-    store: EpisodeStore,
+@final
+class _History:
+    """A tracker that keeps what it is told: {"step", metric...} each."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one entry."""
+        self.lines.append({"step": step, **metrics})
+
+    def sync(self) -> None:
+        """Nothing: it has no file."""
+
+    def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
+        """Nothing: it begins with the run that resumes."""
+        del step, evaluation
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Trained(NamedTuple):
+    """What `train` gives back.
+
+    Args:
+        policy: The one that it was given, now with the averaged weights and in evaluation mode.
+        step: How many updates it has seen.
+        finished: Whether that is all of them; `max_hours` may have ended it before.
+        history: One entry per logged step: "step", "train/loss", "train/grad_norm", ….
+        checkpoint: Folder of the last checkpoint, None without `out`.
+    """
+
+    policy: FlowPolicy
+    step: int
+    finished: bool
+    history: list[dict[str, float]]
+    checkpoint: Path | None
+
+
+@standard_torch()
+def train(
+    policy: FlowPolicy,
+    store: Store,
     *,
-    policy_config: dict[str, Any],
-    facts: dict[str, Any],
-    out: Path,
-    settings: TrainerSettings,
-    start: Callable[[], Tracker],
-    seed: int,
-    device: torch.device,
+    steps: int | None = None,
+    settings: TrainerSettings | None = None,
+    seed: int = 0,
+    out: Path | str | None = None,
+    facts: Mapping[str, Any] | None = None,
+    start: Callable[[], Tracker] | None = None,
     check: SimulatorCheck | None = None,
     val_episodes: int = 0,
     mask_padding: bool = False,
@@ -124,61 +165,54 @@ def train_policy(
     action_mode: NormalizerMode = "minmax",
     resume: bool = False,
     debug: bool = False,
-    say: Callable[[str], None] = print,
-) -> Path:
-    """Train on `store` and return the folder of the last checkpoint.
+    progress: bool = True,
+) -> Trained:
+    """Fit the normalisers to demonstrations and train `policy` on them, on its device: what `flowpolicy train` runs.
+
+    Two calls on policies of the same `build_policy(seed=...)` with the same seed give the same weights, bit for bit.
 
     Args:
-        store: The episodes, as `EpisodeStore` opens them.
-        policy_config: What `create_policy` builds.
-        facts: Written into each checkpoint's config.json, beside the seed, the trainer's settings and the normalisers'
-            modes.
-        out: Folder of the run.
-        settings: Numbers of the loop.
-        start: Called once, when all input has been found good: nothing is written before; returns where the numbers go.
-        seed: Of the run.
-        device: Where torch computes, e.g. "cpu" or "cuda".
-        check: Rollouts in a simulator on the way; None is none.
+        policy: Of `build_policy`. It is trained in place.
+        store: A `MemoryStore` of arrays, or an `EpisodeStore`.
+        steps: How many updates; None is what the settings say.
+        settings: Batch size, learning rate and the other numbers; None is `TrainerSettings()`.
+        seed: Fixes windows, noise and times of every step.
+        out: Run folder for checkpoints/ and metrics.jsonl, which every verb takes; None writes nothing.
+        facts: JSON-ready extras for each checkpoint's config.json, as task and dataset.
+        start: Called once, when all input has been found good: nothing is written before. Returns where the numbers
+            go; None is metrics.jsonl in `out`.
+        check: Evaluation in a simulator every `eval_every` steps.
         val_episodes: How many episodes at the store's end are kept from training for `Validation`.
-        mask_padding: Leave rows past an episode's end out of the loss.
+        mask_padding: Whether the steps past an episode's end count in the loss no more, see `SequenceDataset`.
         max_outside: Largest share of steps with actions outside the declared bounds.
         residence: Where the data lies.
         obs_mode: How observations are normalised.
-        action_mode: How actions are normalised.
+        action_mode: How actions are.
         resume: Go on from the newest checkpoint of `out` where there is one; what was logged after it is dropped.
         debug: DEBUG_STEPS, every stage; 2 episodes where there is a `check`.
-        say: Called with each sentence for the user.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        The policy and how it went.
 
     Raises:
         FileExistsError: When `out` holds checkpoints and resume is off.
-        ValueError: For `require_same_run`, for a `check` on seeds of the demonstrations or on reported ones, and while
-            another process writes to `out`.
+        ValueError: For a store of another embodiment than the policy's, for `require_same_run`, for a `check` on seeds
+            of the demonstrations or on reported ones, and while another process writes to `out`.
     """
+    settings, device = settings or TrainerSettings(), policy.action_low.device
+    settings = settings if steps is None else replace(settings, steps=steps)
     settings, check = _shortened(settings, check) if debug else (settings, check)
     settings = replace(settings, precision="bf16" if uses_bfloat16(settings.precision, device) else "fp32")  # recorded
-    facts = facts | {
-        "dataset": {**facts.get("dataset", {}), **_data(store, val_episodes=val_episodes, mask_padding=mask_padding)},
-        "threads": threads(device.type),
-        "seed": seed,
-        "trainer": asdict(settings),
-        "normalization": {"obs": obs_mode, "action": action_mode},
-    }
-    with only_writer(out):
-        if (last := newest(out / "checkpoints", IMITATION_STATE)) is not None:
-            if not resume:
-                raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
-            require_same_run(last, {"policy": policy_config, **facts}, store.embodiment)
-        facts["selection_seeds"] = _selection(check if settings.eval_every else None, facts["dataset"]["seeds"], last)
-        policy = _new_policy(store, policy_config, seed=seed).to(device)
-        dataset, validate = _load(
-            store,
-            policy,
-            val_episodes=val_episodes,
-            mask_padding=mask_padding,
-            seed=seed,
-            max_outside=max_outside,
-            residence=residence,
-        )
+    _require_trainable(policy, store)
+    data = {"val_episodes": val_episodes, "mask_padding": mask_padding}
+    record = _record(store, facts or {}, data=data, settings=settings, seed=seed, device=device.type)
+    record["normalization"] = {"obs": obs_mode, "action": action_mode}
+    folder = None if out is None else Path(out)
+    with nullcontext() if folder is None else only_writer(folder):
+        last = None if folder is None else _last(folder, policy, record, resume=resume)
+        record["selection_seeds"] = _selection(check if settings.eval_every else None, record["dataset"]["seeds"], last)
+        dataset, validate = _load(store, policy, **data, seed=seed, max_outside=max_outside, residence=residence)
         fit_normalizers(policy, dataset, obs_mode=obs_mode, action_mode=action_mode)
         if check:
             check.require(policy)
@@ -186,13 +220,41 @@ def train_policy(
             policy,
             dataset,
             settings=settings,
-            checkpoints=Checkpoints(out / "checkpoints", facts=facts, keep_best=settings.keep_best),
+            checkpoints=_checkpoints(folder, record, settings),
             tracker=CompositeTracker([]),
             seed=seed,
             evaluate=check,
             validate=validate,
+            progress=progress,
         )
-        return _run(trainer, trainer.resume() if resume else 0, start, say=say)
+        return _run(trainer, trainer.resume() if last else 0, start or partial(_metrics_file, folder))
+
+
+def _require_trainable(policy: FlowPolicy, store: Store) -> None:
+    require_match(policy.embodiment, store.require_record(), what="policy and dataset")
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        raise ValueError(
+            "train: no weight of the policy takes a gradient, as load_policy leaves them; call "
+            "policy.requires_grad_(True) before"
+        )
+
+
+def _last(out: Path, policy: FlowPolicy, facts: Mapping[str, Any], *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, of a run that is the same so far; None where a run begins."""
+    if (last := newest(out / "checkpoints", IMITATION_STATE)) is None:
+        return None
+    if not resume:
+        raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
+    require_same_run(last, {"policy": policy.spec.to_dict(), **facts}, policy.embodiment)
+    return last
+
+
+def _checkpoints(out: Path | None, facts: dict[str, Any], settings: TrainerSettings) -> Checkpoints | None:
+    return None if out is None else Checkpoints(out / "checkpoints", facts=facts, keep_best=settings.keep_best)
+
+
+def _metrics_file(out: Path | None) -> Tracker:
+    return CompositeTracker([] if out is None else [JsonlTracker(out / "metrics.jsonl")])
 
 
 def _selection(check: SimulatorCheck | None, demonstrations: list[list[int]], last: Path | None) -> list[list[int]]:
@@ -203,11 +265,14 @@ def _selection(check: SimulatorCheck | None, demonstrations: list[list[int]], la
     )
 
 
-def _data(store: EpisodeStore, *, val_episodes: int, mask_padding: bool) -> dict[str, Any]:
-    """What a checkpoint says of its demonstrations beside their path and hash."""
+def _record(
+    store: Store, facts: Mapping[str, Any], *, data: dict[str, Any], settings: TrainerSettings, seed: int, device: str
+) -> dict[str, Any]:
+    """What a checkpoint says of its training, beside the normalisation; `facts` tell where the demonstrations lie."""
     seeds = seed_ranges([] if store.episode_seeds is None else store.episode_seeds)
-    record = {"record": store_record(store), "seeds": seeds}
-    return record | {"val_episodes": val_episodes, "mask_padding": mask_padding}
+    dataset = {**facts.get("dataset", {}), "record": store_record(store), "seeds": seeds, **data}
+    own = {"dataset": dataset, "threads": threads(device), "seed": seed, "trainer": asdict(settings)}
+    return {**facts, **own}
 
 
 def _shortened(
@@ -220,34 +285,23 @@ def _shortened(
     return settings, replace(check, episodes=2) if check else None
 
 
-def _run(trainer: ImitationTrainer, step: int, start: Callable[[], Tracker], *, say: Callable[[str], None]) -> Path:
+def _run(trainer: ImitationTrainer, step: int, start: Callable[[], Tracker]) -> Trained:
     """Train on from `step`; what was logged after it is dropped."""
-    trainer.tracker = start()
+    history = _History()
+    trainer.tracker = CompositeTracker([start(), history])
     try:
         trainer.tracker.truncate_after(step, evaluation=step > 0 and trainer.pending)
         trainer.run()
     finally:
         trainer.tracker.close()
-    settings = trainer.settings
-    if trainer.step < settings.steps:
-        say(
-            f"stopped     after trainer.max_hours={settings.max_hours} at step {trainer.step} of {settings.steps}; "
-            "resume=true goes on"
-        )
-    return resolve_checkpoint(trainer.checkpoints.folder / "last")
-
-
-def _new_policy(store: EpisodeStore, config: dict[str, Any], *, seed: int) -> FlowPolicy:
-    """Untrained; whoever typed the config trusts the packages that it names, which a checkpoint does not get to say."""
-    embodiment = store.require_record()
-    outside = sorted({target.split(".")[0] for target in targets(config)} - {"flowpolicy"})
-    with torch.random.fork_rng():  # layers initialise themselves from the global generator
-        torch.manual_seed(derive(seed, "model"))
-        return create_policy(config, embodiment, trusted_modules=outside)
+    policy, checkpoints = trainer.policy, trainer.checkpoints
+    policy.load_state_dict(trainer.ema.module.state_dict())
+    folder = None if checkpoints is None else resolve_checkpoint(checkpoints.folder / "last")
+    return Trained(policy.eval(), trainer.step, trainer.step >= trainer.settings.steps, history.lines, folder)
 
 
 def _load(
-    store: EpisodeStore,
+    store: Store,
     policy: FlowPolicy,
     *,
     val_episodes: int,
@@ -279,7 +333,7 @@ def _load(
     return load(episodes=range(split)), Validation(held_out, seed=seed) if held_out is not None else None
 
 
-def _tell_short_episodes(store: EpisodeStore, steps: int) -> None:
+def _tell_short_episodes(store: Store, steps: int) -> None:
     """Warn of episodes that do not fill the part of one chunk that is executed."""
     lengths = np.diff(store.episode_ends, prepend=0)
     if len(short := np.flatnonzero(lengths < steps)):

@@ -151,7 +151,7 @@ class ImitationTrainer:
         dataset: SequenceDataset,
         *,
         settings: TrainerSettings,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         tracker: Tracker,
         seed: int,
         evaluate: Evaluate | None = None,
@@ -184,6 +184,7 @@ class ImitationTrainer:
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step, 0 where there is none."""
+        assert self.checkpoints is not None, "nothing to resume from"
         step = self.checkpoints.restore(policy=self.policy, ema=self.ema, optimizer=self.optimizer)
         self.step = step or 0
         if self.step > self.settings.steps:
@@ -200,7 +201,7 @@ class ImitationTrainer:
         data_s, counted, window_start = 0.0, 0, time.perf_counter()
         bar = tqdm(total=settings.steps, initial=self.step, desc="train", unit="step", disable=not self.progress)
         with self.stop.watched(), bar:
-            if self.step:  # what a kill after the checkpoint left undone
+            if self.step and self.checkpoints is not None:  # what a kill after the checkpoint left undone
                 self.checkpoints.adopt(self.step)
                 if self.pending:
                     self._evaluate()
@@ -279,7 +280,7 @@ class ImitationTrainer:
     def pending(self) -> bool:
         """Whether the checkpoint at this step is still to be evaluated: a kill, or a simulator that crashed."""
         due = self.evaluate is not None and self._due(self.settings.eval_every)
-        return due and self.checkpoints.score(self.step) is None
+        return due and self.checkpoints is not None and self.checkpoints.score(self.step) is None
 
     @property
     def _stopped(self) -> str:
@@ -294,7 +295,8 @@ class ImitationTrainer:
         if evaluating or stopping or self._due(settings.checkpoint_every) or self.step == settings.steps:
             self._require_finite(metrics)
             self.tracker.sync()
-            self.checkpoints.save(self.step, policy=self.policy, ema=self.ema, optimizer=self.optimizer)
+            if self.checkpoints is not None:
+                self.checkpoints.save(self.step, policy=self.policy, ema=self.ema, optimizer=self.optimizer)
         if evaluating:
             self._evaluate()
         return stopping
@@ -306,14 +308,16 @@ class ImitationTrainer:
             found = self.evaluate(self.ema.module, self.step)
         self.tracker.log(self.step, found)
         self.tracker.sync()
-        self.checkpoints.set_score(self.step, found["eval/success_once"])
+        if self.checkpoints is not None:
+            self.checkpoints.set_score(self.step, found["eval/success_once"])
 
     def _require_finite(self, metrics: dict[str, Tensor]) -> None:
         """Loss and gradient: a finite loss with a gradient of NaN has made weights of NaN already."""
         for name, value in (("loss", metrics["train/loss"]), ("gradient norm", metrics["train/grad_norm"])):
             if not math.isfinite(float(value)):
-                folder = self.checkpoints.folder
-                kept = f"the last good checkpoint is in {folder}" if folder.is_dir() else "there is no checkpoint yet"
+                folder = None if self.checkpoints is None else self.checkpoints.folder
+                is_there = folder is not None and folder.is_dir()
+                kept = f"the last good checkpoint is in {folder}" if is_there else "there is no checkpoint yet"
                 raise ValueError(
                     f"the {name} is {float(value)} at step {self.step}; {kept}. Try a smaller trainer.lr, or look for "
                     "outliers with `flowpolicy data validate`"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flowpolicy.checkpoint import Checkpoint
-from flowpolicy.data.store import EpisodeStore
+from flowpolicy.data.base import Store
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.records import read_object
 from flowpolicy.spec import with_names_of_today
@@ -54,7 +54,7 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any], embodiment: Em
             )
 
 
-def store_record(store: EpisodeStore) -> str:
+def store_record(store: Store) -> str:
     """A digest of what a store says beside its data, which `content_hash` leaves out: attributes, seeds, successes."""
     columns = (store.episode_seeds, store.episode_success)
     record = [store.attrs, *(None if column is None else column.tolist() for column in columns)]

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from flowpolicy.checkpoint import Checkpoint
+from flowpolicy.checkpoint import Checkpoint, create_policy
 from flowpolicy.data.store import EpisodeStore
+from flowpolicy.spec import packages
 from flowpolicy.tracking import CompositeTracker
-from flowpolicy.trainers.imitate import SimulatorCheck, train_policy
+from flowpolicy.trainers import imitate
+from flowpolicy.trainers.imitate import SimulatorCheck
 from flowpolicy.trainers.imitation import TrainerSettings
 from tests.helpers import POLICY_CONFIG, last, write_store
 
@@ -41,15 +43,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
 
 def train(store: EpisodeStore, out: Path, **changes: Any) -> Path:
     options: dict[str, Any] = {
-        "policy_config": POLICY_CONFIG,
         "facts": {"dataset": {"path": "demos.zarr", "hash": "abc"}},
         "out": out,
         "settings": SETTINGS,
         "start": lambda: CompositeTracker([]),
         "seed": 3,
-        "device": torch.device("cpu"),
+        "progress": False,
     }
-    return train_policy(store, **{**options, **changes})
+    config = changes.pop("policy_config", POLICY_CONFIG)
+    policy = create_policy(
+        config, store.require_record(), trusted_modules=packages(config), seed=changes.get("seed", 3)
+    )
+    checkpoint = imitate.train(policy, store, **{**options, **changes}).checkpoint
+    assert checkpoint is not None
+    return checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -106,8 +106,13 @@ def pages() -> list[Path]:
     ]
 
 
-def steps(page: Path) -> list[Step]:
-    """Everything on a page that is run or written, in order. Raises ValueError for a fence or mark that is wrong."""
+def steps(page: Path, *, literal: bool = False) -> list[Step]:
+    """Everything on a page that is run or written, in order. Raises ValueError for a fence or mark that is wrong.
+
+    Args:
+        page: Markdown.
+        literal: at the sizes that are printed, with nothing replaced.
+    """
     lines = page.read_text().splitlines()
     found, marks, number = [], _Marks(), 0
     while number < len(lines):
@@ -122,7 +127,7 @@ def steps(page: Path) -> list[Step]:
                     marks.line = at
             elif match := _FENCE.match(line):
                 body, number = _body(lines, number, match)
-                found += _step(match["info"].strip(), body, marks, at, lines[number + 1 :])
+                found += _step(match["info"].strip(), body, marks, at, lines[number + 1 :], literal)
                 marks = _Marks()
             elif marks.line and line.strip():
                 raise ValueError("wanted a fence below the comment, got text")
@@ -154,7 +159,7 @@ def _body(lines: list[str], number: int, match: re.Match[str]) -> tuple[str, int
     return "".join(line[indent:] + "\n" for line in lines[number + 1 : last]), last
 
 
-def _step(info: str, body: str, marks: _Marks, line: int, after: list[str]) -> Iterator[Step]:
+def _step(info: str, body: str, marks: _Marks, line: int, after: list[str], literal: bool) -> Iterator[Step]:
     language = info.split()[0].strip("{.}") if info else ""
     if language not in (*SHOWN, *RUN):
         raise ValueError(f"wanted a fence of one of {', '.join((*RUN, *SHOWN))}, got {language!r}")
@@ -171,8 +176,8 @@ def _step(info: str, body: str, marks: _Marks, line: int, after: list[str]) -> I
     for old, new in marks.replaced:
         if old not in body:
             raise ValueError(f"{old!r} does not occur")
-        body = body.replace(old, new)
-    if kind == "bash" and not marks.printed:
+        body = body if literal else body.replace(old, new)
+    if kind == "bash" and not (literal or marks.printed):
         body = toy(body, marks.words)
     if marks.fails and not output:
         output = _next_text(after)

@@ -1,5 +1,6 @@
 """Run what one page prints: python -m tests.docs.run [--list | --literal] PAGE [FOLDER]
 
+  --literal   at the sizes that are printed, each command a process of its own, by the `flowpolicy` that the PATH has
   --list      only say what would be run, and what not and why
   FOLDER      where it runs; default: a temporary one
 
@@ -44,9 +45,10 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         place = folder[0] if folder else Path(scratch)
         (place / "page").mkdir(parents=True, exist_ok=True)
-        runner = Runner(place)
+        literal = "--literal" in options
+        runner = Runner(place, literal=literal)
         try:
-            for step in steps(page):
+            for step in steps(page, literal=literal):
                 runner.run(step)
         except PageError as error:
             print(f"{page.name}:{error}")
@@ -86,12 +88,20 @@ class Runner:
 
     Args:
         place: gets the folders `page`, where everything runs, and `bin`, the first of the PATH.
+        literal: whether nothing runs in this process, and the PATH is left as it is.
     """
 
-    def __init__(self, place: Path) -> None:
-        self.folder, self.state = place / "page", place / "environment"
+    def __init__(self, place: Path, *, literal: bool = False) -> None:
+        self.folder, self.state, self.literal = place / "page", place / "environment", literal
         self.names: dict[str, Any] = {"__name__": "__main__"}
-        programs = place / "bin"
+        os.chdir(self.folder)
+        os.environ["TQDM_DISABLE"] = "1"
+        os.environ.pop("PYTHONPATH", None)
+        if not literal:
+            self._programs(place / "bin")
+
+    def _programs(self, programs: Path) -> None:
+        """Put `flowpolicy` and `python` of this process on the PATH."""
         programs.mkdir(exist_ok=True)
         paths = f"{ROOT}:{ROOT / 'envs'}"
         for name, words in (("flowpolicy", "-P -m flowpolicy"), ("python", "")):
@@ -100,9 +110,6 @@ class Runner:
             )
             (programs / name).chmod(0o755)
         os.environ["PATH"] = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        os.environ.pop("PYTHONPATH", None)
-        os.environ["TQDM_DISABLE"] = "1"
-        os.chdir(self.folder)
 
     def run(self, step: Step) -> None:
         """Do it, with a line for each command. Raises PageError."""
@@ -131,6 +138,8 @@ class Runner:
         began = time.perf_counter()
         code, said = action()
         print(f"{step.line}: {time.perf_counter() - began:5.1f} s  {shown}", flush=True)
+        if self.literal:
+            print(*(f"        {line}\n" for line in said.splitlines()[-4:]), sep="", end="", flush=True)
         if (code != 0) != fails:
             wanted = "to fail" if fails else "exit code 0"
             raise PageError(f"{step.line}: wanted {wanted}, got {code} from\n{shown}\n{said[-4000:]}")
@@ -145,7 +154,7 @@ class Runner:
                 raise PageError(f"{step.line}: wanted in the output\n  {line}\ngot\n{said[-4000:]}")
 
     def _command(self, command: str) -> tuple[int, str]:
-        words = self._simple(command)
+        words = None if self.literal else self._simple(command)
         if words is None:
             return self._shell(command)
         with _extended(os.environ.get("PYTHONPATH", "").split(":")), _captured() as said:
@@ -173,6 +182,8 @@ class Runner:
         return done.returncode, done.stdout + done.stderr
 
     def _program(self, step: Step) -> tuple[int, str]:
+        if self.literal:
+            return self._shell(f"python -c {shlex.quote(step.text)}")
         with _extended([str(self.folder)]), _captured() as said:
             try:
                 exec(compile("\n" * step.line + step.text, "the page", "exec"), self.names)

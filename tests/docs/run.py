@@ -1,7 +1,8 @@
-"""Run what one page prints: python -m tests.docs.run [--list | --literal] PAGE [FOLDER]
+"""Run what one page prints: python -m tests.docs.run [--list | --literal] PAGE [FOLDER], or --skips
 
   --literal   at the sizes that are printed, each command a process of its own, by the `flowpolicy` that the PATH has
   --list      only say what would be run, and what not and why
+  --skips     say of every page which fences are not run, and why
   FOLDER      where it runs; default: a temporary one
 
 Simple commands of flowpolicy run in this process, which loads torch once; whatever needs a shell gets one.
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.docs.pages import ROOT, Step, steps
+from tests.docs.pages import ROOT, Step, pages, steps
 
 # what an expansion, a pipe or a here-document needs, once what stands in quotes is taken out
 _SHELL = re.compile(r"[$`*?|;&<>(){}~!]")
@@ -36,6 +37,12 @@ class PageError(Exception):
 def main(argv: list[str]) -> int:
     """Run or list a page; 0 where everything held."""
     options = [word for word in argv if word.startswith("--")]
+    if "--skips" in options:
+        for page in pages():
+            print(
+                *(f"{page.relative_to(ROOT)}:{at.line}: {at.skip}\n" for at in steps(page) if at.skip), sep="", end=""
+            )
+        return 0
     page, *folder = [Path(word).resolve() for word in argv if not word.startswith("--")]
     if "--list" in options:
         for step in steps(page):

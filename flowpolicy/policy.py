@@ -16,6 +16,7 @@ from flowpolicy.nets.base import VelocityNet
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.samplers.base import Sampler, require_support
 from flowpolicy.samplers.choose import as_sampler
+from flowpolicy.samplers.jump import JUMP
 from flowpolicy.samplers.warm_start import WarmStart
 from flowpolicy.seeding import generator_of, normal, seeded_weights
 from flowpolicy.spec import PolicySpec
@@ -200,7 +201,7 @@ class FlowPolicy(nn.Module):
         self.inputs.judge(obs, action, all_sums(*(obs[key] for key in self.inputs.floats), action), finite)
 
     def sample(
-        self, cond: Tensor, noise: Tensor, sampler: Sampler, *, generator: torch.Generator | None = None
+        self, cond: Tensor, noise: Tensor, sampler: Sampler = JUMP, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """Normalised chunk (B, H, A), inside the range of the demonstrated actions.
 

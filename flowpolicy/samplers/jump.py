@@ -63,3 +63,7 @@ def sample_ode(velocity: Velocity, noise: Tensor, cond: Tensor, times: Tensor | 
     for t, r in zip(steps[:-1], steps[1:], strict=True):
         x = x - (t - r) * velocity(x, x.new_full((x.shape[0],), t), x.new_full((x.shape[0],), r), cond)
     return x
+
+
+JUMP = Jump()
+"""One jump, the default everywhere."""

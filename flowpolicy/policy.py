@@ -112,10 +112,20 @@ class FlowPolicy(nn.Module):
             }
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where it lies, and where observations go."""
+        return self.action_low.device
+
+    @property
+    def executed(self) -> slice:
+        """The predicted steps that reach the robot."""
+        start = self.obs_horizon - 1
+        return slice(start, start + self.action_horizon)
+
     def decode(self, action: Tensor, obs: Observation) -> Tensor:
         """Normalised chunk (B, H, A) to the executed slice in robot units (B, Ta, A), inside the action bounds."""
-        start = self.obs_horizon - 1
-        return self._decode_whole(action, obs)[:, start : start + self.action_horizon]
+        return self._decode_whole(action, obs)[:, self.executed]
 
     def _decode_whole(self, action: Tensor, obs: Observation) -> Tensor:
         action = self.representation.decode(self.action_normalizer.inverse(action), obs)
@@ -182,7 +192,7 @@ class FlowPolicy(nn.Module):
         if noise is None and generator is None:
             generator = self._own_noise
         require_support(sampler, self.head)
-        with without_autocast(self.action_low.device):
+        with without_autocast(self.device):
             chunk = self.sample(self.encode(obs), self._noise(noise, batch, generator), sampler, generator=generator)
             action = self._decode_whole(chunk, obs) if whole else self.decode(chunk, obs)
         self.judge(obs, action, finite)
@@ -215,7 +225,7 @@ class FlowPolicy(nn.Module):
 
     def _noise(self, noise: Tensor | Literal["zero"] | None, batch: int, generator: torch.Generator | None) -> Tensor:
         """What sampling starts from, on the policy's device."""
-        device, shape = self.action_low.device, (batch, self.horizon, self.embodiment.action_dim)
+        device, shape = self.device, (batch, self.horizon, self.embodiment.action_dim)
         if isinstance(noise, str) and noise == "zero":
             return torch.zeros(shape, device=device, dtype=torch.float32)
         if noise is not None:

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     policy = checkpoint.policy(
         device=config.pick_device(facts["device"]), trusted_modules=facts["trusted"], edited=facts["edited"]
     )
-    device, preprocess_ms, task = policy.action_low.device, None, None
+    device, preprocess_ms, task = policy.device, None, None
     obs, source = example_observation(policy, device), "zeros"
     if without_task(argv) != argv:
         from flowpolicy.evaluation.observations import observe_simulator

@@ -1,12 +1,12 @@
 """What an exported bundle is worth: its deviation from torch, its success in the simulator, its speed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowpolicy.deploy.export import seal, write_bundle
 from flowpolicy.deploy.runtime import OnnxPolicy
@@ -41,7 +41,9 @@ class ParityError(Exception):
 
 @final
 class BundlePolicy:
-    """An `OnnxPolicy` in the place of a policy in `run_episodes`, with torch's noise: paired with the original."""
+    """An `OnnxPolicy` as a `Predictor`, with torch's noise: paired with the original."""
+
+    device = torch.device("cpu")
 
     def __init__(self, bundle: OnnxPolicy) -> None:
         self.bundle = bundle
@@ -54,10 +56,6 @@ class BundlePolicy:
         noise = normal(self.bundle.noise_shape, generator).cpu()
         arrays = {key: obs[key].numpy() for key in self.obs_keys}
         return torch.from_numpy(self.bundle.predict(arrays, noise=noise.numpy()))
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """One, empty, on the CPU."""
-        yield nn.Parameter(torch.empty(0, device="cpu", dtype=torch.float32), requires_grad=False)
 
 
 def export_with_certificate(

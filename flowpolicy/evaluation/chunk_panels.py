@@ -4,19 +4,20 @@ Two panels: moments of an evaluation episode beside the actions executed in it, 
 the demonstrated actions. Several noise draws per moment show whether the policy is certain, or sees several ways.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.history import ChunkRunner
 from flowpolicy.rollout.vector_env import VectorEnv
 from flowpolicy.seeding import stream
 from flowpolicy.tracking import write_json
@@ -55,11 +56,11 @@ class Demonstration(NamedTuple):
 
 @final
 class RecordingPolicy:
-    """Stands in for a policy in `run_episodes` and keeps what it saw and answered."""
+    """A `Predictor` that is another one, and keeps what it saw and answered."""
 
     def __init__(self, policy: FlowPolicy) -> None:
         self.policy = policy
-        self.embodiment, self.obs_horizon = policy.embodiment, policy.obs_horizon
+        self.embodiment, self.obs_horizon, self.device = policy.embodiment, policy.obs_horizon, policy.device
         self.obs_keys: Sequence[str] = policy.obs_keys
         self.seen: list[Observation] = []
         self.chunks: list[Tensor] = []
@@ -70,10 +71,6 @@ class RecordingPolicy:
         self.seen.append(obs)
         self.chunks.append(chunk)
         return chunk
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """The policy's."""
-        return self.policy.parameters()
 
 
 def record_episode(policy: FlowPolicy, env: VectorEnv, *, seed: int, num_steps: int) -> EpisodeRecord:
@@ -127,7 +124,6 @@ def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
     if store.embodiment is not None:
         require_match(policy.embodiment, store.embodiment, what="checkpoint and demonstrations")
     length = int(store.episode_ends[0])
-    device = next(policy.parameters()).device
     first = slice(0, length)
     specs = {key: policy.embodiment.obs[key] for key in policy.obs_keys}
     for key, spec in {**specs, "action": policy.embodiment.action}.items():
@@ -135,7 +131,7 @@ def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
         shape, dtype = store.shapes[key][1:], store.dtypes[key]
         if shape != spec.shape or (dtype != "uint8" if spec.dtype == "uint8" else dtype.kind not in "fiu"):
             raise ValueError(f"{store.path}: {key} is {dtype} {shape} per step, the policy's {spec.dtype} {spec.shape}")
-    seen = {key: torch.from_numpy(store.load(key, first)).to(device) for key in policy.obs_keys}
+    seen = {key: torch.from_numpy(store.load(key, first)).to(policy.device) for key in policy.obs_keys}
     obs = {key: value if policy.embodiment.obs[key].dtype == "uint8" else value.float() for key, value in seen.items()}
     action = torch.from_numpy(store.load("action", first))
     if bad := [key for key, value in {**obs, "action": action}.items() if not value.isfinite().all()]:
@@ -166,12 +162,11 @@ def demonstration_panel(
     policy: FlowPolicy, demonstration: Demonstration, *, num_steps: int, seed: int
 ) -> dict[str, Any]:
     """Predictions along a demonstration beside the demonstrated actions."""
-    chunks = []
-    for step in _spread(len(demonstration.action)):
-        steps = torch.arange(step - policy.obs_horizon + 1, step + 1, device="cpu")
-        history = steps.clamp(min=0)  # (To,), the first one repeated
-        seen = {key: value[history].unsqueeze(0) for key, value in demonstration.obs.items()}
-        chunks.append(_draw(policy, seen, step=step, num_steps=num_steps, seed=seed))
+    chunks, runner, moments = [], ChunkRunner[Tensor](policy.obs_horizon), _spread(len(demonstration.action))
+    for step in range(len(demonstration.action)):
+        runner.observe({key: value[step] for key, value in demonstration.obs.items()})
+        if step in moments:
+            chunks.append(_draw(policy, runner.seen(torch.stack), step=step, num_steps=num_steps, seed=seed))
     return {
         "title": demonstration.title,
         "line": "demonstrated",

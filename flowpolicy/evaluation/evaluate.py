@@ -137,7 +137,7 @@ def evaluate(
 
 def rehearse(policy: FlowPolicy, num_steps: Collection[int], demonstration: Demonstration | None) -> None:
     """Do once, in a folder that goes again, what an evaluation does at its end, so that nothing of it fails there."""
-    obs = example_observation(policy, next(policy.parameters()).device)
+    obs = example_observation(policy, policy.device)
     for steps in num_steps:
         latency = measure_latency(policy, obs, num_steps=steps, warmup=0, repeats=1)
         chunk = policy.predict(obs, num_steps=steps, generator=stream(0, "chunk_picture"))

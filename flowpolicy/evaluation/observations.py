@@ -13,6 +13,7 @@ from flowpolicy.matching import require_match
 from flowpolicy.pointcloud.cloud import stage_times
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
+from flowpolicy.rollout.history import ObservationHistory
 from flowpolicy.rollout.vector_env import StepResult, VectorEnv
 from flowpolicy.types import Observation
 
@@ -86,26 +87,27 @@ class _Watched:
     """An environment of one that notes what it shows, with the history a policy sees, and what its clouds took."""
 
     def __init__(self, env: VectorEnv, policy: FlowPolicy) -> None:
-        self._env, self._keys, self._horizon = env, policy.obs_keys, policy.obs_horizon
+        self._env, self._keys = env, policy.obs_keys
         self.num_envs, self.embodiment = env.num_envs, env.embodiment
         self.seen: list[dict[str, Tensor]] = []
         self.spent: list[dict[str, float]] = []
-        self._history: list[Observation] = []
+        self._history: ObservationHistory[Tensor] = ObservationHistory(policy.obs_horizon)
 
     def reset(self, seeds: list[int], mask: np.ndarray | None = None) -> Observation:
         with stage_times() as spent:
             obs = self._env.reset(seeds, mask)
-        self._history = [obs] * self._horizon
+        self._history.begin(obs)
         self._note(spent)
         return obs
 
     def step(self, action: Tensor) -> StepResult:
         with stage_times() as spent:
             result = self._env.step(action)
-        self._history = [*self._history[1:], result.obs] if self._horizon > 1 else [result.obs]
+        self._history.append(result.obs)
         self._note(spent)
         return result
 
     def _note(self, spent: dict[str, float]) -> None:
-        self.seen.append({key: torch.stack([obs[key][0] for obs in self._history]) for key in self._keys})
+        seen = self._history.stacked(torch.stack, keys=self._keys, axis=1)  # (1, To, ...)
+        self.seen.append({key: value[0] for key, value in seen.items()})
         self.spent.append(dict(spent))

@@ -356,7 +356,7 @@ def _summaries(arms: Sequence[Arm], means: Means, file: Path) -> list[dict[str, 
                 continue
             rollouts.keep(arm)
             policy = rollouts.policy(arm)
-            device = next(policy.parameters()).device
+            device = policy.device
             report = measure_latency(policy, example_observation(policy, device), num_steps=arm.num_steps)
             found[key] = {
                 "checkpoint": key[0],

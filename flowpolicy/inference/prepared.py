@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, final
 
@@ -128,10 +128,6 @@ class PreparedPolicy:
     def reset(self, seed: int) -> None:
         """See `FlowPolicy.reset`: the same seed gives the same noise."""
         self._own_noise = generator_of(seed)
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """One, empty, on the device: `run_episodes` asks it where observations go."""
-        yield nn.Parameter(torch.empty(0, device=self.device, dtype=torch.float32), requires_grad=False)
 
     def _example(self, policy: FlowPolicy) -> list[Tensor]:
         """Zeros of every observation, in order, and of the noise."""

@@ -105,7 +105,7 @@ class ActorCritic(nn.Module):
             policy.encoder.requires_grad_(False)
         for normalizer in (policy.obs_normalizer, policy.action_normalizer):
             normalizer.requires_grad_(False)
-        self.to(policy.action_low.device).eval()
+        self.to(policy.device).eval()
 
     def actor_parameters(self) -> Iterator[nn.Parameter]:
         """What the actor's optimiser moves: the policy's trainable parts and the exploration's."""
@@ -121,7 +121,7 @@ class ActorCritic(nn.Module):
                 finite, naming the environment's row.
         """
         self.policy.inputs.check(obs)
-        obs = {key: obs[key].to(self.policy.action_low.device) for key in self.policy.obs_keys}
+        obs = {key: obs[key].to(self.policy.device) for key in self.policy.obs_keys}
         cond = self.policy.encode(obs)
         shape = (len(cond), self.policy.horizon, self.policy.embodiment.action_dim)
         noise = normal(shape, generator)
@@ -139,7 +139,7 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def value(self, obs: Observation) -> Tensor:
         """Value of raw observations, (N,)."""
-        obs = {key: obs[key].to(self.policy.action_low.device) for key in self.policy.obs_keys}
+        obs = {key: obs[key].to(self.policy.device) for key in self.policy.obs_keys}
         return self.critic(self.policy.encode(obs))
 
     def features(self, stored: Observation) -> Tensor:
@@ -177,6 +177,5 @@ class ActorCritic(nn.Module):
 
     def _executed(self) -> slice:
         """Rows that reach the robot; with step-wise differences also those that they are summed from."""
-        start = self.policy.obs_horizon - 1
-        first = 0 if self.policy.representation.kind == "delta" else start
-        return slice(first, start + self.policy.action_horizon)
+        executed = self.policy.executed
+        return slice(0, executed.stop) if self.policy.representation.kind == "delta" else executed

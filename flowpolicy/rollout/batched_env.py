@@ -1,7 +1,7 @@
 """Whole chunks for a simulator that steps all its environments as one batch, on a GPU as a rule."""
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, final
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.rollout.chunk_env import ChunkResult, Reward
+from flowpolicy.rollout.history import ObservationHistory
 from flowpolicy.rollout.vector_env import episode_seed
 from flowpolicy.types import Observation
 
@@ -63,7 +64,7 @@ class BatchedChunkEnv:
     ) -> None:
         self._simulator, self._reward, self._action_horizon = simulator, reward or Reward(), action_horizon
         self.num_envs, self.embodiment = simulator.num_envs, simulator.embodiment
-        self._history: deque[Observation] = deque(maxlen=obs_horizon)
+        self._history: ObservationHistory[Tensor] = ObservationHistory(obs_horizon)
         self._root, self._episode = [0] * self.num_envs, [0] * self.num_envs
         self._success = torch.zeros(self.num_envs, dtype=torch.bool, device="cpu")
 
@@ -97,10 +98,10 @@ class BatchedChunkEnv:
             earned = self._reward.of(step.reward.cpu(), success.float() - self._success.float())
             reward[:, h] = torch.where(running, earned, 0.0)
             self._success, succeeded, steps = success, succeeded | (success & running), steps + running
-            self._append(step.obs, running)
+            self._history.append(step.obs, partial(_where, running))
             ends = step.terminated.cpu() | (success if self._reward.terminate_on_success else torch.zeros_like(success))
             terminated, truncated = terminated | (ends & running), truncated | (step.truncated.cpu() & running)
-        final_obs = self._stacked()
+        final_obs = self._history.stacked(torch.stack, axis=1)
         done = terminated | truncated
         obs = self._start(done) if done.any() else final_obs
         return ChunkResult(obs, final_obs, reward, steps, terminated, truncated, succeeded)
@@ -116,22 +117,11 @@ class BatchedChunkEnv:
         seeds = [episode_seed(root, n) for root, n in zip(self._root, self._episode, strict=True)]
         first = self._simulator.reset(seeds, done)
         self._success &= ~done
-        past = list(self._history) or [first] * (self._history.maxlen or 1)
-        self._history.extend([_where(done, first, old) for old in past])
-        return self._stacked()
-
-    def _append(self, obs: Observation, running: Tensor) -> None:
-        """The newest observation of those that run; the others' histories stand still."""
-        before = list(self._history)
-        moved = [*before[1:], obs]
-        self._history.extend([_where(running, new, old) for new, old in zip(moved, before, strict=True)])
-
-    def _stacked(self) -> Observation:
-        """key -> (N, To, ...), a copy."""
-        return {key: torch.stack([obs[key] for obs in self._history], dim=1) for key in self._history[0]}
+        self._history.begin(first, partial(_where, done))
+        return self._history.stacked(torch.stack, axis=1)
 
 
-def _where(chosen: Tensor, obs: Observation, other: Observation) -> Observation:
+def _where(chosen: Tensor, obs: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Observation:
     """Rows of `obs` where chosen (N,), else of `other`."""
     return {
         key: torch.where(chosen.to(value.device).reshape(-1, *[1] * (value.ndim - 1)), value, other[key])

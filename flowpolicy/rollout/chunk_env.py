@@ -1,7 +1,6 @@
 """N environments that take whole chunks: for training, where episodes follow each other and every successor counts."""
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.extras import how_to_install
 from flowpolicy.processes import begin_simulator, others_start_children
+from flowpolicy.rollout.history import ObservationHistory
 from flowpolicy.rollout.vector_env import describe, episode_seed, guarded, tensors
 from flowpolicy.types import Observation
 
@@ -203,7 +203,7 @@ class _Slot:
 
     def __init__(self, env: Any, *, obs_horizon: int, reward: Reward) -> None:
         self.env, self._reward = env, reward
-        self._history: deque[dict[str, np.ndarray]] = deque(maxlen=obs_horizon)
+        self.history: ObservationHistory[np.ndarray] = ObservationHistory(obs_horizon)
         self._root = self._episode = 0
         self._success = False
 
@@ -214,11 +214,7 @@ class _Slot:
         self._root, self._episode = (self._root, self._episode + 1) if root is None else (root, 0)
         first, _ = self.env.reset(seed=episode_seed(self._root, self._episode), options=options)
         self._success = False
-        self._history.extend([first] * (self._history.maxlen or 1))  # the first observation is repeated
-
-    def stacked(self) -> dict[str, np.ndarray]:
-        """key -> (To, ...)."""
-        return {key: np.stack([obs[key] for obs in self._history]) for key in self._history[0]}
+        self.history.begin(first)
 
     def run(self, chunk: NDArray[np.float32]) -> dict[str, Any]:
         """Execute (Ta, A) up to the first done; the entries of `_FACTS`."""
@@ -228,7 +224,7 @@ class _Slot:
             obs, reward, terminated, truncated, info = self.env.step(action)
             success = bool(info["success"])
             rewards[steps] = self._reward.of(float(reward), float(success) - float(self._success))
-            self._history.append(obs)
+            self.history.append(obs)
             self._success, succeeded, steps = success, succeeded or success, steps + 1
             terminated = bool(terminated) or (success and self._reward.terminate_on_success)
             if terminated or truncated:
@@ -275,17 +271,17 @@ class _Group:
         del seed
         for i, slot in enumerate(self._slots):
             slot.start(options["seeds"][self._first + i])
-        now = [slot.stacked() for slot in self._slots]
+        now = [slot.history.stacked(np.stack) for slot in self._slots]
         return _joined(now, _NOW) | _joined(now, _TRUE), {}
 
     def step(self, chunks: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Everything but the observations goes through `info`, which gymnasium hands on as it is."""
         facts = [slot.run(chunk) for slot, chunk in zip(self._slots, chunks, strict=True)]
-        true = [slot.stacked() for slot in self._slots]
+        true = [slot.history.stacked(np.stack) for slot in self._slots]
         for slot, fact in zip(self._slots, facts, strict=True):
             if fact["terminated"] or fact["truncated"]:
                 slot.start()
-        now = [slot.stacked() for slot in self._slots]
+        now = [slot.history.stacked(np.stack) for slot in self._slots]
         info = {key: np.stack([np.asarray(fact[key]) for fact in facts]) for key in _FACTS}
         return _joined(now, _NOW) | _joined(true, _TRUE), 0.0, False, False, info
 

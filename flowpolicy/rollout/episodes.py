@@ -2,19 +2,20 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.inputs import NonFiniteError
 from flowpolicy.matching import require_match
+from flowpolicy.rollout.history import ChunkRunner
 from flowpolicy.rollout.vector_env import StepResult, VectorEnv
 from flowpolicy.rollout.video import require_video, write_video
 from flowpolicy.seeding import stream
@@ -23,8 +24,8 @@ from flowpolicy.types import Observation
 _VIDEO_HZ = 20.0  # enough for the eye; simulators that step faster are filmed every n-th step
 
 
-class Policy(Protocol):
-    """The part of `FlowPolicy` that an episode needs."""
+class Predictor(Protocol):
+    """What acts in an episode: a policy, one that was prepared or exported, or one that watches another."""
 
     @property
     def embodiment(self) -> Embodiment: ...
@@ -32,13 +33,13 @@ class Policy(Protocol):
     def obs_keys(self) -> Sequence[str]: ...
     @property
     def obs_horizon(self) -> int: ...
+    @property
+    def device(self) -> torch.device:
+        """Where the observations go."""
+        ...
 
     def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
         """obs: key -> (1, To, ...). Returns (1, Ta, A), robot units."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters; the first one's device is where the observations go."""
         ...
 
 
@@ -77,7 +78,7 @@ def left_to_solve(results: Sequence[EpisodeResult]) -> list[EpisodeResult]:
 
 
 def run_episodes(
-    policy: Policy,
+    policy: Predictor,
     env: VectorEnv,
     seeds: Sequence[int],
     *,
@@ -144,8 +145,7 @@ class _Running:
     generator: torch.Generator
     filmed: bool
     film_every: int
-    history: deque[Observation] = field(default_factory=deque)
-    chunk: deque[Tensor] = field(default_factory=deque)
+    runner: ChunkRunner[Tensor]
     infer_ms: list[float] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     rewards: float = 0.0
@@ -156,25 +156,21 @@ class _Running:
     outcome: str = ""
     solved_at_reset: bool = False
 
-    def act(self, policy: Policy, obs: Observation, num_steps: int) -> Tensor:
+    def act(self, policy: Predictor, obs: Observation, num_steps: int) -> Tensor:
         """Next action (A,): of the current chunk, or of a new one when it is spent. obs: key -> (...)."""
-        self.history.append(obs)
-        while len(self.history) < policy.obs_horizon:
-            self.history.appendleft(obs)  # the first observation is repeated
-        while len(self.history) > policy.obs_horizon:
-            self.history.popleft()
-        if not self.chunk:
-            device = next(policy.parameters()).device
-            stacked = {key: torch.stack([o[key] for o in self.history])[None].to(device) for key in policy.obs_keys}
+        self.runner.observe(obs)
+        if self.runner.spent:
+            seen = self.runner.seen(torch.stack, keys=policy.obs_keys)
+            seen = {key: value.to(policy.device) for key, value in seen.items()}
             start = time.perf_counter()
             try:
-                chunk = policy.predict(stacked, num_steps=num_steps, generator=self.generator).cpu()  # waits for it
+                chunk = policy.predict(seen, num_steps=num_steps, generator=self.generator).cpu()  # waits for it
             except NonFiniteError as error:
                 self.failure = f"non_finite_{error.what}"
                 return torch.zeros(policy.embodiment.action_dim, device="cpu", dtype=torch.float32)
             self.infer_ms.append(1000.0 * (time.perf_counter() - start))
-            self.chunk.extend(chunk[0])
-        action = self.chunk.popleft()
+            self.runner.execute(chunk[0])
+        action = self.runner.next_action()
         if not torch.isfinite(action).all():
             self.failure = "non_finite_action"
             return torch.zeros_like(action)
@@ -211,7 +207,7 @@ class _Running:
 
 
 def _start(
-    policy: Policy,
+    policy: Predictor,
     env: VectorEnv,
     slots: list[_Running | None],
     queue: deque[tuple[int, int]],
@@ -226,7 +222,8 @@ def _start(
     for i, running in enumerate(slots):
         if running is None and queue:
             index, seed = queue.popleft()
-            slots[i] = _Running(index, seed, stream(seed, "policy_noise"), index < filmed, film_every)
+            generator, runner = stream(seed, "policy_noise"), ChunkRunner[Tensor](policy.obs_horizon)
+            slots[i] = _Running(index, seed, generator, index < filmed, film_every, runner)
             seeds[i], mask[i] = seed, True
     obs = env.reset(seeds, None if first else mask)
     for i in np.flatnonzero(mask):

@@ -34,7 +34,7 @@ def fit_normalizers(
         obs_mode: Of the observations: "minmax", "quantile" or "meanstd".
         action_mode: Of the actions.
     """
-    device = policy.action_low.device
+    device = policy.device
     for key in policy.normalized_keys:
         statistics = Statistics(obs_mode, key=key)
         for values in _parts(dataset.obs[key], extremes=obs_mode == "minmax"):

@@ -325,7 +325,7 @@ def _load(
         obs_horizon=policy.obs_horizon,
         keys=policy.obs_keys,
         mask_padding=mask_padding,
-        device=policy.action_low.device,
+        device=policy.device,
         residence=residence,
     )
     split = store.num_episodes - val_episodes

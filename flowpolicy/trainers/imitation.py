@@ -165,7 +165,7 @@ class ImitationTrainer:
         self.checkpoints, self.tracker = checkpoints, tracker
         self.evaluate, self.validate = evaluate, validate
         self.seed, self.progress = seed, progress
-        self.device = next(policy.parameters()).device
+        self.device = policy.device
         self.ema = ExponentialMovingAverage(policy, power=settings.ema_power, max_decay=settings.ema_max_decay)
         self.optimizer = torch.optim.AdamW(
             policy.parameters(),

@@ -120,7 +120,7 @@ class PPOTrainer:
         self.counter = EpisodeCounter(env.num_envs)
         self.iteration = self.env_steps = self._saved = 0
         self.stop = Stop(loop.max_hours)
-        self._noise = torch.Generator(device=actor_critic.policy.action_low.device)
+        self._noise = torch.Generator(device=actor_critic.policy.device)
         self._order = torch.Generator(device="cpu")
         self._obs: Observation | None = None
         self._success = float("nan")  # of the latest evaluation

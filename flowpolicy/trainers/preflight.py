@@ -74,7 +74,7 @@ def run_preflight(
             finite, or (sparse reward) fewer than the share `min_success` of the episodes succeed: there would be
             nothing to learn from (ReinFlow's Square from 3 % fails, from 10 % it reaches 21 %, from 25 % 61 to 77 %).
     """
-    generator = stream(seed, "preflight", actor_critic.policy.action_low.device)
+    generator = stream(seed, "preflight", actor_critic.policy.device)
     obs = env.reset([derive(seed, f"preflight_env/{i}") for i in range(env.num_envs)])
     first = _FirstEpisodes(env.num_envs, math.ceil(episodes / env.num_envs))
     start, collections, steps = time.perf_counter(), 0, 0

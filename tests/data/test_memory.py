@@ -64,10 +64,7 @@ def _demonstration(store: EpisodeStore) -> None:
     from flowpolicy.evaluation.chunk_panels import load_demonstration
 
     class Policy:
-        embodiment, obs_keys = EMBODIMENT, ("agent_pos", "image")
-
-        def parameters(self):
-            return iter([torch.zeros(1)])
+        embodiment, obs_keys, device = EMBODIMENT, ("agent_pos", "image"), torch.device("cpu")
 
     load_demonstration(store.path, Policy())  # type: ignore[arg-type]
 

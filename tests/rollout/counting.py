@@ -6,7 +6,6 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import nn
 
 from flowpolicy.embodiment import Embodiment, KeySpec
 
@@ -62,12 +61,11 @@ class CountingEnv(gymnasium.Env):
         return np.full((33, 20, 3), self.count * 10, np.uint8)
 
 
-class CountingPolicy(nn.Module):
+class CountingPolicy:
     """Action i of a chunk made at step s is 10 s + i, plus noise when asked for; remembers what it saw."""
 
     def __init__(self, *, obs_horizon=1, action_horizon=2, noise=0.0, embodiment=EMBODIMENT):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
+        self.device = torch.device("cpu")
         self.embodiment, self.obs_keys, self.obs_horizon = embodiment, ("agent_pos",), obs_horizon
         self.action_horizon, self.noise, self.seen = action_horizon, noise, []
 

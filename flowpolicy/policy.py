@@ -10,6 +10,7 @@ from flowpolicy.actions import ActionRepresentation, Representation
 from flowpolicy.ambient import standard_torch, without_autocast
 from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.encoders.base import Encoder, module_name
+from flowpolicy.flow.sources import Source
 from flowpolicy.heads.base import Head
 from flowpolicy.inputs import Inputs
 from flowpolicy.nets.base import VelocityNet
@@ -139,8 +140,9 @@ class FlowPolicy(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Of encoder and net, which is what `predict` runs; a head's teacher is not counted."""
-        return sum(parameter.numel() for part in (self.encoder, self.head.net) for parameter in part.parameters())
+        """Of encoder, source and net, which is what `predict` runs; a head's teacher is not counted."""
+        parts = (self.encoder, self.head.source, self.head.net)
+        return sum(parameter.numel() for part in parts for parameter in part.parameters())
 
     @torch.no_grad()
     def predict(
@@ -265,6 +267,7 @@ def build_policy(
     action_representation: Representation = "absolute",
     obs_keys: Sequence[str] | None = None,
     seed: int | None = None,
+    source: Callable[..., Source] | None = None,
 ) -> FlowPolicy:
     """Wire the parts: shapes flow from the embodiment and the horizons into encoder, net and head.
 
@@ -280,10 +283,12 @@ def build_policy(
         action_representation: "absolute", "relative" (to the newest observed state) or "delta" (to the step before).
         obs_keys: Which of the embodiment's observations to use, in this order; None is all of them.
         seed: Of the run, which fixes the first weights; None draws them from torch's global generator.
+        source: The same, of what the head's flows start from; called with action_dim, horizon and cond_dim. None is
+            Gaussian noise.
 
     Raises:
-        ValueError: When the executed slice does not fit into the horizon, a key is unknown, an image not uint8, or
-            actions are relative to a state that the policy does not see.
+        ValueError: When the executed slice does not fit into the horizon, a key is unknown, an image not uint8, actions
+            are relative to a state that the policy does not see, or the head starts from no noise and has a source.
     """
     if min(horizon, obs_horizon, action_horizon) < 1:
         raise ValueError(f"horizons must be positive, got {horizon=}, {obs_horizon=}, {action_horizon=}")
@@ -296,14 +301,17 @@ def build_policy(
     keys = _seen_keys(obs_keys, embodiment, representation)
     with seeded_weights(seed):
         built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
-        built_net = net(action_dim=embodiment.action_dim, horizon=horizon, cond_dim=built_encoder.feature_dim)
-        built_head = head(built_net)
+        shapes = {"action_dim": embodiment.action_dim, "horizon": horizon, "cond_dim": built_encoder.feature_dim}
+        built_head = head(net(**shapes))
+        if source is not None:
+            built_head.set_source(source(**shapes))
     numbers = {
         "horizon": horizon,
         "obs_horizon": obs_horizon,
         "action_horizon": action_horizon,
         "action_representation": action_representation,
         "obs_keys": obs_keys,
+        **({} if source is None else {"source": source}),
     }
     return FlowPolicy(
         encoder=built_encoder,

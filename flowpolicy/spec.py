@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Self, final
 
 ROOT = "flowpolicy.policy.build_policy"
-_PARTS = ("flowpolicy.encoders", "flowpolicy.nets", "flowpolicy.heads")
+_PARTS = ("flowpolicy.encoders", "flowpolicy.nets", "flowpolicy.heads", "flowpolicy.flow.sources")
 
 _MOVED = {
     f"flowpolicy.heads.{name}.": f"flowpolicy.heads.terms.{name}."
@@ -44,8 +44,8 @@ class PolicySpec:
         encoder: A class, a `functools.partial` of one, or the same as a `Node`.
         net: The same.
         head: The same.
-        numbers: The horizons, the action representation and the observation keys, by their names in `build_policy`;
-            what is missing has the default there.
+        numbers: The horizons, the action representation, the observation keys and the source, by their names in
+            `build_policy`; what is missing has the default there.
     """
 
     encoder: Any
@@ -62,8 +62,8 @@ class PolicySpec:
             trusted_modules: Packages outside flowpolicy whose classes it may name.
 
         Raises:
-            ValueError: For a `_target_` that is neither `build_policy` nor a class of ours below encoders, nets and
-                heads, nor of those packages: a config file must not be able to run arbitrary code.
+            ValueError: For a `_target_` that is neither `build_policy` nor a class of ours below encoders, nets,
+                heads and sources, nor of those packages: a config file must not be able to run arbitrary code.
         """
         config = with_names_of_today(config)
         for target in targets(config):

@@ -179,6 +179,11 @@ def require_support(exploration: Exploration, head: Head) -> None:
         raise ValueError(
             f"{name} needs the head's {exploration.needs.replace('_', ' ')}, which {kind} lacks; use {fit}"
         )
+    if exploration.needs != "jumps" and not head.source.is_gaussian:
+        raise ValueError(
+            f"{name} computes with standard normal starting noise, which {type(head.source).__name__} does not give; "
+            "use exploration=flow_noise, or a policy with the Gaussian source"
+        )
     if head.max_steps is not None and exploration.num_steps > head.max_steps:
         raise ValueError(
             f"{name} takes {exploration.num_steps} steps, {kind} at most {head.max_steps}; lower exploration.num_steps"

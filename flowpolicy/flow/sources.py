@@ -30,8 +30,8 @@ class Source(nn.Module, ABC):
         Args:
             noise: Standard normal, (B, H, A).
             cond: What the encoder made of the observations, (B, D).
-            action: In training the normalised chunk that the flow is to reach, (B, H, A), for sources that pair the two;
-                None in sampling.
+            action: In training the normalised chunk that the flow is to reach, (B, H, A), for sources that pair the
+                two; None in sampling.
 
         Returns:
             (B, H, A).

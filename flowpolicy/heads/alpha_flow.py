@@ -103,7 +103,7 @@ class AlphaFlowHead(Head):
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_velocity, loss_consistency, loss_guidance (whose value never reaches 0), kappa."""
         batch = action.shape[0]
-        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        noise = self.source.draw(action, cond, generator)
         count = max(1, round(batch * self.consistency_share))  # the rows in front
         t = self.times.pairs(batch, generator, p_equal=0.0)[0].to(action.dtype)
         t_long, r_long = (time.to(action.dtype) for time in self.times.pairs(count, generator, p_equal=0.0))
@@ -156,9 +156,10 @@ class AlphaFlowHead(Head):
         """|y - stop-gradient(y + g)|^2: its value is |g|^2, its gradient moves y along g."""
         y = self.velocity(x_t, t, torch.zeros_like(t), cond).to(x_t.dtype)
         with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False), without_tf32():
-            noise = torch.randn(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype)
+            answer = x_t - expand(t, x_t) * y
+            noise = self.source.draw(answer, cond, generator)
             time = self.times.draw(t.shape, generator).to(t.dtype)
-            x_again, _ = interpolate(x_t - expand(t, x_t) * y, noise, time)
+            x_again, _ = interpolate(answer, noise, time)
             nothing = null.to(cond.dtype).expand_as(cond)
             push = self._teach(x_again, time, time, cond) - self._teach(x_again, time, time, nothing)
         return masked_mean_square(y - (y.detach() + push), mask).mean()

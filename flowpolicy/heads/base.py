@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flowpolicy.flow.path import velocity_from_action
+from flowpolicy.flow.sources import GaussianSource, Source
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.types import LossOutput
 
@@ -25,6 +26,8 @@ class Head(nn.Module, ABC):
         has_noise_levels: Whether it walks down noise levels: `ancestral_step`.
         parameterization: What the net of a head with a flow map predicts, "u" the velocity, "x" the action; None:
             unsaid.
+        has_source: Whether the starting noise plays a part; not where the answer is a regression's.
+        source: What flows start from, in `loss` as in sampling; `set_source` sets another one.
     """
 
     net: VelocityNet
@@ -34,6 +37,12 @@ class Head(nn.Module, ABC):
     has_flow_map: bool = False
     has_noise_levels: bool = False
     parameterization: Parameterization | None = None
+    has_source: bool = True
+    source: Source
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source = GaussianSource()
 
     @abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
@@ -73,6 +82,19 @@ class Head(nn.Module, ABC):
             ValueError: For all others.
         """
         raise ValueError(f"{type(self).__name__} has no noise levels, which sampler=ancestral walks down; use jump")
+
+    def set_source(self, source: Source) -> None:
+        """Let flows start elsewhere, from the next batch on.
+
+        Args:
+            source: For the shapes of the head's net.
+
+        Raises:
+            ValueError: For another source than the Gaussian where the starting noise plays no part.
+        """
+        if not self.has_source and not source.is_gaussian:
+            raise ValueError(f"{type(self).__name__} starts from no noise that a source could make; leave source out")
+        self.source = source
 
     def require_batch(self, batch: int) -> None:
         """Raise ValueError for a batch of fewer rows than `min_batch`: a term would go untrained, or be NaN.

@@ -90,7 +90,7 @@ class ConsistencyHead(Head):
 
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_endpoint over delta^2, loss_consistency (of the velocities, unweighted)."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        noise = self.source.draw(action, cond, generator)
         t = (1.0 - self.eps) * self.times.single(action.shape[0], generator)
         r = (t - self.delta).clamp_min(0.0)
         end = ((t * self.segments).ceil() - 1.0).clamp_min(0.0) / self.segments

@@ -84,7 +84,7 @@ class DiffusionHead(Head):
 
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_sample or loss_epsilon, the squared error of what the net predicts."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        noise = self.source.draw(action, cond, generator)
         size = action.shape[:1]
         level = torch.randint(1, self.train_steps + 1, size, generator=generator, device=action.device)
         output = self._predict(add_noise(action, noise, self.signal[level]), level, cond)

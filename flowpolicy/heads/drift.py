@@ -80,9 +80,9 @@ class DriftHead(Head):
         before it is made length 1, for each temperature T; drift_best, squared error of the best of the samples.
         """
         batch, horizon, dim = action.shape
-        shape = (batch * self.num_samples, horizon, dim)
-        noise = torch.randn(shape, generator=generator, device=action.device, dtype=action.dtype)
-        chunks = self._generate(noise, cond.repeat_interleave(self.num_samples, dim=0)).to(action.dtype)
+        each_cond = self._each(cond)
+        noise = self.source.draw(self._each(action), each_cond, generator)
+        chunks = self._generate(noise, each_cond).to(action.dtype)
         valid = mask[..., None].expand_as(action).flatten(1)  # (B, S), S = H A
         samples = chunks.reshape(batch, self.num_samples, -1) * valid[:, None]
         expert = (action.flatten(1) * valid)[:, None]  # (B, 1, S)
@@ -104,8 +104,9 @@ class DriftHead(Head):
         """Note the share of training done."""
         self.progress.fill_(progress)
 
-    def _each(self, mask: Tensor) -> Tensor:
-        return mask.repeat_interleave(self.num_samples, dim=0)
+    def _each(self, value: Tensor) -> Tensor:
+        """Every row once for each of the samples."""
+        return value.repeat_interleave(self.num_samples, dim=0)
 
     def _generate(self, noise: Tensor, cond: Tensor) -> Tensor:
         """The net at a constant time, t = 1, r = 0."""

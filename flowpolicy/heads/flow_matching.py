@@ -63,7 +63,7 @@ class FlowMatchingHead(Head):
 
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_velocity, the unweighted squared error."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        noise = self.source.draw(action, cond, generator)
         t = self.times.single(action.shape[0], generator)
         x_t, path_velocity = interpolate(action, noise, t)
         error = masked_mean_square(self.velocity(x_t, t, t, cond).float() - path_velocity, mask)

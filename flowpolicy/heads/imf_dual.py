@@ -73,7 +73,7 @@ class DualMeanFlowHead(Head):
 
     def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
         """See `Head`. Metrics: loss_meanflow (the average's) and loss_velocity (the instantaneous), unweighted."""
-        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        noise = self.source.draw(action, cond, generator)
         t, r = (time.to(action.dtype) for time in self.times.pairs(action.shape[0], generator, p_equal=0.0))
         x_t, path_velocity = interpolate(action, noise, t)
         both = self.velocity(x_t.repeat(2, 1, 1), t.repeat(2), torch.cat([t, r]), cond.repeat(2, 1))

@@ -34,6 +34,7 @@ class IterativeRegressionHead(Head):
     """
 
     max_steps = 2
+    has_source = False
 
     def __init__(
         self,

@@ -97,7 +97,7 @@ class MeanFlowHead(Head):
         """See `Head`. Metrics: loss_meanflow (unweighted), loss_velocity (its r = t part), those of the parts."""
         batch = action.shape[0]
         self.require_batch(batch)
-        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        noise = self.source.draw(action, cond, generator)
         t, r = self.times.pairs(batch, generator, p_equal=self.p_equal)
         num_equal = num_equal_times(batch, self.p_equal)
         x_t, path_velocity = interpolate(action, noise, t)

@@ -22,6 +22,7 @@ class RegressionHead(Head):
     """
 
     max_steps = 1
+    has_source = False
 
     def __init__(self, net: VelocityNet, *, loss_power: float = 0.0, loss_eps: float = 1e-3) -> None:
         super().__init__()

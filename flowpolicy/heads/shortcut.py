@@ -80,7 +80,7 @@ class ShortcutHead(Head):
         """See `Head`. Metrics: loss_velocity and loss_consistency, the two kinds of rows."""
         batch = action.shape[0]
         self.require_batch(batch)
-        noise = torch.randn(action.shape, generator=generator, device=action.device, dtype=action.dtype)
+        noise = self.source.draw(action, cond, generator)
         num_jumps = max(1, min(batch - 1, round(batch * self.consistency_share)))  # the rows in front
         t, length = self._times(batch, num_jumps, generator)
         x_t, target = interpolate(action, noise, t)

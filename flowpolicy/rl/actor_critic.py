@@ -125,7 +125,8 @@ class ActorCritic(nn.Module):
         cond = self.policy.encode(obs)
         shape = (len(cond), self.policy.horizon, self.policy.embodiment.action_dim)
         noise = normal(shape, generator)
-        chain = sample_chain(self.exploration, self.policy.head.velocity, noise, cond, generator)
+        start = self.policy.head.source(noise, cond)
+        chain = sample_chain(self.exploration, self.policy.head.velocity, start, cond, generator)
         low, high = self.policy.chunk_low, self.policy.chunk_high
         action = chain.action.clamp(low, high)  # part of the environment: the density is of the unclamped chunk
         choice = low < high  # where only one command is possible, being beyond it says nothing

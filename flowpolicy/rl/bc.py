@@ -47,8 +47,8 @@ def bc_loss(
     if kind == "paired":
         times = time_grid(num_steps)
         with torch.no_grad():
-            wanted = sample_ode(frozen.velocity, noise, reference_cond, times)
-        return (sample_ode(head.velocity, noise, cond, times) - wanted).square().mean()
+            wanted = sample_ode(frozen.velocity, frozen.source(noise, reference_cond), reference_cond, times)
+        return (sample_ode(head.velocity, head.source(noise, cond), cond, times) - wanted).square().mean()
     pair = uniform((2, len(cond)), generator)
     equal = num_equal_times(len(cond), DIAGONAL_SHARE)
     pair[1, :equal] = pair[0, :equal]
@@ -56,7 +56,7 @@ def bc_loss(
     # the noise that made the action is no fresh draw: with it x_t would be too wide, and never where the policy goes
     fresh = normal(shape, generator)
     with torch.no_grad():
-        action = sample_ode(frozen.velocity, noise, reference_cond, time_grid(1))
-        x_t, _ = interpolate(action, fresh, t)
+        action = sample_ode(frozen.velocity, frozen.source(noise, reference_cond), reference_cond, time_grid(1))
+        x_t, _ = interpolate(action, frozen.source(fresh, reference_cond), t)
         wanted = frozen.velocity(x_t, t, r, reference_cond)
     return (head.velocity(x_t, t, r, cond) - wanted).square().mean()

@@ -26,8 +26,8 @@ class Ancestral(Sampler):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Noise levels."""
-        return frozenset({"noise_levels"})
+        """Noise levels, and normal noise at the first one."""
+        return frozenset({"noise_levels", "gaussian_source"})
 
     @property
     def draws(self) -> bool:

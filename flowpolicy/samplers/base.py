@@ -11,9 +11,9 @@ from torch import Tensor
 from flowpolicy.flow.times import time_grid
 from flowpolicy.heads.base import Head
 
-Need = Literal["velocity", "flow_map", "noise_levels", "straight_path"]
+Need = Literal["velocity", "flow_map", "noise_levels", "straight_path", "gaussian_source"]
 """What a head must give beside jumps: an instantaneous velocity at r = t; a flow map to every r; noise levels; states
-on the straight path between action and noise, at which sampling may begin."""
+on the straight path between action and noise, at which sampling may begin; a start that is standard normal."""
 
 
 class State(NamedTuple):
@@ -82,11 +82,12 @@ class Sampler(ABC):
 
         Args:
             head: See `require_support`.
-            noise: Standard normal, (B, H, A).
+            noise: Standard normal, (B, H, A); the head's source makes the start of it.
             cond: (B, D).
             generator: As in `walk`.
         """
-        return self.walk(head, State(noise, 1.0, noise), cond, generator)
+        start = head.source(noise, cond)
+        return self.walk(head, State(start, 1.0, start), cond, generator)
 
     @property
     def name(self) -> str:
@@ -140,11 +141,13 @@ def require_support(sampler: Sampler, head: Head) -> None:
         "flow_map": head.has_flow_map,
         "noise_levels": head.has_noise_levels,
         "straight_path": head.max_steps is None,
+        "gaussian_source": head.source.is_gaussian,
     }
     lacks = {
         "velocity": f"{kind} learns no instantaneous velocity, which sampler={sampler.name} asks for",
         "flow_map": f"{kind} learns no flow map, which sampler={sampler.name} asks for",
         "noise_levels": f"{kind} has no noise levels, which sampler={sampler.name} walks down",
+        "gaussian_source": f"{type(head.source).__name__} gives no normal noise, which sampler={sampler.name} continues",
         "straight_path": f"{kind} cannot start between noise and action, as sampler={sampler.name} does",
     }
     if missing := sorted(need for need in sampler.needs if not given[need]):

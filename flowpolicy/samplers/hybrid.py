@@ -59,7 +59,7 @@ class Hybrid(Sampler):
         """See `Sampler`."""
         second = state.noise
         if generator is not None:
-            second = normal(second.shape, generator).to(second)
+            second = head.source(normal(second.shape, generator).to(second), cond)
         action = sample_ode(head.velocity, state.x, cond, times_from(state, self.num_steps - 1))
         time = action.new_full((action.shape[0],), self.tau)
         x_tau, _ = interpolate(action, second, time)

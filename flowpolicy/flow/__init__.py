@@ -1,1 +1,1 @@
-"""The mathematics of flow policies as plain functions on tensors: no modules, no global randomness."""
+"""The mathematics of flow policies as plain functions on tensors, without global randomness; and where flows start."""

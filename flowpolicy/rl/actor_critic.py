@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, final
 
 import torch
@@ -15,10 +16,11 @@ from flowpolicy.exploration.base import (
     require_support,
     sample_chain,
 )
+from flowpolicy.heads.base import Head
 from flowpolicy.nets.value import ValueMLP
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rl.rounding import masked_sum
-from flowpolicy.seeding import normal
+from flowpolicy.samplers.base import Need, Sampler, State
 from flowpolicy.types import Observation
 
 Rows = Literal["auto", "executed", "all"]
@@ -59,6 +61,33 @@ class Score(NamedTuple):
     entries: Tensor
     entropy: Tensor
     std: Tensor
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Explored(Sampler):
+    """The chain of an exploration as a sampler, so that it goes the policy's own way; it keeps chain and condition."""
+
+    exploration: Exploration
+    drawn: list[tuple[Chain, Tensor]] = field(default_factory=list)
+
+    @property
+    def evaluations(self) -> int:
+        return self.num_steps
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()  # `exploration.base.require_support` has looked
+
+    @property
+    def draws(self) -> bool:
+        return True
+
+    def walk(self, head: Head, state: State, cond: Tensor, generator: torch.Generator | None) -> Tensor:
+        assert generator is not None
+        chain = sample_chain(self.exploration, head.velocity, state.x, cond, generator)
+        self.drawn.append((chain, cond))
+        return chain.action
 
 
 @final
@@ -120,21 +149,16 @@ class ActorCritic(nn.Module):
             ValueError: For observations that `FlowPolicy.predict` would refuse, and where one, or the chunk, is not
                 finite, naming the environment's row.
         """
-        self.policy.inputs.check(obs)
-        obs = {key: obs[key].to(self.policy.device) for key in self.policy.obs_keys}
-        cond = self.policy.encode(obs)
-        shape = (len(cond), self.policy.horizon, self.policy.embodiment.action_dim)
-        noise = normal(shape, generator)
-        start = self.policy.head.source(noise, cond)
-        chain = sample_chain(self.exploration, self.policy.head.velocity, start, cond, generator)
+        obs = {key: obs[key].to(self.policy.device) for key in self.policy.obs_keys if key in obs}
+        explored = _Explored(exploration=self.exploration, num_steps=self.exploration.num_steps)
+        chunk = self.policy.predict(obs, sampler=explored, generator=generator)
+        chain, cond = explored.drawn[0]
         low, high = self.policy.chunk_low, self.policy.chunk_high
         action = chain.action.clamp(low, high)  # part of the environment: the density is of the unclamped chunk
         choice = low < high  # where only one command is possible, being beyond it says nothing
         beyond = ((chain.action != action) & choice)[:, self._executed()]
         stored = {_FEATURES: cond} if self.frozen else obs
         log_prob = self._reduce(chain.log_prob, chain.step)
-        chunk = self.policy.decode(action, obs)
-        self.policy.judge(obs, chunk)
         return Decision(chunk, stored, chain, log_prob, self.critic(cond), beyond.float().mean())
 
     @torch.no_grad()

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from flowpolicy.flow.path import interpolate
-from flowpolicy.flow.times import num_equal_times, time_grid
+from flowpolicy.flow.times import num_equal_times
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.samplers.jump import sample_ode
+from flowpolicy.samplers.jump import Jump
 from flowpolicy.seeding import normal, uniform
 
 Kind = Literal["paired", "velocity"]
@@ -45,10 +45,10 @@ def bc_loss(
     noise = normal(shape, generator)
     head, frozen = policy.head, reference.head
     if kind == "paired":
-        times = time_grid(num_steps)
+        jump = Jump(num_steps=num_steps)
         with torch.no_grad():
-            wanted = sample_ode(frozen.velocity, frozen.source(noise, reference_cond), reference_cond, times)
-        return (sample_ode(head.velocity, head.source(noise, cond), cond, times) - wanted).square().mean()
+            wanted = jump(frozen, noise, reference_cond)
+        return (jump(head, noise, cond) - wanted).square().mean()
     pair = uniform((2, len(cond)), generator)
     equal = num_equal_times(len(cond), DIAGONAL_SHARE)
     pair[1, :equal] = pair[0, :equal]
@@ -56,7 +56,7 @@ def bc_loss(
     # the noise that made the action is no fresh draw: with it x_t would be too wide, and never where the policy goes
     fresh = normal(shape, generator)
     with torch.no_grad():
-        action = sample_ode(frozen.velocity, frozen.source(noise, reference_cond), reference_cond, time_grid(1))
+        action = Jump()(frozen, noise, reference_cond)
         x_t, _ = interpolate(action, frozen.source(fresh, reference_cond), t)
         wanted = frozen.velocity(x_t, t, r, reference_cond)
     return (head.velocity(x_t, t, r, cond) - wanted).square().mean()

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     )
     from flowpolicy.rollout.episodes import (
         EpisodeResult as EpisodeResult,
-        Policy as Policy,
+        Predictor as Predictor,
         run_episodes as run_episodes,
     )
+    from flowpolicy.rollout.history import ChunkRunner as ChunkRunner, ObservationHistory as ObservationHistory
     from flowpolicy.rollout.vector_env import (
         StepResult as StepResult,
         VectorEnv as VectorEnv,
@@ -30,7 +31,8 @@ __getattr__, __dir__, __all__ = exported(
     {
         "batched_env": ["BatchedChunkEnv", "BatchedSimulator"],
         "chunk_env": ["ChunkEnv", "ChunkResult", "GroupedChunkEnv", "Reward", "make_chunk_env"],
-        "episodes": ["EpisodeResult", "Policy", "run_episodes"],
+        "episodes": ["EpisodeResult", "Predictor", "run_episodes"],
+        "history": ["ChunkRunner", "ObservationHistory"],
         "vector_env": ["StepResult", "VectorEnv", "make_vector_env"],
         "video": ["write_video"],
     },

@@ -147,7 +147,7 @@ def require_support(sampler: Sampler, head: Head) -> None:
         "velocity": f"{kind} learns no instantaneous velocity, which sampler={sampler.name} asks for",
         "flow_map": f"{kind} learns no flow map, which sampler={sampler.name} asks for",
         "noise_levels": f"{kind} has no noise levels, which sampler={sampler.name} walks down",
-        "gaussian_source": f"{type(head.source).__name__} gives no normal noise, which sampler={sampler.name} continues",
+        "gaussian_source": f"{type(head.source).__name__} gives no normal noise, as sampler={sampler.name} draws",
         "straight_path": f"{kind} cannot start between noise and action, as sampler={sampler.name} does",
     }
     if missing := sorted(need for need in sampler.needs if not given[need]):

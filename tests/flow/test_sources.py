@@ -109,7 +109,7 @@ def test_what_needs_the_normal_density_refuses_another_source():
     policy, _ = elsewhere()
     with pytest.raises(ValueError, match="FlowSDE computes with standard normal starting noise, which Elsewhere does"):
         require_support(FlowSDE(), policy.head)
-    with pytest.raises(ValueError, match="Elsewhere gives no normal noise, which sampler=ancestral continues"):
+    with pytest.raises(ValueError, match="Elsewhere gives no normal noise, as sampler=ancestral draws"):
         small_policy(head=DiffusionHead, source=Elsewhere).predict(observation(), sampler="ancestral")
 
 

@@ -5,13 +5,15 @@ import copy
 import torch
 from torch import Tensor
 
+from flowpolicy.heads.base import Head
 from flowpolicy.rl.bc import DIAGONAL_SHARE, bc_loss
+from flowpolicy.types import LossOutput
 from tests.helpers import small_policy
 
 STD = 0.2
 
 
-class Noted(torch.nn.Module):
+class Noted(Head):
     """A head that turns noise z into the action STD * z in one step, and notes where it is asked."""
 
     def __init__(self) -> None:
@@ -21,6 +23,9 @@ class Noted(torch.nn.Module):
     def velocity(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> Tensor:
         self.asked.append((x_t, t, r))
         return (1.0 - STD) * x_t
+
+    def loss(self, action: Tensor, cond: Tensor, mask: Tensor, generator: torch.Generator) -> LossOutput:
+        raise AssertionError("nobody trains it")
 
 
 def places() -> tuple[Tensor, Tensor, Tensor]:

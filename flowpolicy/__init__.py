@@ -1,4 +1,35 @@
-"""flowpolicy: one-step flow policies for robots."""
+"""flowpolicy: one-step flow policies for robots.
+
+Arrays in, a policy out, which predicts in one network evaluation:
+
+>>> import numpy as np, torch
+>>> from flowpolicy import MemoryStore, build_policy, load_policy, save_policy, train
+>>> from flowpolicy.encoders import StateEncoder
+>>> from flowpolicy.heads import MeanFlowHead
+>>> from flowpolicy.nets import ResidualMLP
+>>> states = [np.random.rand(50, 2) for _ in range(20)]  # per episode (T, D): what the robot saw
+>>> actions = [1 - state for state in states]  # (T, A): what it was told, in its own units
+>>> demos = MemoryStore({"state": states}, actions, control_hz=10)
+>>> policy = build_policy(embodiment=demos.embodiment, encoder=StateEncoder, net=ResidualMLP, head=MeanFlowHead)
+>>> trained = train(policy, demos, steps=30, progress=False)
+>>> folder = save_policy(policy, "my_policy", overwrite=True)
+>>> load_policy(folder).predict({"state": torch.zeros(1, 1, 2)}).shape  # (B, To, D) -> (B, Ta, A)
+torch.Size([1, 8, 2])
+
+Only a head and its loss, in a training loop of your own:
+
+>>> import torch
+>>> from flowpolicy import heads, nets, samplers
+>>> head = heads.MeanFlowHead(nets.ResidualMLP(action_dim=2, horizon=16, cond_dim=3))
+>>> optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3)
+>>> for _ in range(3):
+...     loss = head(action=torch.rand(64, 16, 2) * 2 - 1, cond=torch.rand(64, 3)).loss  # (B, H, A) in [-1, 1], (B, D)
+...     optimizer.zero_grad()
+...     loss.backward()
+...     optimizer.step()
+>>> samplers.Jump(num_steps=1)(head, noise=torch.randn(5, 16, 2), cond=torch.rand(5, 3)).shape
+torch.Size([5, 16, 2])
+"""
 
 from typing import TYPE_CHECKING
 

@@ -96,6 +96,29 @@ class Inputs:
         if not isinstance(value, self._array) or value.dtype != self._float or value.shape != wanted:
             raise ValueError(f"policy: {name} must be {_described(self._float, wanted)}, got {self._name(value)}")
 
+    def check_windows(self, obs: Mapping[str, Any], action: Any, mask: Any) -> None:
+        """Raise ValueError unless these are windows to train on; a cloud may have fewer points than the robot's.
+
+        Args:
+            obs: Key -> (B, To, ...).
+            action: (B, H, A).
+            mask: (B, H).
+        """
+        rows = action.shape[0] if isinstance(action, self._array) and action.shape else 1
+        for name, value, shape in (("action", action, self._chunk), ("mask", mask, self._chunk[:1])):
+            if not isinstance(value, self._array) or value.shape != (rows, *shape):
+                wanted = ", ".join(map(str, ("B", *shape)))
+                raise ValueError(f"policy: {name} of the batch must be ({wanted}), got {self._name(value)}")
+        for key, (shape, _) in self._wanted.items():
+            if key not in obs:
+                raise ValueError(f"policy: observation '{key}' is missing; got {sorted(obs)}, need {[*self._wanted]}")
+            value, wanted = obs[key], (rows, *shape)
+            if isinstance(value, self._array) and len(shape) == 3:  # (B, To, N, 3): any N
+                wanted = (*wanted[:2], *value.shape[2:3], *wanted[3:])
+            if not isinstance(value, self._array) or value.shape != wanted:
+                said = ", ".join(map(str, (rows, *shape)))
+                raise ValueError(f"policy: observation '{key}' of the batch must be ({said}), got {self._name(value)}")
+
     def judge(self, obs: Mapping[str, Any], action: Any, sums: Collection[Any], finite: Any = None) -> None:
         """Raise NonFiniteError naming key and row where an observation or the action (B, Ta, A) is not finite.
 

@@ -15,6 +15,7 @@ from flowpolicy.heads.base import Head
 from flowpolicy.inputs import Inputs
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.normalizer import LinearNormalizer
+from flowpolicy.parts import require_constructors, require_encoder, require_head, require_net
 from flowpolicy.samplers.base import Sampler, require_support
 from flowpolicy.samplers.choose import as_sampler
 from flowpolicy.samplers.jump import JUMP
@@ -94,7 +95,16 @@ class FlowPolicy(nn.Module):
         self.register_buffer("action_high", torch.tensor(embodiment.action_high), persistent=False)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
-        """Training loss of the head on a raw batch (robot units)."""
+        """Training loss of the head on a raw batch (robot units).
+
+        Args:
+            batch: Windows, as `SequenceDataset.batch` gives them, on the policy's device.
+            generator: Of noise and flow times, on that device too.
+
+        Raises:
+            ValueError: For observations, actions or a mask that are not those of the policy.
+        """
+        self.inputs.check_windows(batch.obs, batch.action, batch.mask)
         cond = self.encode(batch.obs)
         action = self.action_normalizer(self.representation.encode(batch.action, batch.obs))
         return self.head.loss(action, cond, batch.mask, generator)
@@ -297,12 +307,17 @@ def build_policy(
             f"obs_horizon - 1 + action_horizon must be at most horizon, got {obs_horizon} - 1 + {action_horizon} > "
             f"{horizon}; the executed slice would run past the predicted chunk"
         )
+    require_constructors(encoder=encoder, net=net, head=head)
     representation = ActionRepresentation(action_representation, embodiment)
     keys = _seen_keys(obs_keys, embodiment, representation)
     with seeded_weights(seed):
         built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
+        require_encoder(built_encoder, {key: embodiment.obs[key] for key in keys}, obs_horizon=obs_horizon)
         shapes = {"action_dim": embodiment.action_dim, "horizon": horizon, "cond_dim": built_encoder.feature_dim}
-        built_head = head(net(**shapes))
+        built_net = net(**shapes)
+        require_net(built_net, cond_dim=built_encoder.feature_dim, shape=(horizon, embodiment.action_dim))
+        built_head = head(built_net)
+        require_head(built_head)
         if source is not None:
             built_head.set_source(source(**shapes))
     numbers = {

@@ -5,7 +5,18 @@ from typing import assert_type
 import numpy as np
 import torch
 
-from flowpolicy import Checkpoint, Embodiment, FlowPolicy, KeySpec, build_policy, load_policy, save_policy
+from flowpolicy import (
+    Checkpoint,
+    Embodiment,
+    FlowPolicy,
+    KeySpec,
+    MemoryStore,
+    Trained,
+    build_policy,
+    load_policy,
+    save_policy,
+    train,
+)
 from flowpolicy.data import EpisodeStore
 from flowpolicy.deploy import OnnxPolicy
 from flowpolicy.encoders import StateEncoder
@@ -34,3 +45,13 @@ def on_disk(folder: str, bundle: OnnxPolicy, points: np.ndarray) -> None:
     assert cloud is not None
     assert_type(make_cloud(points, cloud), np.ndarray)
     save_policy(load_policy(folder), folder, overwrite=True)
+
+
+def trained(states: list[np.ndarray], actions: list[np.ndarray]) -> Trained:
+    """Arrays in, a policy out."""
+    demos = MemoryStore({"state": states}, actions, control_hz=10)
+    assert_type(demos.embodiment, Embodiment)
+    result = train(build(demos.embodiment), demos, steps=10)
+    assert_type(result, Trained)
+    assert_type(result.policy, FlowPolicy)
+    return result

@@ -19,7 +19,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_VERB_STATEMENTS, MAX_FILE_BYTES = 400, 6
 RANKS = {
     0: "exports types paths extras records files processes locks stopping checks ambient ranges streams fingerprint "
     "seeding embodiment matching inputs flow spec statistics launch pointcloud",
-    1: "nets encoders heads samplers exploration normalizer actions",
+    1: "parts nets encoders heads samplers exploration normalizer actions",
     2: "policy inference checkpoint pointers tracking data rollout rl flowpolicy_envs",
     3: "deploy",  # the robot's side: nothing of the training side
     4: "results report",

@@ -39,6 +39,8 @@ class MemoryStore(Store):
             contract that the arrays do not keep.
     """
 
+    embodiment: Embodiment
+
     def __init__(
         self,
         obs: Mapping[str, Episodes],

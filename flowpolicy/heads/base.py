@@ -66,6 +66,37 @@ class Head(nn.Module, ABC):
             generator: On the tensors' device.
         """
 
+    def forward(
+        self, action: Tensor, cond: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> LossOutput:
+        """The `loss` for a training loop of your own, what it is given checked: `head(action, cond).loss.backward()`.
+
+        Args:
+            action: (B, H, A), normalised to about [-1, 1].
+            cond: (B, D), any features of the observation.
+            mask: (B, H), 1 where a step counts; None is everywhere.
+            generator: On the tensors' device; None is one that `torch.manual_seed` fixes.
+
+        Returns:
+            A scalar to differentiate, and metrics.
+
+        Raises:
+            ValueError: For shapes that are not those of each other and of the net.
+        """
+        name, shape = type(self).__name__, self.net.shape
+        if action.ndim != 3 or (shape is not None and action.shape[1:] != shape):
+            wanted = "(B, H, A)" if shape is None else f"(B, {shape[0]}, {shape[1]}) = (B, H, A), as the net was made"
+            raise ValueError(f"{name}: action must be {wanted}, got {tuple(action.shape)}")
+        if cond.shape != (wanted := (len(action), self.net.cond_dim)):
+            raise ValueError(f"{name}: cond must be {wanted} = (B, cond_dim of the net), got {tuple(cond.shape)}")
+        mask = action.new_ones(action.shape[:2]) if mask is None else mask
+        if mask.shape != action.shape[:2]:
+            raise ValueError(f"{name}: mask must be {tuple(action.shape[:2])} = (B, H), got {tuple(mask.shape)}")
+        if generator is None:
+            seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+            generator = torch.Generator(action.device).manual_seed(seed)
+        return self.loss(action, cond, mask, generator)
+
     def ancestral_step(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor, noise: Tensor) -> Tensor:
         """The state at r, drawn given that at t; for heads with noise levels.
 

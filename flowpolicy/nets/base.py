@@ -9,9 +9,15 @@ Features = dict[str, Tensor]
 
 
 class VelocityNet(nn.Module, ABC):
-    """f(x_t, t, r, cond). Constructed by `build_policy` with action_dim, horizon and cond_dim (D), which it keeps."""
+    """f(x_t, t, r, cond). Constructed by `build_policy` with action_dim, horizon and cond_dim (D), which it keeps.
+
+    Attributes:
+        cond_dim: D, entries of the condition.
+        shape: (H, A) of the chunks that it was made for; None where it takes any.
+    """
 
     cond_dim: int
+    shape: tuple[int, int] | None = None
 
     @abstractmethod
     def forward_with_features(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor) -> tuple[Tensor, Features]:

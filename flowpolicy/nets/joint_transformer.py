@@ -73,6 +73,7 @@ class JointTransformer(VelocityNet):
                 f"JointTransformer: num_obs_tokens must divide the condition's {cond_dim} entries, got "
                 f"{num_obs_tokens}; try num_obs_tokens=1"
             )
+        self.shape = (horizon, action_dim)
         self.cond_dim, self.attention, self.num_obs_tokens = cond_dim, attention, num_obs_tokens
         self.embedding = TimeEmbedding(time_dim, min_frequency=min_time_frequency, max_frequency=max_time_frequency)
         self.obs = nn.Linear(cond_dim // num_obs_tokens, dim)

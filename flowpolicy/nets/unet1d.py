@@ -60,7 +60,7 @@ class UNet1D(VelocityNet):
             raise ValueError(f"UNet1D: every width must be divisible by groups={groups}, got {tuple(dims)}")
         if second_time not in ("r", "t-r"):
             raise ValueError(f"UNet1D: second_time must be 'r' or 't-r', got {second_time!r}")
-        self.second_time, self.cond_dim = second_time, cond_dim
+        self.second_time, self.cond_dim, self.shape = second_time, cond_dim, (horizon, action_dim)
         self.embedding = TimeEmbedding(time_dim, min_frequency=min_time_frequency, max_frequency=max_time_frequency)
         self.first_time, self.other_time = _time_mlp(time_dim), _time_mlp(time_dim)
 

@@ -30,6 +30,7 @@ The policy that comes out has no noise and no critic: every other verb takes it.
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,12 +38,11 @@ from omegaconf import DictConfig
 
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
-from flowpolicy.cli.recipe import digest
+from flowpolicy.cli.start import start_run
 from flowpolicy.cli.tasks import with_task, without_task
 from flowpolicy.files import claim_folder
 from flowpolicy.rl.group import refuse_batch
 from flowpolicy.rollout.batched_env import BatchedSimulator
-from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
 from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
 
 
@@ -66,24 +66,6 @@ def main(argv: list[str]) -> int:
     env, exploration = config.instantiate(cfg.task.env), config.instantiate(cfg.exploration)
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
-    def start() -> Tracker:
-        trackers: list[Tracker] = []
-        run_id = wandb_run(out) if cfg.resume else None
-        if cfg.wandb.enabled:  # first: it may be missing
-            trackers.append(wandb := WandbTracker(out, project=cfg.wandb.project, config=facts, run_id=run_id))
-            run_id = wandb.run_id
-        config.save(cfg, argv, out)
-        write_run_record(
-            out,
-            argv=["finetune", *argv],
-            config_hash=digest(facts),
-            seeds={"seed": cfg.seed},
-            device=str(device),
-            dataset_hash=None,
-            wandb_run_id=run_id,
-        )
-        return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
-
     last = finetune(
         checkpoint,
         env,
@@ -91,7 +73,7 @@ def main(argv: list[str]) -> int:
         out=out,
         settings=settings,
         make_batch=make_batch,
-        start=start,
+        start=partial(start_run, "finetune", cfg, argv, out, facts=facts, device=device),
         facts={
             "task": facts["task"],
             "finetune": {

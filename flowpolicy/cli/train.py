@@ -43,6 +43,7 @@ What is seen goes with an encoder, and with the view that the demonstrations wer
 
 import os
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,12 +52,11 @@ from omegaconf import DictConfig
 from flowpolicy.checkpoint import create_policy
 from flowpolicy.cli import config, store_task
 from flowpolicy.cli.jobs import require_own_folders, run_jobs
-from flowpolicy.cli.recipe import digest
+from flowpolicy.cli.start import start_run
 from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
 from flowpolicy.files import claim_folder
 from flowpolicy.spec import packages
-from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
 from flowpolicy.trainers.imitate import SimulatorCheck, train
 from flowpolicy.trainers.imitation import TrainerSettings
 
@@ -84,24 +84,6 @@ def _train(job: tuple[DictConfig, EpisodeStore, list[str]]) -> None:
     default = Path("runs", cfg.task.name, cfg.task.id, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
-    def start() -> Tracker:
-        trackers: list[Tracker] = []
-        run_id = wandb_run(out) if cfg.resume else None
-        if cfg.wandb.enabled:  # first: it may be missing
-            trackers.append(wandb := WandbTracker(out, project=cfg.wandb.project, config=facts, run_id=run_id))
-            run_id = wandb.run_id
-        config.save(cfg, overrides, out)
-        write_run_record(
-            out,
-            argv=["train", *overrides],
-            config_hash=digest(facts),
-            seeds={"seed": cfg.seed},
-            device=str(device),
-            dataset_hash=dataset["hash"],
-            wandb_run_id=run_id,
-        )
-        return CompositeTracker([JsonlTracker(out / "metrics.jsonl"), *trackers])
-
     named = facts["policy"]  # whoever typed it trusts the packages in it, which a checkpoint does not get to say
     kept = {"task": facts["task"], "dataset": dataset, "num_steps": facts["eval"]["num_steps"]}
     try:
@@ -111,7 +93,9 @@ def _train(job: tuple[DictConfig, EpisodeStore, list[str]]) -> None:
             facts=kept,
             out=out,
             settings=settings,
-            start=start,
+            start=partial(
+                start_run, "train", cfg, overrides, out, facts=facts, device=device, dataset_hash=dataset["hash"]
+            ),
             seed=cfg.seed,
             check=check,
             val_episodes=cfg.dataset.val_episodes,

@@ -14,7 +14,7 @@ from flowpolicy.rl.bc import bc_loss
 from flowpolicy.rl.gae import chunk_reward, discounts, gae
 from flowpolicy.rl.group import group_advantage
 from flowpolicy.rl.last_step import LastStep
-from flowpolicy.rl.losses import policy_loss, value_loss
+from flowpolicy.rl.losses import PolicyLoss, policy_loss, value_loss
 from flowpolicy.rl.rollout_buffer import Minibatch, Rollout, minibatches
 from flowpolicy.rl.rounding import differ, spreads
 from flowpolicy.rl.settings import PPOSettings
@@ -214,14 +214,7 @@ class PPO:
         loss = cond.new_zeros(())
         if actor == "train":
             score: Score = model.score(cond, batch.chain)
-            result = policy_loss(
-                score.log_prob,
-                batch.log_prob,
-                batch.advantage,
-                clip_low=settings.clip_low,
-                clip_high=settings.clip_high,
-                entries=score.entries,
-            )
+            result = self._policy_loss(score, batch)
             if self._crosses(kl := float(result.kl)):
                 found["kl_at_stop"].append(kl)
                 return True
@@ -278,6 +271,17 @@ class PPO:
         found["approx_kl"], found["clip_fraction"] = [kl], [clipped]
         return crossed
 
+    def _policy_loss(self, score: Score, batch: Minibatch) -> PolicyLoss:
+        """The clipped objective of a part of the rollout."""
+        return policy_loss(
+            score.log_prob,
+            batch.log_prob,
+            batch.advantage,
+            clip_low=self.settings.clip_low,
+            clip_high=self.settings.clip_high,
+            entries=score.entries,
+        )
+
     def _crosses(self, kl: float) -> bool:
         """Whether a divergence ends the actor's part of this iteration. Raises ValueError where it is no number."""
         if math.isnan(kl):  # nan > target_kl is False
@@ -315,14 +319,7 @@ class PPO:
         kl, clipped, count = 0.0, 0.0, 0
         for batch in minibatches(rollout, zero, zero, count=settings.minibatches, generator=None):
             score = self.actor_critic.score(self.actor_critic.features(batch.obs), batch.chain)
-            found = policy_loss(
-                score.log_prob,
-                batch.log_prob,
-                batch.advantage,
-                clip_low=settings.clip_low,
-                clip_high=settings.clip_high,
-                entries=score.entries,
-            )
+            found = self._policy_loss(score, batch)
             size = len(batch.log_prob)
             kl, clipped = kl + size * float(found.kl), clipped + size * float(found.clipped)
             count += size

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", "np.ndarray", "Tensor")
 Stack = Callable[[list[Any], int], Any]
 """np.stack or torch.stack: arrays of one shape and a new axis -> one array."""
+Merge = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+"""(new, old) observations of a batch -> the new one's rows where they move, the old one's elsewhere."""
 
 
 def _all_of(new: Any, old: Any) -> Any:
@@ -46,25 +48,16 @@ class ObservationHistory(Generic[Array]):
         """Forget all."""
         self._past = []
 
-    def begin(
-        self,
-        obs: Mapping[str, Array],
-        merge: Callable[[Mapping[str, Array], Mapping[str, Array]], Mapping[str, Array]] = _all_of,
-    ) -> None:
+    def begin(self, obs: Mapping[str, Array], merge: Merge = _all_of) -> None:
         """The first observation of an episode: it fills the history.
 
         Args:
             obs: Key -> (...), or (N, ...) of a batch.
-            merge: Of a batch in which not every row begins: (new, old) -> the new one's rows where they begin, the old
-                one's elsewhere.
+            merge: Of a batch in which not every row begins.
         """
         self._advance([obs] * self.obs_horizon, merge)
 
-    def append(
-        self,
-        obs: Mapping[str, Array],
-        merge: Callable[[Mapping[str, Array], Mapping[str, Array]], Mapping[str, Array]] = _all_of,
-    ) -> None:
+    def append(self, obs: Mapping[str, Array], merge: Merge = _all_of) -> None:
         """The next observation, which the oldest one makes room for; the first one where there was none.
 
         Args:
@@ -84,7 +77,7 @@ class ObservationHistory(Generic[Array]):
         """
         return {key: stack([obs[key] for obs in self._past], axis) for key in keys or self._past[0]}
 
-    def _advance(self, observations: Sequence[Mapping[str, Array]], merge: Callable[..., Mapping[str, Array]]) -> None:
+    def _advance(self, observations: Sequence[Mapping[str, Array]], merge: Merge) -> None:
         past = self._past or observations
         self._past = [merge(new, old) for new, old in zip(observations, past, strict=True)]
 

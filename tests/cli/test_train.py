@@ -103,7 +103,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr("flowpolicy.cli.train.WandbTracker", Wandb)
+    monkeypatch.setattr("flowpolicy.cli.start.WandbTracker", Wandb)
     for words in (["wandb.enabled=true"], ["resume=true"], ["wandb.enabled=true", "resume=true"]):
         assert _train(demos, tmp_path / "run", "debug=true", "task.env=null", *words) == 0
         assert json.loads((tmp_path / "run/run.json").read_text())["wandb_run_id"] == "abc123"

@@ -20,9 +20,9 @@ _LARGEST = np.finfo(np.float32).max
 class MemoryStore(Store):
     """Demonstrations as arrays: numpy's, torch's on the CPU, or lists of numbers. They are copied.
 
-    obs[key][t] was seen, then action[t] was sent. Numbers become float32; images, (T, height, width, 3) of uint8, stay.
-    Without an embodiment one is made from the arrays: shapes as they are, and the smallest and largest action of each
-    dimension as its bounds, which a trained policy then never leaves.
+    `obs[key][t]` was seen, then `action[t]` was sent. Numbers become float32; images, (T, height, width, 3) of uint8,
+    stay. Without an embodiment one is made from the arrays: shapes as they are, and the smallest and largest action of
+    each dimension as its bounds, which a trained policy then never leaves.
 
     Args:
         obs: Key -> arrays (T, D) per step, clouds (T, N, 3), images; a single number per step is (T, 1).

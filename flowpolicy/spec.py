@@ -4,7 +4,10 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import Any, Self, final
+
+from flowpolicy.plugins import how_to_import, trusted_packages
 
 ROOT = "flowpolicy.policy.build_policy"
 _PARTS = ("flowpolicy.encoders", "flowpolicy.nets", "flowpolicy.heads", "flowpolicy.flow.sources")
@@ -59,7 +62,7 @@ class PolicySpec:
 
         Args:
             config: Resolved: no interpolation.
-            trusted_modules: Packages outside flowpolicy whose classes it may name.
+            trusted_modules: Packages outside flowpolicy whose classes it may name, beside those of installed plug-ins.
 
         Raises:
             ValueError: For a `_target_` that is neither `build_policy` nor a class of ours below encoders, nets,
@@ -140,22 +143,23 @@ def _moved(target: Any) -> Any:
     return target if old is None else _MOVED[old] + target.removeprefix(old)
 
 
-def targets(config: Any) -> Iterator[str]:
+def targets(config: Any, *, source: str = "the policy config") -> Iterator[str]:
     """Every `_target_` of a resolved config. Raises ValueError for an interpolation: it could grow another one.
 
     Args:
         config: Resolved.
+        source: What it is of, for the error.
     """
     if isinstance(config, str) and "${" in config:
-        raise ValueError(f"the policy config must be resolved, got {config!r}; write the value itself")
+        raise ValueError(f"{source} must be resolved, got {config!r}; write the value itself")
     if isinstance(config, dict):
         if "_target_" in config:
             yield str(config["_target_"])
         for value in config.values():
-            yield from targets(value)
+            yield from targets(value, source=source)
     elif isinstance(config, list | tuple):
         for value in config:
-            yield from targets(value)
+            yield from targets(value, source=source)
 
 
 def packages(config: Any) -> list[str]:
@@ -210,10 +214,10 @@ def _path(cls: type, name: str) -> str:
 
 
 def _require_trusted(target: str, packages: Sequence[str]) -> None:
-    """Raise ValueError unless `target` is `build_policy` or a class that one of `packages` defines."""
+    """Raise ValueError unless `target` is `build_policy` or a class that one of `packages`, or a plug-in, defines."""
     if target == ROOT:
         return
-    package = next((name for name in packages if target.startswith(f"{name}.")), None)
+    package = package_of(target, packages)
     found = _find(target) if package else None  # imports modules of the package, nothing else
     if package and isinstance(found, type) and f"{found.__module__}.".startswith(f"{package}."):
         return
@@ -225,10 +229,39 @@ def _require_trusted(target: str, packages: Sequence[str]) -> None:
     )
 
 
-def _find(target: str) -> object:
+def package_of(target: str, packages: Sequence[str]) -> str | None:
+    """Which of `packages`, or of the installed plug-ins, the dotted name lies in; None for no such."""
+    for every in (lambda: packages, trusted_packages):  # plug-ins are looked for where they are needed
+        if (package := next((name for name in every() if target.startswith(f"{name}.")), None)) is not None:
+            return package
+    return None
+
+
+def _find(target: str, source: str = "the policy config") -> object:
     """What a module defines under this name. Raises ValueError where there is no such module or name."""
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"the policy config names {target}, which is not there: {error}") from error
+        raise ValueError(f"{source} names {target}, which is not there: {error}{how_to_import(target)}") from error
+
+
+def require_code_of(config: Any, packages: Sequence[str], *, source: str) -> None:
+    """Raise ValueError unless every `_target_` of a config is a function or class that these packages define.
+
+    Args:
+        config: Resolved, of a simulator, from a file that somebody else may have written.
+        packages: Those that are trusted, beside installed plug-ins.
+        source: What names them, for the error.
+    """
+    for target in list(targets(config, source=source)):  # all are looked at before one is imported
+        package = package_of(target, packages)
+        if package is None:
+            word = target.partition(".")[0]
+            raise ValueError(
+                f"{source} names the simulator {target}; if you trust that package pass trusted=[{word}], or name "
+                "another with task=… task.id=…"
+            )
+        found = _find(target, source)
+        if not isinstance(found, type | FunctionType) or not f"{found.__module__}.".startswith(f"{package}."):
+            raise ValueError(f"{source} names {target}: wanted a function or class that {package} itself defines")

@@ -12,7 +12,7 @@
   threads=1          CPU threads of torch       cpus=[N,…]    processors to stay on      device=auto
   repeats=500        measured calls, after warmup=50, taking turns
   observations=64    of the simulator            start_seed=100000
-  trusted=[]         your own packages whose encoders, nets or heads the checkpoint names: it may run their code
+  trusted=[]         your own packages whose encoders, nets, heads or simulators the checkpoint names: it may run them
   edited=false       true takes a checkpoint whose files are not as they were saved
   out=DIR            default: RUN_DIR/bench/<checkpoint>
 Prints and writes to bench.json the percentiles per stage (encode, head, decode), of predict, of what prepare(policy)
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         from flowpolicy.evaluation.observations import observe_simulator
         from flowpolicy.rollout.vector_env import make_vector_env
 
-        cfg = config.load("bench", with_task(argv, checkpoint.task))
+        cfg = config.load("bench", with_task(argv, checkpoint.task, trusted=facts["trusted"]))
         env = make_vector_env(make_task(cfg).make_env, 1)
         try:
             seen = observe_simulator(policy, env, count=cfg.observations, start_seed=cfg.start_seed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from flowpolicy.paths import config_dir
+from flowpolicy.plugins import groups as every
 
 # (yaml, first part of a key) -> what it is called now
 _RENAMED = {("finetune", "sampler"): "how fine-tuning explores is exploration=…, as in exploration=flow_noise"}
@@ -21,7 +21,7 @@ def group_choices(name: str, argv: Sequence[str]) -> list[str]:
     for word in argv:
         if said := _RENAMED.get((name, re.split(r"[=./]", word.lstrip("+~"), maxsplit=1)[0])):
             raise ValueError(f"{word}: {said}")
-    groups = [argument for argument in argv if (config_dir() / argument.partition("=")[0]).is_dir()]
+    groups = [argument for argument in argv if argument.partition("=")[0] in every()]
     for choice in OverridesParser.create().parse_overrides(groups):
         if choice.is_sweep_override():
             raise ValueError(f"{choice.input_line}: one at a time; `flowpolicy train -m` takes several and runs each")

@@ -88,7 +88,7 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
             if place not in opened:
                 opened[place] = Checkpoint.open(place)
             checkpoint = opened[place]
-            task, settings = task_for("compare", checkpoint, words)
+            task, settings = task_for("compare", checkpoint, words, trusted=facts["trusted"])
             steps = [int(match[2])] if match else _steps(facts["num_steps"], checkpoint)
             found = [Arm("", k, Path(), checkpoint, task, settings) for k in steps]
         arms, places = arms + found, places + [place] * len(found)

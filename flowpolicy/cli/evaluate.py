@@ -16,7 +16,7 @@
                      not the checkpoint's own      device=auto   threads=1
   allow_seen_seeds=false   true: also seeds that the policy has seen, those of its demonstrations or that chose the
                      checkpoint (both are in its config.json); table, page and summary.json then say so
-  trusted=[]         your own packages whose encoders, nets or heads the checkpoint names: it may run their code
+  trusted=[]         your own packages whose encoders, nets, heads or simulators the checkpoint names: it may run them
   edited=false       true takes a checkpoint whose files are not as they were saved
 A folder appears whole, with results.jsonl, summary.json, latency.json, chunks.json and videos/. After a kill the same
 command goes on at the episode where it was, and a finished evaluation is not done again (more videos are added); other
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     about = config.plain(config.load("evaluate", without_task(argv)))
     checkpoint = Checkpoint.open(about["checkpoint"])
     own = checkpoint.task
-    cfg = config.load("evaluate", with_task(argv, own))
+    cfg = config.load("evaluate", with_task(argv, own, trusted=about["trusted"]))
     facts = config.plain(cfg)
     task = facts["task"]
     foreign = None if (task["name"], task["id"]) == (own.get("name"), own.get("id")) else task["id"]

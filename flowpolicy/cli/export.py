@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     env, store, about = None, facts["dataset"]["path"], {"checkpoint": str(checkpoint.folder), "task": None}
     try:
         if store is None or facts["episodes"]:
-            cfg = config.load("export", with_task(argv, checkpoint.task))
+            cfg = config.load("export", with_task(argv, checkpoint.task, trusted=facts["trusted"]))
             env = make_vector_env(make_task(cfg).make_env, 1)
             about["task"] = {"name": cfg.task.name, "id": cfg.task.id}
         count, first = facts["observations"], facts["start_seed"]

@@ -23,7 +23,7 @@
   loop.max_hours=H   write a checkpoint and end after so long; so does SIGTERM, with exit code 143. All episodes begin
                  anew there, as at every checkpoint, so a run that was stopped in between differs from one that was not
   debug=true     every stage in seconds
-  trusted=[]     your own packages whose encoders, nets or heads the checkpoint names: it may run their code
+  trusted=[]     your own packages whose encoders, nets, heads or simulators the checkpoint names: it may run them
   edited=false   true takes a checkpoint whose files are not as they were saved
 The policy that comes out has no noise and no critic: every other verb takes it.
 """
@@ -38,6 +38,7 @@ from omegaconf import DictConfig
 
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
+from flowpolicy.cli.makers import maker
 from flowpolicy.cli.start import start_run
 from flowpolicy.cli.tasks import with_task, without_task
 from flowpolicy.files import claim_folder
@@ -50,7 +51,7 @@ def load(argv: list[str]) -> tuple[DictConfig, Checkpoint]:
     """The composed config, whose task is the checkpoint's own unless the words name another; and the checkpoint."""
     about = config.plain(config.load("finetune", without_task(argv)))
     checkpoint = Checkpoint.open(about["checkpoint"])
-    return config.load("finetune", with_task(argv, checkpoint.task)), checkpoint
+    return config.load("finetune", with_task(argv, checkpoint.task, trusted=about["trusted"])), checkpoint
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
     default = Path("runs", cfg.task.name, f"{cfg.task.id}_rl", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    env, exploration = config.instantiate(cfg.task.env), config.instantiate(cfg.exploration)
+    env, exploration = maker(cfg.task, "env"), config.instantiate(cfg.exploration)
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
     last = finetune(

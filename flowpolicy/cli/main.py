@@ -1,6 +1,6 @@
 """flowpolicy VERB [key=value ...]: one-step flow policies for robots.
 
-  data       collect, inspect, validate or view demonstrations
+  data       collect, convert, inspect, validate or view demonstrations
   train      imitation: demonstrations in, a one-step policy out
   finetune   reinforcement learning: a policy that half works, and its simulator, in; a better one out
   evaluate   seeded rollouts of a checkpoint, with intervals
@@ -14,6 +14,8 @@
   doctor     try every extra and renderer; print the fix for what fails
 
 `flowpolicy VERB --help` shows examples and every option.
+--config-dir DIR, anywhere and more than once, adds your own yaml files to ours: DIR/task/NAME.yaml is task=NAME,
+DIR/policy/head/NAME.yaml is policy/head=NAME; so does FLOWPOLICY_CONFIGS=DIR:DIR. Installed plug-ins bring theirs.
 Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 130 Ctrl-C, 143 SIGTERM (where it is training: after
 a checkpoint), 141 when the reader of the output has gone.
 FLOWPOLICY_DEBUG=1 shows the traceback of an error.
@@ -23,6 +25,7 @@ import importlib
 import os
 import sys
 
+from flowpolicy.cli.config_dirs import config_dirs, split
 from flowpolicy.processes import end_children
 from flowpolicy.stopping import SIGINT_CODE, SIGTERM_CODE, Terminated, leave_at_once, signals_raise
 from flowpolicy.streams import concluded, outlive_readers, readable
@@ -46,10 +49,15 @@ VERBS = (
 def main(argv: list[str]) -> int:
     """Run one verb; returns the exit code. Another program may call it: signals and streams are its own again after."""
     with readable():
-        if not argv or argv[0] in ("-h", "--help"):
+        try:
+            words, folders = split(argv)
+        except ValueError as error:
+            print(f"flowpolicy: {error}", file=sys.stderr)
+            return 2
+        if not words or words[0] in ("-h", "--help"):
             print(__doc__)
-            return 0 if argv else 2
-        verb, arguments = argv[0], argv[1:]
+            return 0 if words else 2
+        verb, arguments = words[0], words[1:]
         if verb not in VERBS:
             print(f"flowpolicy: unknown verb '{verb}'; verbs are {', '.join(VERBS)}", file=sys.stderr)
             return 2
@@ -60,7 +68,7 @@ def main(argv: list[str]) -> int:
             if any(argument in ("-h", "--help") for argument in arguments):
                 print(module.__doc__)
                 return 0
-            with signals_raise():
+            with signals_raise(), config_dirs(folders):
                 return module.main(arguments)
         except EXPECTED as error:
             if os.environ.get("FLOWPOLICY_DEBUG") == "1":

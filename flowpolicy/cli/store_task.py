@@ -1,13 +1,13 @@
 """The task of `flowpolicy train`: the one that the demonstrations are of, unless a word or an experiment names one."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flowpolicy.cli import config
+from flowpolicy.cli.recorded import is_own
 from flowpolicy.cli.tasks import task_words, with_task, without_task
-from flowpolicy.paths import config_dir
+from flowpolicy.plugins import options
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flowpolicy.data.store import EpisodeStore
 
 _DEFAULT = "toy"  # of train.yaml: a composition that has it still has not been told a task
-_FACTS = ("id", "obs", "max_episode_steps", "view")  # of the environment; how to act is the yaml's affair
+_FACTS = ("id", "obs", "max_episode_steps", "view", "env")  # of the environment; how to act is the yaml's affair
 _SEEN = ("id", "obs", "view")  # where the family is named: its rules are then the words', its data are what they are
 
 
@@ -38,8 +38,8 @@ def load(argv: Sequence[str]) -> "tuple[DictConfig, EpisodeStore]":
         known = {key: own[key] for key in _SEEN if key in own and family == own["name"]}
         words = [*task_words({"name": family, **known}, source=source), *argv]
     else:
-        words = with_task(argv, own, source=source)
-        if not (config_dir() / "task" / f"{own['name']}.yaml").is_file():
+        words = with_task(argv, own, source=source, trusted=facts["trusted"])
+        if own["name"] not in options("task") and not is_own(own):
             words = _without_yaml(argv, own, source)
     cfg = config.load("train", words)
     _require_same(own, cfg.task, source)
@@ -55,12 +55,19 @@ def _recorded(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_yaml(argv: Sequence[str], own: dict[str, Any], source: str) -> list[str]:
     """The overrides for a task of one's own, a real robot's: the numbers of the default, its own name, no simulator."""
-    if "task.env=null" not in argv:
+    has_simulator = any(word.startswith("task.env._target_=") for word in argv)
+    if "task.env=null" not in argv and not has_simulator:
         raise ValueError(
             f"{source} is of the task {own['name']}, of which there is no configs/task/{own['name']}.yaml;"
-            " pass task.env=null to train without a simulator"
+            " pass task.env=null to train without a simulator, task.env._target_=my_package.make_env to train with one "
+            "of your own, or --config-dir DIR where DIR/task has its yaml file"
         )
-    return [f"task.name={own['name']}", f"task.id={json.dumps(own.get('id', own['name']))}", *argv]
+    return [
+        *(["task=own"] if has_simulator else []),
+        f"task.name={own['name']}",
+        f"task.id={json.dumps(own.get('id', own['name']))}",
+        *argv,
+    ]
 
 
 def _require_same(own: Mapping[str, Any], task: Any, source: str) -> None:
@@ -71,14 +78,3 @@ def _require_same(own: Mapping[str, Any], task: Any, source: str) -> None:
             f"{source} is of {said}, the words say {task.name} {task.id}; leave task= and task.id= out, "
             f"or train on demonstrations of {task.id}"
         )
-
-
-def store_facts(task: dict[str, Any]) -> dict[str, Any]:
-    """What a store records of the task it is of, as group attributes.
-
-    Args:
-        task: Its composed node, plain.
-    """
-    facts = {f"task_{key}": value for key, value in task.items() if not isinstance(value, dict)}
-    view = {key: value for key, value in (task.get("view") or {}).items() if re.fullmatch(r"[a-z]\w*", key)}
-    return {"task": facts.pop("task_name"), **facts} | ({"task_view": view} if view else {})

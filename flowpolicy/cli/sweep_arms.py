@@ -7,7 +7,7 @@ from typing import Any
 from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint
 from flowpolicy.cli.tasks import task_for
 from flowpolicy.evaluation.arms import Arm, arm_names
-from flowpolicy.paths import config_dir
+from flowpolicy.plugins import options
 from flowpolicy.results.comparison import Failure
 
 
@@ -32,13 +32,13 @@ def sweep_arms(argv: list[str], facts: dict[str, Any]) -> tuple[list[Arm], list[
     arms, places, failed = [], [], []
     for wanted in facts["tasks"] or [""]:
         family, slash, rest = wanted.partition("/")
-        known = bool(slash) and (config_dir() / "task" / f"{family}.yaml").is_file()
+        known = bool(slash) and family in options("task")
         words = [*argv, *([f"task={family}", f"task.id={rest}"] if known else [f"task.id={wanted}"] if wanted else [])]
         for place in map(Path, facts["checkpoints"]):
             if place in damaged:
                 failed.append(Failure(str(place), rest if known else wanted or "its own task", damaged[place]))
                 continue
-            task, settings = task_for("sweep", opened[place], words)
+            task, settings = task_for("sweep", opened[place], words, trusted=facts["trusted"])
             arms += [Arm("", k, Path(), opened[place], task, settings) for k in facts["num_steps"]]
             places += [place] * len(facts["num_steps"])
     labels = facts["names"] or ()

@@ -8,16 +8,32 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from flowpolicy.cli import config
+from flowpolicy.cli.makers import maker
+from flowpolicy.cli.recorded import is_own, own_words
 
 if TYPE_CHECKING:  # loads torch: a second, which `data collect` need not wait for
     from flowpolicy.checkpoint import Checkpoint
     from flowpolicy.evaluation.evaluate import Task
 
 
-def with_task(argv: Sequence[str], own: dict[str, Any], *, source: str = "the checkpoint's config.json") -> list[str]:
-    """The overrides, led by the task `own` unless they name one; the yaml is ours, not that of the `source`."""
+def with_task(
+    argv: Sequence[str],
+    own: dict[str, Any],
+    *,
+    source: str = "the checkpoint's config.json",
+    trusted: Sequence[str] = (),
+) -> list[str]:
+    """The overrides, led by the task `own` unless they name one.
+
+    The yaml of its name says the rest, not the `source`; only a simulator that no yaml names is the source's.
+
+    Args:
+        trusted: Packages whose simulators the source may name, beside those of installed plug-ins.
+    """
     if any(argument.startswith("task=") for argument in argv):
         return list(argv)
+    if is_own(own):
+        return [*own_words(own, argv, trusted=trusted, source=source), *argv]
     words = task_words(own, source=source)
     return [f"task={own['name']}", *words, *argv]
 
@@ -46,18 +62,20 @@ def make_task(cfg: DictConfig) -> "Task":
     """Of a composed config. Raises ValueError for a task without a simulator."""
     from flowpolicy.evaluation.evaluate import Task  # needs the extra `train`, which `bench` can do without
 
-    if cfg.task.env is None:
-        raise ValueError(f"task={cfg.task.name} has no simulator (task.env is null); pass another task=… task.id=…")
+    make = maker(cfg.task, "env", render=False)
     settings = {key: value for key, value in config.plain(cfg)["task"]["env"].items() if not key.startswith("_")}
-    return Task(cfg.task.name, cfg.task.id, config.instantiate(cfg.task.env), settings)
+    return Task(cfg.task.name, cfg.task.id, make, settings)
 
 
-def task_for(name: str, checkpoint: "Checkpoint", words: Sequence[str]) -> "tuple[Task, dict[str, Any]]":
+def task_for(
+    name: str, checkpoint: "Checkpoint", words: Sequence[str], *, trusted: Sequence[str]
+) -> "tuple[Task, dict[str, Any]]":
     """The task that `words` name, else the checkpoint's own, and the settings of its environment.
 
     Args:
         name: Of the yaml that the words override.
+        trusted: Packages whose simulators the checkpoint may name.
     """
-    cfg = config.load(name, with_task(words, checkpoint.task))
+    cfg = config.load(name, with_task(words, checkpoint.task, trusted=trusted))
     task = make_task(cfg)
     return task, dict(task.settings)

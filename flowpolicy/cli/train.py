@@ -6,9 +6,10 @@
   flowpolicy train dataset.path=assembly.zarr policy/encoder=point_cloud policy/head=mp1_small trainer.batch_size=64
 
   dataset.path=PATH          store from `flowpolicy data collect` (required)
-  task=toy|reach|maniskill|metaworld   task.id=...   task.obs=state   default: what the store says that it is of; to
+  task=toy|reach|maniskill|metaworld|own   task.id=...   task.obs=state   default: what the store says that it is of; to
                              train on demonstrations of one task as another is refused. Demonstrations of a task of
-                             your own, which has no simulator here: task.env=null
+                             your own, which has no simulator here: task.env=null; which has one of your own:
+                             task=own task.id=NAME task.env._target_=my_package.make_env +task.env.ARGUMENT=VALUE
   policy/head=...            the first of a line is the method, the others published or smaller settings of it
       meanflow|dm1|dm1_legacy|mp1|mp1_released|mp1_small|omp   imf_dual|uca   alpha_flow|ofp
       shortcut|shortcut_published   consistency|consistency_published   flow_matching|flow_matching_published
@@ -30,6 +31,7 @@
                  jumps to the cosine that ends there. So may trainer.log_every, eval_every, checkpoint_every, keep_best.
                  Where the newest checkpoint is damaged, an older one is taken and a warning says so
   trainer.max_hours=H        write a checkpoint and end after so long. SIGTERM does it too, with exit code 143
+  trusted=[]     your own packages whose simulator the store names; what the words name themselves runs anyway
   debug=true     every stage in seconds, with 2 episodes where the task has a simulator (task.env=null: it has none)
   wandb.enabled=true         offline without a key or a network; metrics.jsonl is always written
   experiment=NAME            a named recipe
@@ -52,6 +54,7 @@ from omegaconf import DictConfig
 from flowpolicy.checkpoint import create_policy
 from flowpolicy.cli import config, store_task
 from flowpolicy.cli.jobs import require_own_folders, run_jobs
+from flowpolicy.cli.makers import maker
 from flowpolicy.cli.start import start_run
 from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
@@ -75,20 +78,19 @@ def _train(job: tuple[DictConfig, EpisodeStore, list[str]]) -> None:
     settings = TrainerSettings.from_dict(facts["trainer"])
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
-    check = None
-    if facts["task"].get("env") and (settings.eval_every or cfg.debug):
-        check = SimulatorCheck(config.instantiate(cfg.task.env), **facts["eval"])
-    elif settings.eval_every:
+    has_check = facts["task"].get("env") and (settings.eval_every or cfg.debug)
+    check = SimulatorCheck(maker(cfg.task, "env"), **facts["eval"]) if has_check else None
+    if settings.eval_every and not has_check:
         raise ValueError(f"trainer.eval_every={settings.eval_every} needs a simulator, but task.env is null; use 0")
     dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
     default = Path("runs", cfg.task.name, cfg.task.id, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
-    named = facts["policy"]  # whoever typed it trusts the packages in it, which a checkpoint does not get to say
     kept = {"task": facts["task"], "dataset": dataset, "num_steps": facts["eval"]["num_steps"]}
+    trusted = packages(facts["policy"])  # whoever typed it trusts them, which a checkpoint does not get to say
     try:
         trained = train(
-            create_policy(named, store.require_record(), trusted_modules=packages(named), seed=cfg.seed).to(device),
+            create_policy(facts["policy"], store.require_record(), trusted_modules=trusted, seed=cfg.seed).to(device),
             store,
             facts=kept,
             out=out,

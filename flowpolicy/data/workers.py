@@ -12,6 +12,7 @@ from typing import Protocol, final
 
 from tqdm import tqdm
 
+from flowpolicy.contracts import require_expert
 from flowpolicy.data.episode import Episode
 from flowpolicy.data.journal import Journal
 from flowpolicy.embodiment import Embodiment
@@ -51,7 +52,7 @@ class InProcess:
 
     def __init__(self, make_expert: Callable[[], Expert]) -> None:
         self._expert = make_expert()
-        self.embodiment = self._expert.embodiment
+        self.embodiment = require_expert(self._expert, make_expert)
 
     def attempts(self, seeds: Iterator[int], journal: Journal) -> Iterator[tuple[int, Episode | None]]:
         """(seed, episode) of each. Says so where a seed may have taken the process down before.
@@ -205,7 +206,7 @@ def _serve(pipe: Connection, make_expert: Callable[[], Expert]) -> None:
     with _Told(pipe):
         expert = make_expert()
         with _frozen_garbage():
-            pipe.send(expert.embodiment)
+            pipe.send(require_expert(expert, make_expert))
             while True:
                 pipe.send(expert.episode(pipe.recv()))
 

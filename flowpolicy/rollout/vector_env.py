@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowpolicy.contracts import require_env, require_first, require_second
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.extras import how_to_install
 from flowpolicy.processes import begin_simulator, others_start_children
@@ -203,22 +204,31 @@ class _LastingEnv:
 
     def __init__(self, make_env: Callable[[], "gymnasium.Env"], index: int) -> None:
         begin_simulator()
-        self._env = make_env()
-        self._index = index
+        self._env, self._make = make_env(), make_env
+        self.embodiment = require_env(self._env, make_env)
+        self._index, self._seen = index, 0
         self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
         self.metadata, self.render_mode, self.spec = self._env.metadata, self._env.render_mode, self._env.spec
         self._last: Any = None
         self._done, self._solved = True, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        obs, info = self._env.reset(seed=seed)
+        result = self._env.reset(seed=seed)
+        if self._seen == 0:
+            require_first(result, self.embodiment, self._make)
+        obs, info = result
+        self._seen = max(self._seen, 1)
         self._done, self._solved = False, bool(info.get("success", False))
         return obs, {}
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self._done:
             return self._last
-        obs, reward, terminated, truncated, info = self._env.step(action)
+        result = self._env.step(action)
+        if self._seen == 1:
+            require_second(result, self.embodiment, self._make)
+        obs, reward, terminated, truncated, info = result
+        self._seen = 2
         self._done = bool(terminated or truncated)
         told = {
             "terminated": bool(terminated),

@@ -82,7 +82,7 @@ def test_the_view_that_demonstrations_were_collected_with_is_kept(tmp_path: Path
 
 def test_collect_records_the_view_as_well():
     from flowpolicy.cli.config import load, plain
-    from flowpolicy.cli.store_task import store_facts
+    from flowpolicy.cli.recorded import store_facts
 
     facts = store_facts(plain(load("collect", ["task=metaworld", "task.id=push-v3", "task.view.points=77"]).task))
     assert (facts["task"], facts["task_id"], facts["task_view"]["points"]) == ("metaworld", "push-v3", 77)

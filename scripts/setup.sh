@@ -1,16 +1,25 @@
 #!/usr/bin/env bash
-# Set-up shared by scripts/quickstart and scripts/test: system libraries, .venv, and the package with all its extras.
-# Idempotent: when nothing it depends on has changed, it returns at once.
-#   PYTHON=/path/to/python3.12   interpreter to build .venv from (default: the first of python3, python3.12, python3.11
+# Set-up shared by a developer's machine, CI and the images of docker/: system libraries, an environment, the package.
+#   scripts/setup.sh                              .venv of this checkout: editable, every extra, what the tests need.
+#                                                 When nothing it depends on has changed, it returns at once.
+#   scripts/setup.sh --venv DIR [--extras LIST]   an environment elsewhere, which needs the checkout no more: flowpolicy
+#                                                 lies in it as a wheel, with these extras (default: all)
+#   scripts/setup.sh --venv DIR --runtime [PACKAGE ...]
+#                                                 no more than an exported bundle needs: numpy, onnxruntime and the wheel,
+#                                                 no torch; and these packages beside them (numba makes clouds)
+#   PYTHON=/path/to/python3.12   interpreter to build it from (default: the first of python3, python3.12, python3.11
 #                                that will do)
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$(pwd -P)
 
 # One line each: what must be there, the Debian/Ubuntu package that brings it, why.
 # A name ending in .so.N is looked up in the linker's cache; python:M is a module of the chosen interpreter.
-required="
-python:ensurepip  python3-venv   pip inside .venv (Debian splits it from python3)
+python_only="
+python:ensurepip  python3-venv   pip inside the environment (Debian splits it from python3)
+"
+required="$python_only
 libGL.so.1        libgl1         OpenCV, which SAPIEN imports: no ManiSkill without it
 libgthread-2.0.so.0 libglib2.0-0 OpenCV, the same
 libX11.so.6       libx11-6       SAPIEN links to it, with or without a display
@@ -31,6 +40,32 @@ fingerprint() { # changes when the recipe or the place of the checkout does (.ve
     { cat pyproject.toml scripts/constraints.txt scripts/setup.sh; printf '%s' "$root"; } | sha256sum | cut -d' ' -f1
 }
 
+usage() { die "wanted [--venv DIR [--extras LIST | --runtime [PACKAGE ...]]], got $1"; }
+
+parse() { # sets venv (DIR's absolute path), extras, runtime, packages
+    local said="$*"
+    while (($#)); do
+        case $1:${2:-} in
+            --venv:?*) venv=$(cd "$here" && realpath -m -- "$2") ;;
+            --extras:?*) extras=$2 ;;
+            --runtime:*)
+                runtime=yes packages=("${@:2}")
+                break
+                ;;
+            *) usage "$said" ;;
+        esac
+        shift 2
+    done
+    if [[ $venv == "$root/.venv" ]]; then
+        [[ -z $extras$runtime ]] || usage "$said"
+        extras=all,dev
+        return
+    fi
+    [[ -z $extras || -z $runtime ]] || usage "$said"
+    extras=${extras:-all}
+    [[ ! -e $venv || -f $venv/pyvenv.cfg ]] || die "$venv is there already and no environment; choose another folder"
+}
+
 fits() { # 3.13 and later: ManiSkill 3.0.1's motion planner (mplib 0.1.1) and numpy 1.26 have no wheels for them
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 }
@@ -49,9 +84,9 @@ find_python() {
         "and set PYTHON=/path/to/it"
 }
 
-usable() { # .venv is whole and made for this place: its scripts hold absolute paths
-    fits .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 &&
-        grep -qF "$root/.venv" .venv/bin/activate
+usable() { # the environment is whole and made for this place: its scripts hold absolute paths
+    fits "$venv/bin/python" && "$venv/bin/python" -m pip --version >/dev/null 2>&1 &&
+        grep -qF "$venv" "$venv/bin/activate"
 }
 
 missing() { # $1: a table as above -> the packages of its lines whose first word is not there
@@ -74,6 +109,9 @@ may_install() { [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; }
 
 install_system_packages() {
     local needed wished package
+    if [[ -n $runtime ]]; then
+        required=$python_only optional="" spare=""
+    fi
     needed=$(missing "$required")
     wished=$(missing "$optional")
     ! may_install || wished+=$(missing "$spare") # nobody need be asked for it
@@ -143,22 +181,37 @@ install_software_vulkan() { # never ends the set-up: states need none of it
     say "going on without pictures of ManiSkill"
 }
 
-stamp=.venv/setup-stamp
-if [[ -f $stamp && $(<"$stamp") == "$(fingerprint)" ]] && .venv/bin/python -c "" 2>/dev/null; then
+install() { # what was asked for, into the environment
+    local pip=("$venv/bin/python" -m pip install) versions=(--constraint scripts/constraints.txt)
+    if [[ -n $runtime ]]; then
+        run "${pip[@]}" numpy onnxruntime "${packages[@]}" "${versions[@]}"
+        run "${pip[@]}" --no-deps .
+    elif [[ $venv == "$root/.venv" ]]; then
+        run "${pip[@]}" --editable ".[$extras]" "${versions[@]}"
+    else
+        run "${pip[@]}" ".[$extras]" "${versions[@]}"
+    fi
+}
+
+venv=$root/.venv extras="" runtime="" packages=()
+parse "$@"
+stamp=$root/.venv/setup-stamp
+if [[ $venv == "$root/.venv" && -f $stamp && $(<"$stamp") == "$(fingerprint)" ]] && "$venv/bin/python" -c "" 2>/dev/null
+then
     exit 0
 fi
 
 began=$SECONDS
 python=$(find_python)
-usable || rm -rf .venv
-mkdir -p .venv
-log=$root/.venv/setup.log
+usable || rm -rf "$venv"
+mkdir -p "$venv"
+log=$venv/setup.log
 : >"$log"
-rm -f "$stamp"
+[[ $venv != "$root/.venv" ]] || rm -f "$stamp"
 install_system_packages
-install_software_vulkan
-[[ -x .venv/bin/python ]] || run "$python" -m venv .venv
-say "installing Python packages into .venv with $python (some minutes the first time; log: .venv/setup.log)"
-run .venv/bin/python -m pip install --editable ".[all,dev]" --constraint scripts/constraints.txt
-fingerprint >"$stamp"
+[[ -n $runtime ]] || install_software_vulkan
+[[ -x $venv/bin/python ]] || run "$python" -m venv "$venv"
+say "installing Python packages into ${venv#"$root/"} with $python (some minutes the first time; log: $log)"
+install
+[[ $venv != "$root/.venv" ]] || fingerprint >"$stamp"
 say "done in $((SECONDS - began)) s"

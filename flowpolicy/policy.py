@@ -307,9 +307,9 @@ def build_policy(
             f"obs_horizon - 1 + action_horizon must be at most horizon, got {obs_horizon} - 1 + {action_horizon} > "
             f"{horizon}; the executed slice would run past the predicted chunk"
         )
-    require_constructors(encoder=encoder, net=net, head=head)
     representation = ActionRepresentation(action_representation, embodiment)
     keys = _seen_keys(obs_keys, embodiment, representation)
+    require_constructors(encoder=encoder, net=net, head=head)
     with seeded_weights(seed):
         built_encoder = encoder(obs_shapes={key: embodiment.obs[key].shape for key in keys}, obs_horizon=obs_horizon)
         require_encoder(built_encoder, {key: embodiment.obs[key] for key in keys}, obs_horizon=obs_horizon)

@@ -40,7 +40,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def go_on(folder: Path, **settings: Any) -> None:
-    """Resume as `train_policy` does, and finish."""
+    """Resume as `train` does, and finish."""
     trainer = _trainer(folder, evaluate=succeeded, **{**EVERY, **settings})
     step = trainer.resume()
     trainer.tracker.truncate_after(step, evaluation=trainer.pending)

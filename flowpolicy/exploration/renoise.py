@@ -20,9 +20,8 @@ class Renoise(Exploration):
     second jump is in no density (a semi-gradient), and needs u trained for every (r, 0): MeanFlow, not a net distilled
     at (1, 0) alone, nor flow matching, whose jump is the mean over all actions. It also wants a net that predicts the
     velocity (`parameterization="u"`), whose second jump moves x_r; with "x" that jump is the net's output itself, and
-    nothing ties it to the first: on the reach task the noisy policy is then whole while the deployed jump comes and
-    goes (compare `eval/success_once` with `env/success_once`), on push-v3 both fell. With "u" the deployed jump rose
-    from 0.52 to 0.86 on push-v3 and fell from 0.50 to 0.23 on pick-place-v3.
+    nothing ties it to the first: compare `eval/success_once` with `env/success_once`. With "u" the deployed jump rose
+    from 0.52 to 0.86 on push-v3 and fell from 0.50 to 0.23 on pick-place-v3 (docs/lab-notes.md).
 
     Args:
         time: r; towards 0 local noise, towards 1 a fresh draw.

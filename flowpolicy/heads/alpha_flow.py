@@ -36,8 +36,7 @@ class AlphaFlowHead(Head):
         kappa_end: Where kappa's upper end stops.
         teacher_decay: Of the averaged copy of the net, per training step. It sees the student's condition, detached.
             What the path teaches reaches the target at a rate of kappa for each teacher's lifetime, 1 / (1 -
-            teacher_decay) steps: on eight Gaussians, after 800 steps, one step is 0.13 away with 0, 0.5 and 0.9, and
-            1.0 with 0.99 and 0.999.
+            teacher_decay) steps: after 800 of them one step is 0.13 away with 0.9, 1.0 with 0.99 (docs/lab-notes.md).
         guidance_weight: Of |y - stop-gradient(y + g)|^2 for the one-step answer y = u(x_t, t, 0), whose action is
             noised again to a time t' where g = teacher(condition) - teacher(null); pushes actions towards what tells
             this condition from the others. 0 is no null condition and no further cost; else it must be small, for it

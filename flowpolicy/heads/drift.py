@@ -28,11 +28,8 @@ class DriftHead(Head):
     Args:
         net: The network that is trained, f(x_t, t, r, cond) -> (B, H, A).
         parameterization: "x": the net's output is f, as published; "u": noise minus the output, so that training starts
-            with samples as wide as the noise. On two ways at +-1 (one observation, 500 steps, 8 samples) a plain
-            two-layer net has a spread of 0.88 to 0.93 with "x" (5 of 5 seeds, truth 1.0), but `ResidualMLP`, whose
-            output hardly varies with the noise at first, takes one way only in 1 of 5 seeds, and with 4 samples in 4 of
-            5; with "u" in none of 8. A single way of spread 0.05 however comes out at 0.12 with "u" after 2,000 steps,
-            at 0.05 with "x".
+            with samples as wide as the noise. With "x" `ResidualMLP` takes one of two ways only in 1 of 5 seeds, with
+            "u" in none of 8, which makes a single way of spread 0.05 one of 0.12 (docs/lab-notes.md, drifting).
         num_samples: Chunks for each observation, G; 4 as in DBP.
         temperatures: 0.02, 0.05, 0.2 everywhere.
         scale: "positive", or "all" as published, which collapses to mean regression where there is one demonstrated

@@ -42,16 +42,15 @@ class PPOSettings:
             minibatch that comes next, or on all decisions after the last step; of the density itself (the sum),
             whatever log_prob_reduction. So much of the step that crossed is taken back that the estimate over all
             decisions is within; not all of it, or a learning rate whose every step crosses would teach nothing: on the
-            reach task at 3e-4 and 0.1, 64 environments, 20 iterations make 0.59 into 1.00 (two seeds); left as they
-            were such steps made it 0.92 (one seed), by way of 0.53. 0 is never.
+            reach task at 3e-4 success is then 1.00 instead of 0.92 (docs/lab-notes.md). 0 is never.
         entropy_weight: Of the mean entropy of a scored entry; without effect where the noise is fixed.
         bc_weight: See `bc_loss`; linear from one to the other over the iterations.
         bc_final: As `bc_weight`.
         bc_kind: As `bc_weight`.
         warmup: First iterations, in which the critic alone learns.
         guard: Skip the actor where a rollout carries no signal: rewards that are all equal, or (sparse reward) fewer
-            than `min_success_episodes` successes. Normalised advantages would be the critic's error at full size: on
-            the toy task 20 iterations without any reward took success from 0.58 to between 0.29 and 0.71.
+            than `min_success_episodes` successes. Normalised advantages would be the critic's error at full size,
+            which took success on the toy task from 0.58 to between 0.29 and 0.71 (docs/lab-notes.md).
         min_success_episodes: See `guard`.
         scale_rewards: Divide by the running spread of the return; for dense rewards.
     """

@@ -30,8 +30,8 @@ class Guidance(nn.Module):
         cond_dim: D.
         omega: The effective scale is omega / (1 - kappa); 1 leaves the field as it is. MP1: 2 and 0. The exact guided
             flow of a policy comes back to the condition's action, but training sees that condition's own paths only,
-            off which the guided flow leads. Where the action is the condition c, uniform in one dimension, one step
-            lands at 2.0 c with omega 2, at 1.2 c with omega 1.2; t_end 0.5 does not help (1.8 to 2.2 c).
+            off which the guided flow leads: where the action is the condition c, one step lands at 2.0 c with omega 2
+            (docs/lab-notes.md, guidance of MP1).
         kappa: As `omega`.
         cond_dropout: Share of rows trained on the null condition; 0.1 in MeanFlow and MP1.
         t_start: First flow time with guidance.

@@ -58,7 +58,7 @@ def create_policy(
     except _MISFITS as error:
         text = " ".join(str(error).split()) or type(error).__name__
         if "unexpected keyword argument" in text:
-            text += "; leave out the number, or the group (as policy/times, policy/weighting), that this part has not"
+            text += "; leave out the number, or the group (as `times`, `weighting`), that this part has not"
         raise ValueError(f"the policy config does not fit its parts: {text}") from error
     # what it left out is written down with its default
     policy.spec = replace(spec, numbers={**policy.spec.numbers, **spec.numbers})
@@ -92,7 +92,7 @@ def save_policy(
     """
     folder = Path(folder)
     if folder.exists() and not overwrite:
-        raise FileExistsError(f"save_policy: {folder} exists already; pass overwrite=True, or choose another folder")
+        raise FileExistsError(f"save_policy: {folder} exists already; pass `overwrite=True`, or choose another folder")
     if folder.exists() and (others := sorted({file.name for file in folder.iterdir()} - {*_FILES})):
         raise FileExistsError(f"save_policy: {folder} holds {others[0]} too, which would go; choose another folder")
     with atomic_directory(folder, replace=overwrite) as new:
@@ -320,7 +320,7 @@ def resolve_checkpoint(path: Path | str) -> Path:
         return folder
     raise FileNotFoundError(
         f"no checkpoint at {path}: wanted config.json in it or in policy/, or the same in checkpoints/best or "
-        "checkpoints/last; pass a run folder of `flowpolicy train`, one of its checkpoints, or a folder of save_policy"
+        "checkpoints/last; pass a run folder of training, one of its checkpoints, or a folder of save_policy"
     )
 
 

@@ -50,7 +50,7 @@ def require_unedited(record: Mapping[str, Any], file: Path, needed: Collection[s
     if changed := [name for name in saved if now[name] != saved[name]]:
         raise ValueError(
             f"{file.parent}: {', '.join(changed)} {'is' if len(changed) == 1 else 'are'} not as saved: edited by hand, "
-            "damaged, or of another copy; take another copy, or pass edited=true (edited=True in Python) if you did it"
+            "damaged, or of another copy; take another copy, or pass `edited=True` if you did it"
         )
 
 

@@ -70,7 +70,7 @@ def _lock(file: IO[str], folder: Path) -> None:
         file.seek(0)
         holder = " ".join(file.read(200).split())
         who = f"another command ({holder})" if holder else "another command"
-        raise ValueError(f"{folder} is being written by {who}; wait for it, or choose another out=") from error
+        raise ValueError(f"{folder} is being written by {who}; wait for it, or choose another `out=`") from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
             raise

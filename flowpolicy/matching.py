@@ -1,6 +1,5 @@
 """Whether two embodiments agree, where they differ, and what to do about it."""
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -59,7 +58,7 @@ def require_match(wanted: Embodiment, got: Embodiment, *, what: str, simulated: 
 
 
 def remedies(wanted: Embodiment, got: Embodiment) -> list[str]:
-    """Words of the command line that make the simulator of `got` see what `wanted` does; none where sight agrees.
+    """Settings that make the simulator of `got` see what `wanted` does; none where sight agrees.
 
     Args:
         wanted: What the policy was trained to see.
@@ -67,7 +66,7 @@ def remedies(wanted: Embodiment, got: Embodiment) -> list[str]:
     """
     kind = _kind(wanted)
     if kind != _kind(got):
-        return [f"task.obs={kind}"]
+        return [f"`obs={kind!r}`"]
     values: dict[str, Any] = {}
     for key in wanted.obs.keys() & got.obs.keys():
         ours, theirs = wanted.obs[key], got.obs[key]
@@ -77,12 +76,11 @@ def remedies(wanted: Embodiment, got: Embodiment) -> list[str]:
             values |= {name: value for name, value in settings.items() if value != getattr(theirs.cloud, name)}
         elif len(ours.shape) == 3 and ours.shape[:2] != theirs.shape[:2]:
             values["image_size"] = ours.shape[0]
-    words = [f"task.view.{name}={json.dumps(value, separators=(',', ':'))}" for name, value in values.items()]
-    return [f"'{word}'" if "[" in word else word for word in words]  # brackets mean something to a shell
+    return [f"`{name}={value!r}`" for name, value in values.items()]
 
 
 def _kind(embodiment: Embodiment) -> str:
-    """What `task.obs` must have been."""
+    """What `obs` must have been."""
     if any(spec.cloud is not None for spec in embodiment.obs.values()):
         return "point_cloud"
     return "rgb" if any(len(spec.shape) == 3 for spec in embodiment.obs.values()) else "state"

@@ -163,7 +163,7 @@ class Statistics:
             low, high = values.min(axis=0), values.max(axis=0)  # NaN wins in both
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 raise ValueError(
-                    f"LinearNormalizer.fit: {self._key} holds NaN or infinity; run: flowpolicy data validate"
+                    f"LinearNormalizer.fit: {self._key} holds NaN or infinity; look at it with `validate_store(STORE)`"
                 )
             if self._count == 0:
                 self.low, self.high = low, high
@@ -204,7 +204,7 @@ class Statistics:
             warnings.warn(
                 f"LinearNormalizer: {self._key}: dimensions {named(np.flatnonzero(narrow), names)} hardly move (range "
                 f"{', '.join(f'{value:.2g}' for value in width[narrow])}); they are scaled as if they ranged over "
-                f"{floor:g}, so that noise does not decide; leave the key out of policy.obs_keys if it tells nothing",
+                f"{floor:g}, so that noise does not decide; leave the key out of `obs_keys` if it tells nothing",
                 stacklevel=3,
             )
         scale = 1.0 / np.where(constant, 1.0, np.maximum(half_range, floor / 2))

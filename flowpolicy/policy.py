@@ -353,7 +353,7 @@ def _seen_keys(
     if representation.kind != "absolute" and representation.key not in keys:
         raise ValueError(
             f"obs_keys: action_representation={representation.kind} subtracts '{representation.key}', which is not "
-            f"among {keys}; add it to policy.obs_keys or use absolute"
+            f"among {keys}; add it to `obs_keys` or use absolute"
         )
     if floats := [key for key in keys if len(embodiment.obs[key].shape) == 3 and not is_image(embodiment.obs[key])]:
         raise ValueError(f"obs_keys: the images {floats} must be uint8 (0 to 255) in data and embodiment")

@@ -222,11 +222,12 @@ def _require_trusted(target: str, packages: Sequence[str]) -> None:
     if package and isinstance(found, type) and f"{found.__module__}.".startswith(f"{package}."):
         return
     word = target.partition(".")[0]
-    fix = "take another checkpoint" if word == "flowpolicy" else f"if you trust that package pass trusted=[{word}]"
-    raise ValueError(
-        f"the policy config names {target}: wanted {ROOT} or a class below {', '.join(packages)}; {fix} "
-        "(trusted_modules= in Python)"
+    fix = (
+        "take another checkpoint"
+        if word == "flowpolicy"
+        else f"if you trust that package pass `trusted_modules={[word]}`"
     )
+    raise ValueError(f"the policy config names {target}: wanted {ROOT} or a class below {', '.join(packages)}; {fix}")
 
 
 def package_of(target: str, packages: Sequence[str]) -> str | None:

@@ -1,20 +1,16 @@
-"""Where numbers of a run go: JSONL always, wandb when asked for; and run.json, which says what made them."""
+"""Where numbers of a run go: JSONL always, wandb when asked for."""
 
 import json
 import math
 import netrc
 import os
-import platform
 import socket
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Protocol, final, get_args
 from urllib.parse import urlsplit
@@ -22,31 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from flowpolicy.extras import how_to_install
 from flowpolicy.files import drop_cut_line, make_folder, sync_file, sync_folder, write_atomic
-from flowpolicy.records import read_objects
-
-VERSIONED = (
-    "flowpolicy",
-    "torch",
-    "numpy",
-    "scipy",
-    "hydra-core",
-    "safetensors",
-    "zarr",
-    "numba",
-    "gymnasium",
-    "mani_skill",
-    "sapien",
-    "mplib",
-    "metaworld",
-    "mujoco",
-    "wandb",
-    "imageio",
-    "onnx",
-    "onnxruntime",
-)
-"""Distributions whose version changes results or decides what can run."""
-
-NUMERICAL = ("torch", "numpy", "mani_skill", "sapien", "metaworld", "mujoco")
+from flowpolicy.json_files import read_objects
 
 _WANDB_S = 15.0  # to wait for an answer; four times that for the last numbers of a run to be sent
 WandbMode = Literal["online", "offline", "disabled", "shared"]
@@ -292,96 +264,3 @@ class CompositeTracker:
         """Close each."""
         for tracker in self.trackers:
             tracker.close()
-
-
-def versions() -> dict[str, str]:
-    """Python and the installed ones of VERSIONED, read from package metadata: nothing is imported."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def numerics() -> dict[str, str]:
-    """The installed ones of the distributions that decide what a rollout does to the last digit."""
-    known = versions()
-    return {name: known[name] for name in NUMERICAL if name in known}
-
-
-def git_commit() -> str | None:
-    """Commit of the flowpolicy checkout ("-dirty" appended when files differ from it); None when it is not one."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):  # no git program, no commit yet, a checkout owned by someone else
-        return None
-    return commit + ("-dirty" if changed else "")
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> Path:
-    """Write `data` indented and whole or not at all; missing folders are made. Returns `path`."""
-    make_folder(path.parent)
-    write_atomic(path, json.dumps(data, indent=2) + "\n")
-    return path
-
-
-def write_run_record(
-    out: Path | str,
-    *,
-    argv: Sequence[str],
-    config_hash: str,
-    seeds: Mapping[str, int],
-    device: str,
-    dataset_hash: str | None,
-    wandb_run_id: str | None = None,
-) -> Path:
-    """Write out/run.json: versions, git commit, command line, config hash, seeds, device, dataset hash, start time.
-
-    seeds: stream or purpose -> seed.   dataset_hash: None where a run reads no dataset.   wandb_run_id: None without.
-    A folder's first start stays as it is; "starts" has a record of each, the first and this one among them.
-    Returns the path written. Raises ValueError for a run.json that is damaged.
-    """
-    path = Path(out) / "run.json"
-    record = {
-        "argv": list(argv),
-        "config_hash": config_hash,
-        "seeds": dict(seeds),
-        "device": device,
-        "dataset_hash": dataset_hash,
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "wandb_run_id": wandb_run_id,
-    }
-    first = _read_record(path) or record
-    starts = first.pop("starts", [dict(first)] if first is not record else [])
-    return write_json(path, first | {"wandb_run_id": wandb_run_id, "starts": [*starts, dict(record)]})
-
-
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """What run.json holds, None without one."""
-    if not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, and the run begins a new record") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (no object); remove it, and the run begins a new record")
-    return record
-
-
-def wandb_run(out: Path | str) -> str | None:
-    """The wandb run that out/run.json names, None where there is neither."""
-    return (_read_record(Path(out) / "run.json") or {}).get("wandb_run_id")

@@ -85,7 +85,7 @@ def test_a_config_that_names_anything_but_our_parts_is_refused_and_runs_nothing(
 
 def test_a_trusted_package_may_give_classes_and_nothing_else(run: Path) -> None:
     config = {**POLICY_CONFIG, "encoder": {"_target_": "tests.helpers.OwnEncoder", "_partial_": True}}
-    with pytest.raises(ValueError, match=r"names tests.helpers.OwnEncoder: .*pass trusted=\[tests\]"):
+    with pytest.raises(ValueError, match=r"names tests.helpers.OwnEncoder: .*pass `trusted_modules=\['tests'\]`"):
         create_policy(config, EMBODIMENT)
     assert type(create_policy(config, EMBODIMENT, trusted_modules=["tests"]).encoder).__name__ == "OwnEncoder"
     for name in ("small_policy", "torch.nn.Linear"):
@@ -222,7 +222,7 @@ def swapped(record: dict[str, Any]) -> dict[str, Any]:
 )
 def test_what_was_edited_by_hand_is_named_and_needs_edited(run: Path, name: str, change) -> None:
     edit(run, name, change)
-    with pytest.raises(ValueError, match=rf"{name} is not as saved: .* or pass edited=true \(edited=True in Python\)"):
+    with pytest.raises(ValueError, match=rf"{name} is not as saved: .* or pass `edited=True`"):
         load_policy(run)
     assert not load_policy(run, edited=True).training
 

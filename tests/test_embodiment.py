@@ -55,9 +55,9 @@ def test_clouds_that_were_made_differently_do_not_meet(change, line):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"points": 1024}, "pass task.view.points=512"),
-        ({"crop_low": (-0.5, 0.3, 0.0)}, "pass 'task.view.crop_low=[-0.5,0.3,0.01]'"),
-        ({"color": True, "voxel_m": 0.005}, "pass task.view.color=false task.view.voxel_m=0.0"),
+        ({"points": 1024}, "pass `points=512`"),
+        ({"crop_low": (-0.5, 0.3, 0.0)}, "pass `crop_low=(-0.5, 0.3, 0.01)`"),
+        ({"color": True, "voxel_m": 0.005}, "pass `color=False` `voxel_m=0.0`"),
     ],
 )
 def test_the_error_says_how_a_simulator_can_be_made_to_see_the_same(change, words):
@@ -75,10 +75,10 @@ def test_the_error_names_the_kind_of_observation_or_the_size_of_the_images():
         image = {"image_front": KeySpec((side, side, 3), dtype="uint8")}
         return replace(EMBODIMENT, obs=image, reference_key="", reference_index=())
 
-    assert remedies(with_image(96), with_image(128)) == ["task.view.image_size=96"]
-    assert remedies(with_image(96), with_cloud(CLOUD)) == ["task.obs=rgb"]
-    assert remedies(with_cloud(CLOUD), EMBODIMENT) == ["task.obs=point_cloud"]
-    assert remedies(EMBODIMENT, with_image(96)) == ["task.obs=state"]
+    assert remedies(with_image(96), with_image(128)) == ["`image_size=96`"]
+    assert remedies(with_image(96), with_cloud(CLOUD)) == ["`obs='rgb'`"]
+    assert remedies(with_cloud(CLOUD), EMBODIMENT) == ["`obs='point_cloud'`"]
+    assert remedies(EMBODIMENT, with_image(96)) == ["`obs='state'`"]
     assert remedies(EMBODIMENT, replace(EMBODIMENT, robot="another")) == []  # words do not help
 
 

@@ -109,7 +109,7 @@ MANY = """
 import sys
 from pathlib import Path
 from flowpolicy.files import write_atomic
-from flowpolicy.tracking import write_json
+from flowpolicy.json_files import write_json
 for n in range(100):
     write_atomic(Path(sys.argv[1], "notes.txt"), str(n))
     write_json(Path(sys.argv[1], "asked.json"), {"n": n})  # as the parts of a sweep do

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from flowpolicy.cli import config
-from flowpolicy.trainers.resume import flat
+from flowpolicy.provenance import flat
 
 
 class Row(NamedTuple):

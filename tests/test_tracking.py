@@ -13,17 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from flowpolicy.tracking import (
-    CompositeTracker,
-    JsonlTracker,
-    WandbTracker,
-    _answers,
-    git_commit,
-    versions,
-    wandb_mode,
-    wandb_run,
-    write_run_record,
-)
+from flowpolicy.provenance import git_commit, versions, wandb_run, write_run_record
+from flowpolicy.tracking import CompositeTracker, JsonlTracker, WandbTracker, _answers, wandb_mode
 
 
 def lines(path: Path) -> list[dict]:
@@ -225,14 +216,14 @@ def test_the_run_record_says_what_made_the_numbers(tmp_path: Path):
 
 
 def test_outside_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from flowpolicy import tracking
+    from flowpolicy import provenance
 
-    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "flowpolicy" / "tracking.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "flowpolicy" / "provenance.py"))
     assert git_commit() is None
 
 
 def test_a_checkout_names_its_commit_and_whether_it_was_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    from flowpolicy import tracking
+    from flowpolicy import provenance
 
     def git(*words: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -240,7 +231,7 @@ def test_a_checkout_names_its_commit_and_whether_it_was_changed(monkeypatch: pyt
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    monkeypatch.setattr(tracking, "__file__", str(tmp_path / "flowpolicy" / "tracking.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "flowpolicy" / "provenance.py"))
     git("init", "-q")
     assert git_commit() is None  # no commit yet
     (tmp_path / "a.txt").write_text("1")

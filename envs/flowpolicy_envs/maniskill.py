@@ -61,7 +61,7 @@ class View:
         """Bad values must not wait for the first picture."""
         for name, size in (("image_size", self.image_size), ("depth_size", self.depth_size)):
             if not 8 <= size <= 4096:
-                raise ValueError(f"task.view.{name}: wanted 8 to 4096 pixels, got {size}")
+                raise ValueError(f"`{name}`: wanted 8 to 4096 pixels, got {size}")
         _ = self.cloud
 
     @property
@@ -89,7 +89,7 @@ def make_env(
         RuntimeError: When nothing can draw and something must be drawn.
     """
     if obs not in get_args(Obs):
-        raise ValueError(f"task.obs: ManiSkill gives {', '.join(get_args(Obs))}, got {obs!r}")
+        raise ValueError(f"`obs`: ManiSkill gives {', '.join(get_args(Obs))}, got {obs!r}")
     return ManiSkillEnv(id, obs=obs, max_episode_steps=max_episode_steps, render=render, view=view or View())
 
 
@@ -113,7 +113,7 @@ class ManiSkillEnv(gymnasium.Env):
 
     def __init__(self, id: str, *, obs: Obs, max_episode_steps: int, render: bool, view: View) -> None:
         if max_episode_steps < 1:
-            raise ValueError(f"task.max_episode_steps: must be at least 1, got {max_episode_steps}")
+            raise ValueError(f"`max_episode_steps` must be at least 1, got {max_episode_steps}")
         self.base = _make_base(id, _MODES[obs], render, view.depth_size if obs == "point_cloud" else view.image_size)
         self.render_mode = "rgb_array" if render else None
         self.max_episode_steps = max_episode_steps
@@ -206,7 +206,7 @@ def state_specs(base: Any, raw: dict[str, Any]) -> dict[str, KeySpec]:
     flat = _flatten(raw)
     rest = tuple(f"{path}.{i}" for path, value in flat.items() if path not in JOINTS for i in range(value.size))
     if not rest:
-        raise ValueError(f"{base.spec.id}: ManiSkill tells no state of it but the joints; pass task.obs=rgb")
+        raise ValueError(f"{base.spec.id}: ManiSkill tells no state of it but the joints; pass `obs='rgb'`")
     return {
         "agent_pos": agent_pos,
         "agent_vel": KeySpec(agent_pos.shape, "rad/s, fingers m/s", "joint", agent_pos.names),
@@ -297,7 +297,7 @@ def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
     """ManiSkill's own environment (a batch of one), without its wrappers."""
     known = import_mani_skill()
     if id not in known:
-        raise ValueError(f"task.id: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
+        raise ValueError(f"`id`: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
     with makable(id, draws=render or mode != "state_dict"):
         return gymnasium.make(
             id,
@@ -326,7 +326,7 @@ def makable(id: str, *, draws: bool) -> Iterator[None]:
             text = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
                 f"{id}: ManiSkill cannot make it on the CPU with absolute joint targets: {text:.200}; "
-                "try another task.id, for example PickCube-v1"
+                "try another `id`, for example PickCube-v1"
             ) from error
 
 

@@ -37,12 +37,15 @@ class ManiSkillBatch:
         self, id: str, num_envs: int, *, max_episode_steps: int = 200, backend: Backend = "physx_cuda"
     ) -> None:
         if max_episode_steps < 1:
-            raise ValueError(f"task.max_episode_steps: must be at least 1, got {max_episode_steps}")
+            raise ValueError(f"`max_episode_steps` must be at least 1, got {max_episode_steps}")
         known = import_mani_skill()
         if id not in known:
-            raise ValueError(f"task.id: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
+            raise ValueError(f"`id`: ManiSkill knows no {id!r}; it knows {', '.join(known)}")
         if backend == "physx_cuda" and not torch.cuda.is_available():
-            raise ValueError("batched=true simulates on a GPU, and torch sees none; use batched=false, with workers=")
+            raise ValueError(
+                "a batch is simulated on a GPU, and torch sees none; use separate simulators: "
+                "`batched=False`, with `workers=`"
+            )
         from mani_skill.vector.wrappers.gymnasium import ManiSkillVectorEnv
 
         with makable(id, draws=False):

@@ -64,10 +64,10 @@ class View:
         """Bad values must not wait for the first picture."""
         for name, size in (("image_size", self.image_size), ("depth_size", self.depth_size)):
             if not 8 <= size <= 4096:
-                raise ValueError(f"task.view.{name}: wanted 8 to 4096 pixels, got {size}")
+                raise ValueError(f"`{name}`: wanted 8 to 4096 pixels, got {size}")
         if self.renderer not in get_args(rendering.RendererName):
             names = ", ".join(get_args(rendering.RendererName))
-            raise ValueError(f"task.view.renderer: must be one of {names}, got {self.renderer!r}")
+            raise ValueError(f"`renderer` must be one of {names}, got {self.renderer!r}")
         _ = self.cloud
 
     @property
@@ -95,7 +95,7 @@ def make_env(
         ValueError: For an unknown id or obs; the first picture raises RuntimeError when nothing can draw it.
     """
     if obs not in get_args(Obs):
-        raise ValueError(f"task.obs: Meta-World gives {', '.join(get_args(Obs))}, got {obs!r}")
+        raise ValueError(f"`obs`: Meta-World gives {', '.join(get_args(Obs))}, got {obs!r}")
     return MetaWorldEnv(id, obs=obs, max_episode_steps=max_episode_steps, render=render, view=view or View())
 
 
@@ -124,7 +124,7 @@ class MetaWorldEnv(gymnasium.Env):
 
     def __init__(self, id: str, *, obs: Obs, max_episode_steps: int, render: bool, view: View) -> None:
         if max_episode_steps < 1:
-            raise ValueError(f"task.max_episode_steps: must be at least 1, got {max_episode_steps}")
+            raise ValueError(f"`max_episode_steps` must be at least 1, got {max_episode_steps}")
         rendering.choose_platform(view.renderer)
         self.base = _make_base(id)
         self.render_mode = "rgb_array" if render else None
@@ -253,7 +253,7 @@ def _make_base(id: str) -> Any:
     """Meta-World's raw environment, drawing its random positions from `seed()`, with the goal in the observation."""
     environments = _environments()
     if id not in environments:
-        raise ValueError(f"task.id: Meta-World knows no {id!r}; it knows {', '.join(environments)}")
+        raise ValueError(f"`id`: Meta-World knows no {id!r}; it knows {', '.join(environments)}")
     base = environments[id]()
     # what its own "goal-observable" classes set, except that positions come from the seeded generator
     base._partially_observable = False

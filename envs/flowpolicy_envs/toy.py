@@ -114,7 +114,7 @@ class TwoWaysEnv(gymnasium.Env):
 
     def __init__(self, *, max_episode_steps: int, render: bool) -> None:
         if max_episode_steps < 1:
-            raise ValueError(f"task.max_episode_steps: must be at least 1, got {max_episode_steps}")
+            raise ValueError(f"`max_episode_steps` must be at least 1, got {max_episode_steps}")
         self.max_episode_steps = max_episode_steps
         self.render_mode = "rgb_array" if render else None
         self.observation_space = spaces.Dict(

@@ -28,7 +28,8 @@ from flowpolicy.cli import config
 from flowpolicy.cli.tasks import make_task, with_task, without_task
 from flowpolicy.inference.bench import bench, describe_processor, format_bench, pin_to
 from flowpolicy.inference.latency import example_observation
-from flowpolicy.tracking import versions, write_json
+from flowpolicy.json_files import write_json
+from flowpolicy.provenance import versions
 
 
 def main(argv: list[str]) -> int:

@@ -34,6 +34,7 @@ import torch
 
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
+from flowpolicy.cli.remedies import speaker
 from flowpolicy.cli.tasks import task_for, without_task
 from flowpolicy.evaluation.arms import Arm, arm_names, recorded_arm
 from flowpolicy.evaluation.compare import Plan, compare
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
         trusted_modules=facts["trusted"],
         edited=facts["edited"],
     )
-    print(format_comparison(comparison))
+    speaker("compare")(format_comparison(comparison))
     print(f"{out / 'compare.json'}\n{out / 'compare.html'}")
     return 1 if comparison.gate and not comparison.gate.passed else 0
 

@@ -39,6 +39,7 @@ from omegaconf import DictConfig
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
 from flowpolicy.cli.makers import maker
+from flowpolicy.cli.remedies import speaker
 from flowpolicy.cli.start import start_run
 from flowpolicy.cli.tasks import with_task, without_task
 from flowpolicy.files import claim_folder
@@ -88,6 +89,7 @@ def main(argv: list[str]) -> int:
         resume=cfg.resume,
         trusted_modules=facts["trusted"],
         edited=cfg.edited,
+        say=speaker("finetune"),
     )
     print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {last}\nrun         {out}")
     print(f"next        flowpolicy evaluate checkpoint={out}")

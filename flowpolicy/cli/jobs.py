@@ -14,14 +14,11 @@ _MOST = 125  # a shell has its own meanings for the codes above
 def run_jobs(jobs: Sequence[Job], run: Callable[[Job], None], words: Sequence[Sequence[str]]) -> int:
     """Run each; the exit code, 0 or how many failed, which stderr names.
 
-    A single job that fails raises, as if there were no -m; Ctrl-C and SIGTERM stop all.
+    Ctrl-C and SIGTERM stop all.
 
     Args:
         words: What was typed for each.
     """
-    if len(jobs) == 1:
-        run(jobs[0])
-        return 0
     failed = []
     for number, (job, typed) in enumerate(zip(jobs, words, strict=True), start=1):
         own = [word for word in typed if any(word not in others for others in words)]
@@ -29,7 +26,7 @@ def run_jobs(jobs: Sequence[Job], run: Callable[[Job], None], words: Sequence[Se
             run(job)
         except EXPECTED as error:
             failed.append(f"job {number} of {len(jobs)} ({' '.join(own)})")
-            print(f"{failed[-1]}: {one_line(error)}", file=sys.stderr, flush=True)
+            print(f"{failed[-1]}: {one_line(error, 'train')}", file=sys.stderr, flush=True)
     if failed:
         print(f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}", file=sys.stderr)
     return min(len(failed), _MOST)

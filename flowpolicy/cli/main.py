@@ -61,23 +61,26 @@ def main(argv: list[str]) -> int:
         if verb not in VERBS:
             print(f"flowpolicy: unknown verb '{verb}'; verbs are {', '.join(VERBS)}", file=sys.stderr)
             return 2
-        from flowpolicy.cli.failures import EXPECTED, one_line  # not before its signals are heard: this takes a while
+        # not before its signals are heard: this takes a while
+        from flowpolicy.cli.failures import EXPECTED, notes, one_line
+        from flowpolicy.cli.remedies import on_the_command_line, warnings_said_for
 
         try:
             module = importlib.import_module(f"flowpolicy.cli.{verb}")
             if any(argument in ("-h", "--help") for argument in arguments):
                 print(module.__doc__)
                 return 0
-            with signals_raise(), config_dirs(folders):
+            with signals_raise(), config_dirs(folders), warnings_said_for(verb):
                 return module.main(arguments)
         except EXPECTED as error:
             if os.environ.get("FLOWPOLICY_DEBUG") == "1":
                 raise
-            print(f"flowpolicy {verb}: {one_line(error)}", file=sys.stderr)
+            print("\n".join([f"flowpolicy {verb}: {one_line(error, verb)}", *notes(error, verb)]), file=sys.stderr)
             return 2
         except (Terminated, KeyboardInterrupt) as stop:
             end_children()  # here, where the exception still keeps what they were given
-            print(f"flowpolicy {verb}: {str(stop) or 'interrupted'}", file=sys.stderr)
+            said = on_the_command_line(str(stop), verb) or "interrupted"
+            print("\n".join([*notes(stop, verb), f"flowpolicy {verb}: {said}"]), file=sys.stderr)
             return SIGTERM_CODE if isinstance(stop, Terminated) else SIGINT_CODE
 
 

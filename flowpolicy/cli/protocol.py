@@ -24,12 +24,22 @@ FlowPolicy and MP1 report), and success_once of the last checkpoint with its 95 
 """
 
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
-from flowpolicy.cli import config, data, evaluate, train
-from flowpolicy.cli.contest import run_contest
-from flowpolicy.cli.recipe import recipe
+import torch
+from omegaconf import OmegaConf
+
+from flowpolicy.checkpoint import Checkpoint
+from flowpolicy.cli import config, data
+from flowpolicy.cli.protocol_arms import Fit, run_arms
+from flowpolicy.cli.tasks import task_for
+from flowpolicy.evaluation.chunk_panels import training_data
+from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
 from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_protocol
+from flowpolicy.provenance import recipe
 from flowpolicy.trainers.imitate import DEBUG_STEPS
 
 # what a rerun may change
@@ -65,28 +75,25 @@ _OWN = (
 
 def main(argv: list[str]) -> int:
     """Finish what is missing; print the table and where the rows are."""
-    from flowpolicy_envs.metaworld_tasks import difficulty, expand
-
     facts = config.plain(config.load("protocol", [*argv, "dataset.path=none"]))
     if facts["out"] is None:
         raise ValueError("protocol: where to? pass out=DIR, for example out=runs/mp1")
     out = Path(facts["out"]).absolute()
-    tasks = expand(facts["tasks"] if isinstance(facts["tasks"], list) else [facts["tasks"] or facts["task"]["id"]])
+    groups = _groups(facts["task"]["name"])
+    tasks = facts["tasks"] if isinstance(facts["tasks"], list) else [facts["tasks"] or facts["task"]["id"]]
+    tasks = groups.expand(tasks) if groups else list(dict.fromkeys(tasks))
     words = [word for word in argv if re.split(r"[.=]", word)[0] not in _OWN]
     same = [word for word in argv if word.partition("=")[0] not in _CELLS]
+    planned = config.load("train", [*words, "dataset.path=none"])
 
     def collect(task: str, store: Path) -> None:
-        cfg = config.load("train", [*words, f"task.id={task}", f"dataset.path={config.quoted(store)}"])
-        data.record(
-            cfg.task,
-            store,
-            episodes=facts["demonstrations"],
-            seed=facts["demonstration_seed"],
-            workers=facts["workers"],
-        )
+        cfg = planned.copy()
+        cfg.task.id = task
+        wanted = {"episodes": facts["demonstrations"], "seed": facts["demonstration_seed"]}
+        data.record(cfg.task, store, **wanted, workers=facts["workers"])
 
     if facts["arms"]:
-        return run_contest(facts, words, tasks=tasks, out=out, collect=collect, same=same)
+        return run_arms(facts, words, tasks=tasks, out=out, collect=collect, same=same)
     if facts["only"] is not None or facts["num_steps"] is not None:
         raise ValueError(
             "protocol: only= and num_steps= choose among arms, and there are none; the steps of an "
@@ -97,27 +104,30 @@ def main(argv: list[str]) -> int:
             "protocol: the top-5 convention needs trainer.eval_every, for example a fifth of trainer.steps"
         )
 
-    def fit(cell: Cell, store: Path, run: Path) -> None:
-        own = [
-            f"task.id={cell.task_id}",
-            f"seed={cell.seed}",
-            f"dataset.path={config.quoted(store)}",
-            f"out={config.quoted(run)}",
-        ]
-        train.main([*words, *own, "resume=true"])
-
     def measure(cell: Cell, run: Path, folder: Path) -> None:
-        named = {
-            name: facts[name] for name in ("episodes", "start_seed", "envs", "device", "threads", "allow_seen_seeds")
-        }
-        named["num_steps"] = facts["eval"]["num_steps"]
-        own = [f"checkpoint={config.quoted(run / 'checkpoints' / 'last')}", f"out={config.quoted(folder)}"]
-        evaluate.main([*own, *(f"{name}={value}" for name, value in named.items())])
+        checkpoint = Checkpoint.open(run / "checkpoints" / "last")
+        torch.set_num_threads(facts["threads"])
+        evaluations = evaluate(
+            checkpoint,
+            task_for("evaluate", checkpoint, [])[0],
+            outs=evaluation_folders(checkpoint.folder, facts["eval"]["num_steps"], out=folder),
+            device=config.pick_device(facts["device"]),
+            demonstrations=training_data(checkpoint.record),
+            **{name: facts[name] for name in ("episodes", "start_seed", "envs", "allow_seen_seeds")},
+        )
+        print(format_table([one.summary for one in evaluations]), folder, sep="\n")
 
+    fit = Fit({"": OmegaConf.to_container(planned)}, {"": words})  # type: ignore[arg-type]
     cells = [Cell(task, seed) for task in tasks for seed in facts["seeds"]]
     steps = DEBUG_STEPS if facts["debug"] else facts["trainer"]["steps"]
     stages = Stages(lambda cell, store: collect(cell.task_id, store), fit, measure, steps)
     rows = run_protocol(cells, out, stages, words=same, recipe=recipe(facts))
-    print(format_protocol(rows, difficulty))
+    print(format_protocol(rows, groups.difficulty if groups else lambda task: ""))
     print(out / "results.jsonl")
     return 0
+
+
+def _groups(family: str) -> ModuleType | None:
+    """What names sets of a family's tasks, None where nothing does."""
+    name = f"flowpolicy_envs.{family}_tasks"
+    return import_module(name) if find_spec(name) else None

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from flowpolicy.cli.remedies import speaker
+
 
 def inspect(argv: list[str]) -> int:
     """Print what is in a store."""
@@ -17,9 +19,9 @@ def validate(argv: list[str]) -> int:
     from flowpolicy.data.validate import validate_store
 
     path = _path("validate", argv)
-    findings = validate_store(path)
+    findings, say = validate_store(path), speaker("data")
     for finding in findings:
-        print(f"{finding.severity}: {finding.message}")
+        say(f"{finding.severity}: {finding.message}")
     errors = sum(finding.severity == "error" for finding in findings)
     print(f"{errors} errors, {len(findings) - errors} warnings\n{path.absolute()}")
     return 1 if errors else 0

@@ -25,10 +25,12 @@ Writes results.jsonl (a line per episode, in the order they finish), latency.jso
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from flowpolicy.cli import config
+from flowpolicy.cli.remedies import speaker
 from flowpolicy.cli.sweep_arms import sweep_arms
 from flowpolicy.cli.tasks import without_task
 from flowpolicy.evaluation.sweep import Grid, sweep
@@ -37,7 +39,16 @@ from flowpolicy.report.sweep_page import format_failed, format_sweep
 
 def main(argv: list[str]) -> int:
     """Run what is missing; print the table and where everything lies."""
-    facts = config.plain(config.load("sweep", without_task(argv)))
+    return run(config.plain(config.load("sweep", without_task(argv))), argv)
+
+
+def run(facts: dict[str, Any], words: list[str]) -> int:
+    """Run what is missing; print the table and where everything lies; the exit code.
+
+    Args:
+        facts: The composed sweep.yaml, plain.
+        words: That may name another task.
+    """
     if facts["out"] is None:
         raise ValueError("where to? pass out=DIR, for example out=runs/sweep")
     if not (part := re.fullmatch(r"(\d+)/(\d+)", facts["part"])):
@@ -45,7 +56,7 @@ def main(argv: list[str]) -> int:
     grid = Grid(facts["seeds"], facts["episodes"], facts["workers"], int(part[1]), int(part[2]))
     torch.set_num_threads(facts["threads"])
     out = Path(facts["out"]).absolute()
-    arms, unreadable = sweep_arms(argv, facts)
+    arms, unreadable = sweep_arms(words, facts)
     found = sweep(
         arms,
         out=out,
@@ -60,8 +71,9 @@ def main(argv: list[str]) -> int:
     )
     if found.left_out:
         print(f"left out, since the head does not take that many steps: {', '.join(dict.fromkeys(found.left_out))}")
+    say = speaker("sweep")
     if found.waits:
-        print("\n".join([*format_failed(found.failed), f"part {facts['part']} is done, others are not", str(out)]))
+        say("\n".join([*format_failed(found.failed), f"part {facts['part']} is done, others are not", str(out)]))
     else:
-        print(f"{format_sweep(found.comparisons, failed=found.failed)}\n{out / 'sweep.json'}\n{out / 'sweep.html'}")
+        say(f"{format_sweep(found.comparisons, failed=found.failed)}\n{out / 'sweep.json'}\n{out / 'sweep.html'}")
     return 1 if found.failed else 0

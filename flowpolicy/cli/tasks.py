@@ -63,7 +63,7 @@ def make_task(cfg: DictConfig) -> "Task":
     from flowpolicy.evaluation.evaluate import Task  # needs the extra `train`, which `bench` can do without
 
     make = maker(cfg.task, "env", render=False)
-    settings = {key: value for key, value in config.plain(cfg)["task"]["env"].items() if not key.startswith("_")}
+    settings = {key: value for key, value in config.plain(cfg.task)["env"].items() if not key.startswith("_")}
     return Task(cfg.task.name, cfg.task.id, make, settings)
 
 

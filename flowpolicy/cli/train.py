@@ -69,11 +69,20 @@ def main(argv: list[str]) -> int:
     words = config.expand(argv)
     jobs = [(*store_task.load(overrides), overrides) for overrides in words]
     require_own_folders([Path(cfg.out) if cfg.out else None for cfg, _, _ in jobs])
-    return run_jobs(jobs, _train, words)
+    if len(jobs) > 1:
+        return run_jobs(jobs, lambda job: run(*job), words)
+    run(*jobs[0])
+    return 0
 
 
-def _train(job: tuple[DictConfig, EpisodeStore, list[str]]) -> None:
-    cfg, store, overrides = job
+def run(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> None:
+    """Train once.
+
+    Args:
+        cfg: The composed train.yaml.
+        store: Of its dataset.path.
+        overrides: What was typed, for the run's record.
+    """
     facts = config.plain(cfg)
     settings = TrainerSettings.from_dict(facts["trainer"])
     torch.set_num_threads(cfg.threads)

@@ -51,12 +51,12 @@ class Augmentation:
         """Raise ValueError for a number out of its range."""
         for name in ("image_shift", "point_jitter_m", "train_points", "rotation_deg"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"trainer.augment.{name} must be at least 0, got {getattr(self, name)}")
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
         for name in ("image_color", "point_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"trainer.augment.{name} must be in [0, 1), got {getattr(self, name)}")
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
         if not 0 < self.image_crop <= 1:
-            raise ValueError(f"trainer.augment.image_crop must be in (0, 1], got {self.image_crop}")
+            raise ValueError(f"`image_crop` must be in (0, 1], got {self.image_crop}")
 
 
 def augment(

@@ -18,14 +18,14 @@ def require_inside(store: Store, *, max_outside: float = MAX_OUTSIDE) -> None:
         max_outside: Largest share of steps, 0 to 1.
     """
     if not 0 <= max_outside <= 1:
-        raise ValueError(f"dataset.max_outside: wanted a share from 0 to 1, got {max_outside}")
+        raise ValueError(f"`max_outside`: wanted a share from 0 to 1, got {max_outside}")
     if store.embodiment is None or store.shapes["action"][1:] != store.embodiment.action.shape:
         return
     action = store.load("action")
     beyond = outside_bounds(action, store.embodiment)
     if beyond.any(axis=1).mean() > max_outside:
         raise ValueError(
-            f"{store.path}: {describe_outside(action, beyond, store.embodiment)}; dataset.max_outside={max_outside:g} "
+            f"{store.path}: {describe_outside(action, beyond, store.embodiment)}; `max_outside={max_outside:g}` "
             "is exceeded (1 trains all the same, and what it learns stays inside the declared box)"
         )
 

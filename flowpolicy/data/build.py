@@ -193,9 +193,9 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise FileExistsError(f"{path} already exists; choose another path or pass overwrite=true")
+        raise FileExistsError(f"{path} already exists; choose another path or pass `overwrite=True`")
     if not (path / ".zgroup").is_file():
-        raise FileExistsError(f"{path} exists and is not a zarr store, so overwrite=true will not replace it")
+        raise FileExistsError(f"{path} exists and is not a zarr store, so `overwrite=True` will not replace it")
 
 
 def _create(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Array:

@@ -102,7 +102,7 @@ class SequenceDataset:
                 if (shape := store.shapes[key][1:]) != specs[key].shape:
                     raise ValueError(
                         f"{store.path}: {key}: wanted {specs[key].shape} per step as in the embodiment record, got "
-                        f"{shape}; run: flowpolicy data validate {store.path}"
+                        f"{shape}; look at it with `validate_store({str(store.path)!r})`"
                     )
         episodes = range(store.num_episodes) if episodes is None else episodes
         starts = np.concatenate([[0], store.episode_ends])  # one more than there are episodes

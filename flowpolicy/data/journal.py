@@ -4,14 +4,12 @@ import errno
 import io
 import json
 import os
-import sys
 import time
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shlex import quote
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -67,10 +65,9 @@ class Journal:
         if error is None or not self.successes:
             remove_folder(self.folder)
             return
-        print(
+        error.add_note(
             f"{self._who}: {self.successes} finished episodes are kept in {self.folder}; {self._goes_on} goes on with "
-            f"them, `flowpolicy data finish {quote(str(self._store))}` makes a store of them",
-            file=sys.stderr,
+            f"them, `finish_store({str(self._store)!r})` makes a store of them"
         )
 
     def __contains__(self, seed: int) -> bool:
@@ -273,8 +270,7 @@ def how_to_finish(store: Path) -> str:
     folder = journal_folder(store)
     if not (count := _count(folder)):
         return ""
-    command = f"flowpolicy data finish {quote(str(store))}"
-    return f"{count} accepted episodes are safe in {folder}: `{command}` makes a store of them"
+    return f"{count} accepted episodes are safe in {folder}: `finish_store({str(store)!r})` makes a store of them"
 
 
 def _count(folder: Path) -> int:

@@ -36,7 +36,7 @@ class Residence:
     def __post_init__(self) -> None:
         """Raise ValueError for another word."""
         if self.in_memory not in ("auto", True, False):
-            raise ValueError(f"dataset.in_memory must be auto, true or false, got {self.in_memory!r}")
+            raise ValueError(f"`in_memory` must be 'auto', True or False, got {self.in_memory!r}")
 
     def folder(self, store: Store, keys: list[str], steps: int, *, window_bytes: int = 0) -> Path | None:
         """Where the file for `steps` steps of these keys is to lie, None for in memory.
@@ -56,8 +56,8 @@ class Residence:
         size = f"{store.path}: {steps} steps of {', '.join(keys)} take {_gib(wanted)} in memory"
         if self.in_memory is True and not fits:
             raise ValueError(
-                f"{size}, of {_gib(free)} that are available; pass dataset.in_memory=auto, which maps them from the "
-                "disk, use fewer policy.obs_keys, or free memory"
+                f"{size}, of {_gib(free)} that are available; pass `in_memory='auto'`, which maps them from the "
+                "disk, use fewer `obs_keys`, or free memory"
             )
         if self.in_memory is True or (self.in_memory == "auto" and fits):
             return None
@@ -66,7 +66,7 @@ class Residence:
         if space < steps * per_step:
             raise ValueError(
                 f"{size}, of {_gib(free)} that are available, and {folder} has {_gib(space)} free for a file of "
-                f"{_gib(steps * per_step)}; pass dataset.cache=FOLDER on a larger disk"
+                f"{_gib(steps * per_step)}; pass `cache=FOLDER` on a larger disk"
             )
         if self.in_memory == "auto":
             warnings.warn(
@@ -104,7 +104,7 @@ def read_steps(store: Store, key: str, first: int, last: int, *, folder: Path | 
         step = bad[0] - (int(store.episode_ends[episode - 1]) if episode else 0)
         raise ValueError(
             f"{store.path}: NaN or infinity in {key}, episode {episode}, step {step} ({len(bad)} bad steps in all); "
-            f"run: flowpolicy data validate {store.path}"
+            f"look at it with `validate_store({str(store.path)!r})`"
         )
     return torch.from_numpy(whole)
 
@@ -130,9 +130,7 @@ def _mapped(shape: tuple[int, ...], dtype: np.dtype, folder: Path) -> np.ndarray
             file.truncate(max(1, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize))
             return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
     except PermissionError as error:
-        raise ValueError(
-            f"{folder}: no file can be made there ({error.strerror}); pass dataset.cache=FOLDER"
-        ) from error
+        raise ValueError(f"{folder}: no file can be made there ({error.strerror}); pass `cache=FOLDER`") from error
 
 
 def _gib(size: int | None) -> str:

@@ -62,7 +62,7 @@ class EpisodeWriter:
         append: bool = False,
     ) -> None:
         if append and overwrite:
-            raise ValueError("EpisodeWriter: append=True or overwrite=True, not both")
+            raise ValueError("EpisodeWriter: `append=True` or `overwrite=True`, not both")
         self.path = Path(path).absolute()
         remove_leftovers(self.path)
         if journal_folder(self.path).is_dir():

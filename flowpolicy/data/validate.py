@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -228,7 +227,7 @@ def _waits(store: EpisodeStore, moved: dict[str, np.ndarray], episodes: list[sli
         return []
     message = (
         f"episodes {_list(hit)}: nothing moves in the first steps (up to {idle.max()}), and a policy learns to "
-        f"wait; `flowpolicy data trim {quote(str(store.path))} out=NEW` leaves them out"
+        f"wait; `trim_store({str(store.path)!r}, out=NEW)` leaves them out"
     )
     return [Finding("warning", message)]
 

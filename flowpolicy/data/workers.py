@@ -66,7 +66,7 @@ class InProcess:
                 if journal.begun(seed) >= _BEGUN_TWICE:
                     tqdm.write(
                         f"collect: the attempt of seed {seed} began {journal.begun(seed)} times and never ended; if it "
-                        "crashes the simulator, workers=2 names such seeds and leaves them out",
+                        "crashes the simulator, `workers=2` names such seeds and leaves them out",
                         file=sys.stderr,
                     )
                 journal.begin(seed)
@@ -248,7 +248,7 @@ def _frozen_garbage() -> Iterator[None]:
 
 def _died(when: str) -> str:
     return (
-        f"collect: a worker process died {when} (simulator crash or out of memory); try workers=1 to see its own "
+        f"collect: a worker process died {when} (simulator crash or out of memory); try `workers=1` to see its own "
         "message"
     )
 

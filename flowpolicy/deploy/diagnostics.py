@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, final
 import torch
 
 from flowpolicy.extras import how_to_install
-from flowpolicy.tracking import versions
+from flowpolicy.provenance import versions
 
 Status = Literal["ok", "missing", "broken"]
 TIMEOUT_S = 180  # a first `import mani_skill` on a cold disk takes half a minute

@@ -20,10 +20,11 @@ from flowpolicy.embodiment import save_embodiment
 from flowpolicy.extras import how_to_install
 from flowpolicy.fingerprint import ENTRY, fingerprint
 from flowpolicy.inference.latency import example_observation
+from flowpolicy.json_files import write_json
 from flowpolicy.policy import FlowPolicy, is_image
+from flowpolicy.provenance import versions
 from flowpolicy.samplers.base import Sampler, require_fixed, require_support
 from flowpolicy.samplers.choose import as_sampler
-from flowpolicy.tracking import versions, write_json
 
 OPSET = 20  # the first with GELU; onnxruntime has it since 1.17
 _LARGEST_FILE = 1_900_000_000  # bytes of weights inside the graph's file: protobuf ends at 2 GiB
@@ -43,9 +44,9 @@ def require_export() -> None:
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:
     """Raise FileExistsError when `folder` exists and may not be replaced, or when it is no bundle."""
     if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} already exists; choose another path or pass overwrite=true")
+        raise FileExistsError(f"{folder} already exists; choose another path or pass `overwrite=True`")
     if folder.exists() and not (folder / GRAPH_FILE).is_file():
-        raise FileExistsError(f"{folder} exists and holds no {GRAPH_FILE}, so overwrite=true will not replace it")
+        raise FileExistsError(f"{folder} exists and holds no {GRAPH_FILE}, so `overwrite=True` will not replace it")
 
 
 @standard_torch()

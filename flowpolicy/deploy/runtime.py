@@ -175,7 +175,7 @@ def _read_facts(folder: Path, *, edited: bool) -> dict[str, Any]:
     file, graph = folder / "policy.json", folder / GRAPH_FILE
     if not file.is_file() or not graph.is_file():
         raise FileNotFoundError(
-            f"no bundle at {folder}: wanted policy.json and {GRAPH_FILE}; `flowpolicy export` makes one"
+            f"no bundle at {folder}: wanted policy.json and {GRAPH_FILE}; `export_with_certificate` makes one"
         )
     try:
         facts = json.loads(file.read_text())
@@ -190,7 +190,7 @@ def _read_facts(folder: Path, *, edited: bool) -> dict[str, Any]:
     if ENTRY not in facts and not edited and (folder / WEIGHTS_FILE).exists():
         raise ValueError(
             f"{folder / WEIGHTS_FILE}: wanted its checksum in policy.json, got none; export again, or "
-            "pass edited=True if you know that it is whole"
+            "pass `edited=True` if you know that it is whole"
         )
     return facts
 

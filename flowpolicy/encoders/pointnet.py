@@ -50,8 +50,8 @@ class PointNet(KeyEncoder):
             raise ValueError(f"PointNet: a cloud must be (N, 3), or (N, 6) with colour, got {tuple(shape)}")
         if relative and state_dim < 3:
             raise ValueError(
-                f"PointNet: relative=true needs the hand's x, y, z first in the state, which has {state_dim} entries; "
-                "add agent_pos to policy.obs_keys"
+                f"PointNet: `relative=True` needs the hand's x, y, z first in the state, which has {state_dim} "
+                "entries; add agent_pos to `obs_keys`"
             )
         self.columns = shape[1] if color else 3
         self.relative, self.feature_dim = relative, feature_dim

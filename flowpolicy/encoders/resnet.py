@@ -109,7 +109,7 @@ def load_torchvision(module: nn.Module, file: Path) -> None:
         ValueError: Naming what is missing, unknown or of another shape.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"encoder weights: no file {file}; weights=null starts from random numbers")
+        raise FileNotFoundError(f"encoder weights: no file {file}; `weights=None` starts from random numbers")
     try:
         if file.suffix == ".safetensors":
             found = load_file(file)

@@ -30,10 +30,10 @@ class StateEncoder(Encoder):
             raise ValueError("StateEncoder: no observation keys; give at least one of the dataset's keys")
         for key, shape in obs_shapes.items():
             if len(shape) > 1:
-                encoder = "point_cloud" if len(shape) == 2 else "resnet18 or vit"
+                encoder = "point_cloud" if len(shape) == 2 else "resnet18"
                 raise ValueError(
-                    f"StateEncoder: wanted states (D,), got '{key}' {shape}; pass policy/encoder={encoder}, or leave "
-                    "it out of policy.obs_keys"
+                    f"StateEncoder: wanted states (D,), got '{key}' {shape}; pass `encoder={encoder!r}`, a "
+                    "MultiModalEncoder, or leave it out of `obs_keys`"
                 )
         self.keys, self.step_by_step = list(obs_shapes), step_by_step
         self.feature_dim = obs_horizon * sum(math.prod(shape) for shape in obs_shapes.values())

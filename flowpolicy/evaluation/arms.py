@@ -14,12 +14,12 @@ from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.evaluation.evaluate import Task, check_steps, describe, rules_of
 from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.provenance import numerics
 from flowpolicy.results.episodes import FACTS, episode_row, weights_digest
 from flowpolicy.results.folders import read_json, read_lines, short_names
 from flowpolicy.results.seen_seeds import seen_seeds
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
-from flowpolicy.tracking import numerics
 
 _SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "maniskill": ("mani_skill", "sapien")}  # family -> distributions
 _EYES = ("obs", "view")  # of an environment's settings: what the policy sees, which may differ from arm to arm
@@ -81,7 +81,7 @@ class Arm:
             if self.facts() != {key: row.get(key) for key in FACTS}:
                 raise ValueError(
                     f"{self.folder / 'results.jsonl'} has episodes of {row.get('checkpoint')} at "
-                    f"num_steps={row['num_steps']} on {row['task_id']}; choose another out="
+                    f"num_steps={row['num_steps']} on {row['task_id']}; choose another `out=`"
                 )
         return rows
 
@@ -116,7 +116,7 @@ def recorded_arm(name: str, folder: Path) -> Arm:
         found = f"{len(policies)} of them" if policies else "no episode"
         raise ValueError(
             f"{folder / 'results.jsonl'}: wanted episodes of one policy on one task, got {found}; "
-            "pass a folder of `flowpolicy evaluate`"
+            "pass the folder of an evaluation"
         )
     return Arm(name, int(policies.pop()[FACTS.index("num_steps")] or 0), folder)
 
@@ -129,26 +129,28 @@ def require_comparable(arms: Sequence[Arm], *, may_differ: Sequence[str] = ()) -
             what their summary.json says; older ones do not say all.
     """
     if len(arms) < 2:
-        raise ValueError(f"wanted at least two arms, got {len(arms)}; pass DIR DIR, or DIR num_steps=[1,4]")
+        raise ValueError(
+            f"wanted at least two arms, got {len(arms)}; pass two policies, or one with `num_steps=[1, 4]`"
+        )
     if twice := [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]:
         raise ValueError(
             f"{twice[0]} is there twice; name every policy and num_steps once, or tell folders of one "
-            "name apart by names=[…]"
+            "name apart by `names=[...]`"
         )
     seen = {arm.name: _task_of(arm) for arm in arms}
     first = arms[0].name
     for name, task in seen.items():
         if task != seen[first]:
-            raise ValueError(f"{first} is on {seen[first]}, {name} on {task}; pass task=… task.id=… for all")
+            raise ValueError(f"{first} is on {seen[first]}, {name} on {task}; pass `task=...` `id=...` for all")
     told: dict[str, tuple[str, Any]] = {}  # rule -> the first arm that says it, and its value
     for arm in arms:
         for key, value in _rules(arm).items():
             name, other = told.setdefault(key, (arm.name, value))
             if value != other and key not in may_differ:
                 fix = (
-                    f"pass task.{key}=… for all"
+                    f"pass `{key}=...` for all"
                     if arm.task is not None and key in arm.conditions
-                    else (f"evaluate both alike, or pass may_differ=[{key}]")
+                    else (f"evaluate both alike, or pass `may_differ=[{key!r}]`")
                 )
                 raise ValueError(f"{name} is evaluated with {key}={other}, {arm.name} with {key}={value}; {fix}")
 

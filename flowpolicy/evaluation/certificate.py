@@ -15,13 +15,13 @@ from flowpolicy.files import atomic_directory
 from flowpolicy.inference.bench import describe_processor
 from flowpolicy.inference.latency import percentiles, time_in_turns
 from flowpolicy.inference.prepared import prepare
+from flowpolicy.json_files import write_json
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.seen_seeds import seen_warning
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv
 from flowpolicy.seeding import normal, stream
 from flowpolicy.statistics.pairs import paired_outcomes
-from flowpolicy.tracking import write_json
 from flowpolicy.types import Observation
 
 TOLERANCE = 1e-5  # robot units

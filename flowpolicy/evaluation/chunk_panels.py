@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flowpolicy.data.store import EpisodeStore
+from flowpolicy.json_files import write_json
 from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.history import ChunkRunner
 from flowpolicy.rollout.vector_env import VectorEnv
 from flowpolicy.seeding import stream
-from flowpolicy.tracking import write_json
 from flowpolicy.types import Observation
 
 MOMENTS = 6  # per panel: enough to see the whole episode, few enough that the lines stay apart
@@ -137,7 +137,7 @@ def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
     if bad := [key for key, value in {**obs, "action": action}.items() if not value.isfinite().all()]:
         raise ValueError(
             f"{store.path}: NaN or infinity in {', '.join(bad)} of the first episode; pass another store "
-            "as demonstrations="
+            "as `demonstrations=`"
         )
     return Demonstration(f"demonstration 0 of {store.path.name}", obs, action)
 

@@ -12,15 +12,14 @@ from tqdm import tqdm
 
 from flowpolicy.evaluation.arms import Arm, Rollouts, asked_of, require_comparable
 from flowpolicy.files import drop_cut_line, write_atomic
+from flowpolicy.json_files import append_rows, read_object, write_json
 from flowpolicy.locks import only_writer
-from flowpolicy.records import read_object
 from flowpolicy.report.compare_page import comparison_page
 from flowpolicy.results.arm_result import ArmResult
 from flowpolicy.results.comparison import Comparison, conclude
-from flowpolicy.results.episodes import append_rows, require_unchanged
+from flowpolicy.results.episodes import require_unchanged
 from flowpolicy.results.seen_seeds import START_SEED, require_unseen
 from flowpolicy.statistics.pairs import Requirement, check_requirement, compare_pairs
-from flowpolicy.tracking import write_json
 
 LOOK_EVERY = 20  # episodes between two looks of a sequential comparison; not of `envs`, on which no result may depend
 _PER_ENV = 10  # episodes per simulator between two saves, as in `evaluate`
@@ -64,8 +63,8 @@ class Plan:
             check_requirement(self.require, margin=self.margin)
         if self.sequential and self.require == "no_worse":
             raise ValueError(
-                "require=no_worse goes by intervals, for a number of episodes fixed in advance; "
-                "use sequential=false, or require=better or not_beaten"
+                "`require='no_worse'` goes by intervals, for a number of episodes fixed in advance; "
+                "use `sequential=False`, or `require='better'` or not_beaten"
             )
 
     def looks(self) -> Iterator[int]:
@@ -107,7 +106,7 @@ def compare(
                 arm.checkpoint.record, (arm.task.name, arm.task.id), seeds, name=arm.name, allow=plan.allow_seen_seeds
             )
     if plan.sequential and (recorded := [arm.name for arm in arms if arm.task is None]):
-        raise ValueError(f"sequential=true rolls out as it goes, {recorded[0]} is recorded; pass a checkpoint")
+        raise ValueError(f"`sequential=True` rolls out as it goes, {recorded[0]} is recorded; pass a checkpoint")
     with (
         only_writer(out),
         closing(Rollouts(envs=plan.envs, device=device, trusted_modules=trusted_modules, edited=edited)) as rollouts,

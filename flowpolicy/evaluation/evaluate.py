@@ -22,9 +22,11 @@ from flowpolicy.evaluation.chunk_panels import (
 )
 from flowpolicy.evaluation.journal import Journal
 from flowpolicy.inference.latency import LatencyReport, example_observation, measure_latency
+from flowpolicy.json_files import write_json
 from flowpolicy.locks import only_writer
 from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.provenance import numerics, versions
 from flowpolicy.results.episodes import FACTS, episode_row, left_to_solve, weights_digest
 from flowpolicy.results.seen_seeds import START_SEED, remarks, require_unseen
 from flowpolicy.rollout.episodes import EpisodeResult, run_episodes
@@ -32,7 +34,6 @@ from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
 from flowpolicy.rollout.video import require_video
 from flowpolicy.seeding import stream
 from flowpolicy.statistics.tests import wilson_interval
-from flowpolicy.tracking import numerics, versions, write_json
 
 
 class Task(NamedTuple):

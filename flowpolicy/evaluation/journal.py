@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, final
 
 from flowpolicy.files import drop_cut_line, replace_folder, write_atomic
-from flowpolicy.results.episodes import append_rows, require_unchanged
+from flowpolicy.json_files import append_rows, write_json
+from flowpolicy.results.episodes import require_unchanged
 from flowpolicy.results.folders import read_json, read_lines
-from flowpolicy.tracking import write_json
 
 
 @final
@@ -31,10 +31,12 @@ class Journal:
         self.out, self._asked = out.absolute(), json.loads(json.dumps(asked))
         self.unfinished = self.out.with_name(f".{self.out.name}.unfinished")
         if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out} is a file; choose another out=")
+            raise ValueError(f"{self.out} is a file; choose another `out=`")
         there = sorted(path.name for path in self.out.iterdir()) if self.out.is_dir() else []
         if there and "asked.json" not in there:
-            raise ValueError(f"{self.out} holds {there[0]}, and does not say what was asked of it; choose another out=")
+            raise ValueError(
+                f"{self.out} holds {there[0]}, and does not say what was asked of it; choose another `out=`"
+            )
         for folder in (self.out, self.unfinished):
             if (folder / "asked.json").exists():
                 require_unchanged(folder / "asked.json", self._asked)

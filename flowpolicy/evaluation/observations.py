@@ -78,7 +78,9 @@ def observe_store(policy: FlowPolicy, path: Path, *, count: int) -> Observed:
         values = store.rows(key, wanted.tolist())[places].reshape(*rows.shape, *store.shapes[key][1:])
         obs[key] = torch.from_numpy(values if values.dtype == np.uint8 else values.astype(np.float32))
         if not torch.isfinite(obs[key]).all():
-            raise ValueError(f"{store.path}: NaN or infinity in {key}; run: flowpolicy data validate {store.path}")
+            raise ValueError(
+                f"{store.path}: NaN or infinity in {key}; look at it with `validate_store({str(store.path)!r})`"
+            )
     return Observed(obs, {}, f"{len(rows)} observations of {store.path.name}")
 
 

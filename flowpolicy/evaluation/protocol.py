@@ -1,29 +1,68 @@
 """A protocol: demonstrations, training and evaluation for every (task, seed), in an order that survives a kill."""
 
 import json
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any, NamedTuple, final
 
+from tqdm import tqdm
+
+from flowpolicy import provenance
 from flowpolicy.files import write_atomic
+from flowpolicy.json_files import read_object, write_json
+from flowpolicy.launch.local import run_all
 from flowpolicy.locks import only_writer
 from flowpolicy.pointers import STEP_FILE, choose
-from flowpolicy.records import read_object
 from flowpolicy.results.folders import read_lines
 from flowpolicy.results.seen_seeds import remarks
 from flowpolicy.statistics.tests import wilson_interval
-from flowpolicy.tracking import write_json
 
 TOP = 5  # DP3, FlowPolicy and MP1 report the mean of the five best evaluations of a training run
 
 
 class Cell(NamedTuple):
-    """One training run: a task's id and the seed of weights, data order and noise."""
+    """One training run.
+
+    Args:
+        task_id: Of the task.
+        seed: Of weights, data order and noise.
+        arm: Name of what is compared, a head or a net; "" where there is one recipe alone.
+    """
 
     task_id: str
     seed: int
+    arm: str = ""
+
+    def __str__(self) -> str:
+        return " ".join([self.task_id, *([self.arm] if self.arm else []), "seed", str(self.seed)])
+
+    def store(self, out: Path) -> Path:
+        """The demonstrations, which all cells of a task share.
+
+        Args:
+            out: Folder of the protocol.
+        """
+        return out / "demonstrations" / f"{self.task_id}.zarr"
+
+    def run(self, out: Path) -> Path:
+        """Folder of the training run.
+
+        Args:
+            out: Folder of the protocol.
+        """
+        return out / self.task_id / self.arm / f"seed_{self.seed}"
+
+    def log(self, out: Path) -> Path:
+        """What it printed, where several are trained at a time.
+
+        Args:
+            out: Folder of the protocol.
+        """
+        return self.run(out).with_suffix(".log")
 
 
 @final
@@ -73,16 +112,14 @@ def run_protocol(
 
 def _finish(cell: Cell, out: Path, stages: Stages) -> dict[str, Any]:
     """Do what is missing of one cell; its row."""
-    store, run = out / "demonstrations" / f"{cell.task_id}.zarr", out / cell.task_id / f"seed_{cell.seed}"
+    store, run = cell.store(out), cell.run(out)
     evaluation = run / "evaluation" / "last"
     if not store.exists():
         stages.collect(cell, store)
     if trained_steps(run) < stages.steps:
         stages.train(cell, store, run)
         if (steps := trained_steps(run)) < stages.steps:
-            raise ValueError(
-                f"{run} stopped at step {steps} of {stages.steps} (trainer.max_hours); run it again to go on"
-            )
+            raise ValueError(f"{run} stopped at step {steps} of {stages.steps} (`max_hours`); run it again to go on")
     if not (evaluation / "summary.json").exists():
         stages.evaluate(cell, run, evaluation)
     return cell_row(cell, run, evaluation)
@@ -106,8 +143,8 @@ def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:
     scores = [line["eval/success_once"] for line in lines if isinstance(line.get("eval/success_once"), float)]
     if not scores:
         raise ValueError(
-            f"{run} has no in-training evaluation; set trainer.eval_every, here for example a fifth of "
-            f"trainer.steps={trained_steps(run)}, and choose another out="
+            f"{run} has no in-training evaluation; set `eval_every`, here for example a fifth of "
+            f"`steps={trained_steps(run)}`, and choose another `out=`"
         )
     kept = {
         "task": str,
@@ -167,6 +204,75 @@ def format_protocol(rows: Sequence[dict[str, Any]], difficulty: Callable[[str], 
     return "\n".join(lines)
 
 
+@final
+@dataclass(frozen=True)
+class Training:
+    """What trains an cell, in a process of its own; picklable.
+
+    Args:
+        train: (cell, store, run folder), going on where an earlier call stopped.
+    """
+
+    out: Path
+    train: Callable[[Cell, Path, Path], None]
+
+    def __call__(self, cell: Cell) -> str:
+        """Train, with all that is printed in <run>.log; what went wrong, "" for nothing."""
+        log = cell.log(self.out)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+            try:
+                self.train(cell, cell.store(self.out), cell.run(self.out))
+            except (ValueError, RuntimeError, OSError) as error:
+                traceback.print_exc()
+                return f"{cell}: {error}; see {log}"
+        return ""
+
+
+def train_all(
+    cells: Sequence[Cell],
+    out: Path,
+    *,
+    collect: Callable[[str, Path], None],
+    train: Callable[[Cell, Path, Path], None],
+    steps: Mapping[str, int],
+    workers: int,
+) -> None:
+    """Collect and train what is missing; a killed protocol goes on where it was.
+
+    Args:
+        collect: (task id, store to write).
+        steps: arm -> at which its training is complete.
+        workers: Trainings at a time.
+
+    Raises:
+        RuntimeError: Naming the trainings that failed, after all others.
+    """
+    for cell in cells:
+        if not (store := cell.store(out)).exists():
+            collect(cell.task_id, store)
+    missing = [cell for cell in cells if trained_steps(cell.run(out)) < steps[cell.arm]]
+    with tqdm(
+        total=len(cells), initial=len(cells) - len(missing), desc="trainings", unit="run", disable=not missing
+    ) as bar:
+        failed = []
+        for outcome in run_all(Training(out, train), missing, workers=workers) if missing else ():
+            cell, own = outcome.job, outcome.result
+            bar.set_postfix_str(str(cell))
+            bar.update()
+            wrong = own or ""
+            if outcome.error:
+                wrong = f"{cell}: {outcome.error}; see {cell.log(out)}"
+            elif not wrong and (reached := trained_steps(cell.run(out))) < steps[cell.arm]:
+                wrong = f"{cell.run(out)} stopped at step {reached} of {steps[cell.arm]} (`max_hours`)"
+            failed += [wrong] if wrong else []
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(missing)} trainings failed; leave them out with `only=[...]`, or mend and "
+            "run it again: " + "; ".join(failed)
+        )
+
+
 def require_same(file: Path, words: Sequence[str], recipes: Mapping[str, str]) -> None:
     """Keep what was asked for in `file`, or raise ValueError where it holds something else.
 
@@ -177,16 +283,21 @@ def require_same(file: Path, words: Sequence[str], recipes: Mapping[str, str]) -
     """
     record = {"words": sorted(words), "recipes": dict(recipes)}
     before = read_object(file, {"words": list}) if file.exists() else record
-    if before["words"] != record["words"]:
-        raise ValueError(
-            f"{file.parent} was begun with {' '.join(before['words'])}, now {' '.join(record['words'])}; "
-            "choose another out=, or the same words"
-        )
     known = before["recipes"] if isinstance(before.get("recipes"), dict) else {}
-    if changed := [name for name in recipes if known.get(name, recipes[name]) != recipes[name]]:
-        what = f"other numbers of {', '.join(changed)}" if changed[0] else "other numbers"
-        raise ValueError(
-            f"{file.parent} was begun with {what} (an edited yaml, or another version of flowpolicy); "
-            "choose another out="
-        )
+    provenance.require_same(
+        {"words": _by_key(before["words"]), "recipes": known},
+        {"words": _by_key(words), "recipes": {name: recipes[name] for name in recipes if name in known}},
+        where=str(file.parent),
+        whole=("words.",),
+        fix=lambda key, old: (
+            "choose another `out=`, or the same words"
+            if key.startswith("words.")
+            else "all numbers count, also of an edited yaml or another version of flowpolicy; choose another `out=`"
+        ),
+    )
     write_json(file, record | {"recipes": known | record["recipes"]})
+
+
+def _by_key(words: Sequence[str]) -> dict[str, str]:
+    parted = (str(word).partition("=") for word in words)
+    return {key: value for key, _, value in parted}

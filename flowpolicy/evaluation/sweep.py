@@ -17,15 +17,16 @@ from tqdm import tqdm
 from flowpolicy.evaluation.arms import Arm, Rollouts, asked_of, require_comparable
 from flowpolicy.files import drop_cut_line, write_atomic
 from flowpolicy.inference.latency import example_observation, measure_latency
+from flowpolicy.json_files import append_rows, write_json
 from flowpolicy.launch.local import Outcome, run_all
 from flowpolicy.locks import only_writer
+from flowpolicy.provenance import versions
 from flowpolicy.report.sweep_page import sweep_markdown, sweep_page
 from flowpolicy.results.arm_result import ArmResult
 from flowpolicy.results.comparison import Comparison, Failure, conclude
-from flowpolicy.results.episodes import FACTS, append_rows, require_unchanged
+from flowpolicy.results.episodes import FACTS, require_unchanged
 from flowpolicy.results.folders import EPISODE, read_json, read_lines
 from flowpolicy.results.seen_seeds import seen_text
-from flowpolicy.tracking import versions, write_json
 
 _CHUNK = 10  # episodes between two saves of a process
 
@@ -155,7 +156,7 @@ def sweep(
         if (seen := _seen(arm, grid)) and not allow_seen_seeds:
             raise ValueError(
                 f"{arm.name} has seen {seen_text(seen)} of the seeds; take others, or pass "
-                "allow_seen_seeds=true, which marks the result"
+                "`allow_seen_seeds=True`, which marks the result"
             )
     asked = require_unchanged(out / "asked.json", asked)
     part = "" if grid.parts == 1 else f"_{grid.part}_of_{grid.parts}"

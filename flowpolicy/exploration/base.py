@@ -175,7 +175,7 @@ def require_support(exploration: Exploration, head: Head) -> None:
     name, kind = type(exploration).__name__, type(head).__name__
     given = {"jumps": True, "velocity": head.has_velocity, "flow_map": head.has_flow_map}
     if not given[exploration.needs]:
-        fit = "exploration=flow_noise, which works with every head"
+        fit = "`FlowNoise`, which works with every head"
         raise ValueError(
             f"{name} needs the head's {exploration.needs.replace('_', ' ')}, which {kind} lacks; use {fit}"
         )
@@ -186,12 +186,12 @@ def require_support(exploration: Exploration, head: Head) -> None:
         )
     if head.max_steps is not None and exploration.num_steps > head.max_steps:
         raise ValueError(
-            f"{name} takes {exploration.num_steps} steps, {kind} at most {head.max_steps}; lower exploration.num_steps"
+            f"{name} takes {exploration.num_steps} steps, {kind} at most {head.max_steps}; lower `num_steps`"
         )
     if exploration.needs == "flow_map" and head.parameterization == "x":
         warnings.warn(
             f"{name} with a net that predicts the action: the deployed policy can get worse. Train it with "
-            "policy.head.parameterization=u, or use exploration=flow_noise",
+            "`parameterization='u'`, or use `FlowNoise`",
             stacklevel=2,
         )
 

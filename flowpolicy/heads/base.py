@@ -136,7 +136,7 @@ class Head(nn.Module, ABC):
         if batch < self.min_batch:
             raise ValueError(
                 f"{type(self).__name__}: wanted at least {self.min_batch} rows in a batch, so that every term of its "
-                f"loss has some, got {batch}; raise trainer.batch_size"
+                f"loss has some, got {batch}; raise `batch_size`"
             )
 
     def set_action_range(self, low: Tensor, high: Tensor) -> None:

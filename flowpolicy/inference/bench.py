@@ -117,7 +117,7 @@ def pin_to(cpus: Sequence[int]) -> None:
         ValueError: For numbers that this process may not use, and where the system cannot pin.
     """
     if not hasattr(os, "sched_setaffinity"):
-        raise ValueError(f"cpus: {platform.system()} cannot pin a process; leave out cpus=")
+        raise ValueError(f"cpus: {platform.system()} cannot pin a process; leave out `cpus=`")
     allowed = os.sched_getaffinity(0)
     if not cpus or not set(cpus) <= allowed:
         raise ValueError(f"cpus: wanted some of {sorted(allowed)}, got {list(cpus)}")

@@ -52,7 +52,7 @@ class UNet1D(VelocityNet):
     ) -> None:
         super().__init__()
         if len(dims) < 2:
-            raise ValueError(f"UNet1D: dims must name at least 2 levels, got {list(dims)}; or use policy/net=mlp")
+            raise ValueError(f"UNet1D: dims must name at least 2 levels, got {list(dims)}; or use `ResidualMLP`")
         factor = 2 ** (len(dims) - 1)
         if horizon % factor:
             raise ValueError(f"UNet1D: horizon must be divisible by {factor} ({len(dims)} levels), got {horizon}")

@@ -7,6 +7,7 @@ from html import escape
 import numpy as np
 
 from flowpolicy import __version__
+from flowpolicy.provenance import versions
 from flowpolicy.report.page import Section, details, facts, legend, none, page, pairs, table
 from flowpolicy.report.svg import INK, NUM_COLOURS, Line, Mark, Row, interval_chart, line_chart, scatter_chart
 from flowpolicy.results.arm_result import ArmResult
@@ -14,11 +15,10 @@ from flowpolicy.results.comparison import ALL_PAIRS, Comparison, omitted, peekin
 from flowpolicy.statistics.pairs import BARNARD, MCNEMAR, SEQUENTIAL, Pair, p_text
 from flowpolicy.statistics.power import MOST
 from flowpolicy.statistics.sequential import stakes
-from flowpolicy.tracking import versions
 
 LOOK = (
-    "To look at one: `flowpolicy evaluate checkpoint=DIR start_seed=SEED episodes=1 video=1 out=look/SEED`, "
-    "which writes to that folder alone."
+    "To look at one: evaluate with `checkpoint=DIR start_seed=SEED episodes=1 video=1 out=look/SEED`, which writes to "
+    "that folder alone."
 )
 MAX_SEEDS = 300  # rows of the table of seeds; more are in results.jsonl
 MAX_CARDS = 4

@@ -68,7 +68,11 @@ def write_contact_sheet(store: EpisodeStore, out: Path, *, episodes: int = MAX_E
         ),
     ]
     html = page(
-        store.path.name, subtitle=str(store.path), head=facts(cards), sections=sections, footer="flowpolicy data view"
+        store.path.name,
+        subtitle=str(store.path),
+        head=facts(cards),
+        sections=sections,
+        footer="flowpolicy: a look at demonstrations",
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, html.replace("</body>", f"<script>{_TURN}</script></body>") if clouds else html)

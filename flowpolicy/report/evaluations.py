@@ -155,7 +155,7 @@ def video_section(evaluations: Sequence[EvaluationFolder]) -> Section:
     body = f"<div class='grid3'>{shown}</div>" if shown else ""
     if named:
         body += none("Too large to embed: " + ", ".join(named))
-    return Section("Videos", body or none("No recordings; `flowpolicy evaluate … video=4` makes some."))
+    return Section("Videos", body or none("No recordings; evaluating with `video=4` makes some."))
 
 
 def _name(e: EvaluationFolder) -> str:

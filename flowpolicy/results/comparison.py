@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
+from flowpolicy.provenance import versions
 from flowpolicy.results.arm_result import ArmResult
 from flowpolicy.statistics.pairs import Gate, Pair, Requirement, compare_pairs, explain, judge
-from flowpolicy.tracking import versions
 
 MANY = 4  # network evaluations from which an arm counts as a multi-step one
 ALL_PAIRS = 100  # arms; of more, `conclude` shows some pairs only: 1,000 arms have 499,500
@@ -178,7 +178,7 @@ def peeking(comparison: Comparison) -> str:
     numbers = ", ".join(map(str, comparison.looks[:-1]))
     return (
         f"This folder was tested before, at {numbers} episodes, by a test for one look: differences are called "
-        f"in more than {comparison.alpha:.0%} of equal pairs. sequential=true may look at any time."
+        f"in more than {comparison.alpha:.0%} of equal pairs. `sequential=True` may look at any time."
     )
 
 

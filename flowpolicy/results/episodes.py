@@ -1,14 +1,13 @@
 """results.jsonl: a line per episode, only ever appended to, so that a killed command finds again what it had done."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flowpolicy.files import append_lines
-from flowpolicy.records import read_object
+from flowpolicy.json_files import read_object
+from flowpolicy.provenance import require_same
 from flowpolicy.rollout.episodes import EpisodeResult
 
 FACTS = ("task", "task_id", "checkpoint", "num_steps")  # of a line, beside the seed: what was run
@@ -50,16 +49,6 @@ def left_to_solve(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return some
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines in one write, and flush; missing folders are made. No lines: nothing is written.
-
-    Args:
-        path: The results.jsonl.
-        rows: Lines of results.jsonl, one per episode.
-    """
-    append_lines(path, map(json.dumps, rows))
-
-
 def weights_digest(files: Path) -> str:
     """SHA-256 over config.json and model.safetensors in `files`: says whether it is still the same policy.
 
@@ -93,18 +82,7 @@ def require_unchanged(file: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: Naming the first fact that was another one before: episodes of both would not be comparable.
     """
     before = read_object(file) if file.exists() else {}
-    for name, value in facts.items():
-        if name in before and before[name] != value:
-            raise ValueError(
-                f"{file.parent} was begun with {_difference(name, before[name], value)}; "
-                "choose another out=, or the same again"
-            )
+    common = facts.keys() & before.keys()
+    old, new = ({name: side[name] for name in facts if name in common} for side in (before, facts))
+    require_same(old, new, where=str(file.parent), whole=("",))
     return before | dict(facts)
-
-
-def _difference(name: str, old: Any, new: Any) -> str:
-    """Where two values differ, as deep as both have the same keys."""
-    if isinstance(old, dict) and isinstance(new, dict) and set(old) == set(new):
-        key = next(key for key in old if old[key] != new[key])
-        return _difference(f"{name}: {key}", old[key], new[key])
-    return f"{name} {old}, now {new}"

@@ -1,13 +1,13 @@
 """Finding and reading what a report shows: evaluation folders and train run folders, wherever they lie below a path."""
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from flowpolicy.records import require
+from flowpolicy.json_files import read_object, read_objects
 
 _NONE = type(None)
 _TIMES = {"p50": float, "p95": float, "p99": float}
@@ -130,8 +130,8 @@ def find_folders(paths: Sequence[Path]) -> tuple[list[EvaluationFolder], list[Ru
     if not evaluations and not runs:
         looked = ", ".join(str(path) for path in paths)
         raise ValueError(
-            f"nothing to report in {looked}: wanted a folder with summary.json (of `flowpolicy evaluate`)"
-            " or metrics.jsonl (of `flowpolicy train`) at or below it"
+            f"nothing to report in {looked}: wanted a folder with summary.json (of an evaluation)"
+            " or metrics.jsonl (of a training) at or below it"
         )
     labels = short_names(sorted({*evaluations, *runs}))
     found = [_read_evaluation(path, labels[path]) for path in evaluations]
@@ -201,12 +201,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); run the command that wrote it again") from error
-    _require(content, _WANTED.get(path.name, dict), str(path))
-    return content
+    with _advice(path):
+        return read_object(path, _WANTED.get(path.name, dict))
 
 
 def read_lines(path: Path, wanted: Any = None) -> list[dict[str, Any]]:
@@ -214,24 +210,16 @@ def read_lines(path: Path, wanted: Any = None) -> list[dict[str, Any]]:
 
     Args:
         path: The file.
-        wanted: The keys of each line, see `records.Kind`; by default those of an evaluation's file of this name.
+        wanted: The keys of each line, see `json_files.Kind`; by default those of an evaluation's file of this name.
     """
-    if not path.exists():
-        return []
-    text = path.read_text()
-    try:
-        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} has a line that is not JSON ({error}); restore the file or leave the folder out"
-        ) from error
-    for number, line in enumerate(lines, start=1):
-        _require(line, wanted or _WANTED.get(path.name, dict), f"{path}, line {number}")
-    return lines
+    with _advice(path):
+        return read_objects(path, wanted or _WANTED.get(path.name, dict), growing=True)
 
 
-def _require(content: Any, wanted: Any, where: str) -> None:
+@contextmanager
+def _advice(path: Path) -> Iterator[None]:
     try:
-        require(content, wanted, where)
+        yield
     except ValueError as error:
-        raise ValueError(f"{error}; run the command that wrote it again, or leave its folder out") from error
+        fix = f"run the command that wrote it again, or leave {path.parent} out"
+        raise ValueError(f"{error}; {fix}") from error

@@ -54,7 +54,7 @@ def require_unseen(
     if found and not allow:
         raise ValueError(
             f"{name} has seen {seen_text(found)} of the {len(seeds)} seeds from {seeds.start}; take "
-            f"others (start_seed={START_SEED}), or pass allow_seen_seeds=true, which marks the result"
+            f"others (`start_seed={START_SEED}`), or pass `allow_seen_seeds=True`, which marks the result"
         )
     return found
 
@@ -91,12 +91,12 @@ def require_selection(seeds: range, demonstrations: Sequence[Sequence[int]]) -> 
     if len(seeds) and seeds.stop > START_SEED:
         raise ValueError(
             f"eval: {len(seeds)} episodes from start_seed={seeds.start} choose the checkpoint, and seeds "
-            f"from {START_SEED} on are reported; take an eval.start_seed below"
+            f"from {START_SEED} on are reported; take a `check.start_seed` below"
         )
     if common := sum(len(_common(seeds, first, last)) for first, last in demonstrations):
         raise ValueError(
             f"eval: {common} of the {len(seeds)} seeds from start_seed={seeds.start} are those of the "
-            f"demonstrations; take another eval.start_seed below {START_SEED}"
+            f"demonstrations; take another `check.start_seed` below {START_SEED}"
         )
     return seed_ranges(seeds)
 

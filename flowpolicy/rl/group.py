@@ -40,7 +40,7 @@ def refuse_batch(advantage: str) -> None:
         advantage: (T, N) or (B,), of each decision.
     """
     if advantage == "group":
-        raise ValueError("batched=true: ppo.advantage=group needs equal starts, which a batch does not give; use gae")
+        raise ValueError("`advantage='group'` needs equal starts, which a batch does not give; use gae")
 
 
 def require_equal_starts(obs: Observation, group_size: int) -> None:
@@ -56,8 +56,8 @@ def require_equal_starts(obs: Observation, group_size: int) -> None:
         groups = value.unflatten(0, (-1, group_size))
         if value.ndim == 3 and not torch.equal(groups, groups[:, :1].expand_as(groups)):
             raise ValueError(
-                f"ppo.advantage=group needs equal starts, and environments of one group began with different {key}; "
-                "the simulator's reset must follow the seed of each, or use ppo.advantage=gae"
+                f"`advantage='group'` needs equal starts, and environments of one group began with different {key}; "
+                "the simulator's reset must follow the seed of each, or use `advantage='gae'`"
             )
 
 

@@ -21,7 +21,7 @@ from flowpolicy.rl.settings import PPOSettings
 
 Actor = Literal["train", "anchor", "hold"]
 """What an update does to the actor: the whole objective, the pull towards the reference alone, nothing."""
-_KEPT = "; the last good checkpoint is kept. Lower ppo.actor_lr and ppo.critic_lr, or scale the rewards"
+_KEPT = "; the last good checkpoint is kept. Lower `actor_lr` and `critic_lr`, or scale the rewards"
 _MAX_MEAN_CLIP = 0.05
 _TRIES = 20  # to shorten a step that crossed target_kl
 
@@ -88,8 +88,8 @@ class PPO:
         averaged = actor_critic.log_prob_reduction == "mean"
         if averaged and largest > _MAX_MEAN_CLIP and not settings.allow_large_clip:
             raise ValueError(
-                f"ppo.clip {largest} on a mean log-density of N entries acts like {largest} N on the ratio and hardly "
-                f"ever clips; use at most {_MAX_MEAN_CLIP}, log_prob_reduction=sum, or ppo.allow_large_clip=true"
+                f"clipping at {largest} a mean log-density of N entries acts like {largest} N on the ratio and hardly "
+                f"ever clips; use at most {_MAX_MEAN_CLIP}, `log_prob_reduction='sum'`, or `allow_large_clip=True`"
             )
         self.actor_critic, self.settings = actor_critic, settings
         self._actor, self._critic = list(actor_critic.actor_parameters()), list(actor_critic.critic.parameters())
@@ -297,9 +297,9 @@ class PPO:
         if len(found["grad_norm_actor"]) == 1 and kl > target and not self._warned:
             self._warned = True
             warnings.warn(
-                f"one step of ppo.actor_lr={self.settings.actor_lr:g} moves the policy by a divergence of {kl:.2g}, "
-                f"beyond ppo.target_kl={target:g}; it is shortened, and the only one of its iteration: lower "
-                "ppo.actor_lr",
+                f"one step of `actor_lr={self.settings.actor_lr:g}` moves the policy by a divergence of {kl:.2g}, "
+                f"beyond `target_kl={target:g}`; it is shortened, and the only one of its iteration: lower "
+                "`actor_lr`",
                 stacklevel=4,
             )
         for _ in range(_TRIES):

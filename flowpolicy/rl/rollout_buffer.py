@@ -81,7 +81,7 @@ def minibatches(
     """
     index = rollout.valid.flatten().nonzero().squeeze(1)
     if len(index) < count:
-        raise ValueError(f"{len(index)} decisions do not fill {count} minibatches; lower ppo.minibatches")
+        raise ValueError(f"{len(index)} decisions do not fill {count} minibatches; lower `minibatches`")
     if generator is not None:
         index = index[torch.randperm(len(index), generator=generator, device="cpu").to(index.device)]
 

@@ -83,15 +83,15 @@ class PPOSettings:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range, before anything is written."""
-        require_choice("ppo.advantage", self.advantage, Advantage)
-        require_choice("ppo.discount", self.discount, Discount)
-        require_choice("ppo.bc_kind", self.bc_kind, Kind)
+        require_choice("`advantage`", self.advantage, Advantage)
+        require_choice("`discount`", self.discount, Discount)
+        require_choice("`bc_kind`", self.bc_kind, Kind)
         for name, least in (("epochs", 1), ("minibatches", 1), ("group_size", 2)):
             if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"ppo.{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"ppo.{name} must lie between 0 and 1, got {getattr(self, name)}")
+                raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}")
         others = (
             "clip_low",
             "clip_high",
@@ -108,11 +108,11 @@ class PPOSettings:
         )
         for name in others:
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"ppo.{name} must be at least 0 and finite, got {getattr(self, name)}")
+                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}")
         if not math.isfinite(self.entropy_weight):
-            raise ValueError(f"ppo.entropy_weight must be finite, got {self.entropy_weight}")
+            raise ValueError(f"`entropy_weight` must be finite, got {self.entropy_weight}")
         if not self.grad_clip > 0:
-            raise ValueError(f"ppo.grad_clip must be positive, got {self.grad_clip}")
+            raise ValueError(f"`grad_clip` must be positive, got {self.grad_clip}")
 
 
 def warn_of_value_clip(settings: PPOSettings, *, sparse: bool) -> None:
@@ -124,8 +124,8 @@ def warn_of_value_clip(settings: PPOSettings, *, sparse: bool) -> None:
     """
     if settings.value_clip and settings.advantage == "gae" and not sparse and not settings.scale_rewards:
         warnings.warn(
-            f"ppo.value_clip={settings.value_clip:g} bounds how far a value moves per update, and dense rewards that "
+            f"`value_clip={settings.value_clip:g}` bounds how far a value moves per update, and dense rewards that "
             "are not scaled have returns of any size: the critic can learn several times more slowly. Set "
-            "ppo.scale_rewards=true, or ppo.value_clip=0",
+            "`scale_rewards=True`, or `value_clip=0`",
             stacklevel=3,
         )

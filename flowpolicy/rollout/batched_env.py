@@ -82,7 +82,7 @@ class BatchedChunkEnv:
         if tuple(chunk.shape) != wanted:
             raise ValueError(f"step: chunk must be (N, Ta, A) = {wanted}, got {tuple(chunk.shape)}")
         if not torch.isfinite(chunk).all():
-            raise ValueError("step: the policy's actions are not finite; lower ppo.actor_lr")
+            raise ValueError("step: the policy's actions are not finite; lower `actor_lr`")
         reward = torch.zeros(wanted[:2], device="cpu", dtype=torch.float32)
         steps = torch.zeros(self.num_envs, dtype=torch.int64, device="cpu")
         none = torch.zeros(self.num_envs, dtype=torch.bool, device="cpu")

@@ -87,9 +87,9 @@ class Reward:
         """Raise ValueError when nothing is rewarded, or with what is no number."""
         for name in ("env", "success"):
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"reward.{name} must be finite, got {getattr(self, name)}")
+                raise ValueError(f"`{name}` of the reward must be finite, got {getattr(self, name)}")
         if self.sparse and self.success == 0.0:
-            raise ValueError("reward: nothing is rewarded; set reward.success or reward.env")
+            raise ValueError("reward: nothing is rewarded; set `success` or `env`")
 
     @property
     def sparse(self) -> bool:
@@ -174,7 +174,7 @@ class GroupedChunkEnv:
                 f"step: chunk must be (N, Ta, A) = {(self.num_envs, *wanted[2:])}, got {tuple(chunk.shape)}"
             )
         if not torch.isfinite(chunk).all():
-            raise ValueError("step: the policy's actions are not finite; lower ppo.actor_lr")
+            raise ValueError("step: the policy's actions are not finite; lower `actor_lr`")
         actions = chunk.detach().cpu().numpy().astype(np.float32).reshape(wanted)
         raw, _, _, _, info = self._guard(lambda: self._groups.step(actions))
         facts = {key: torch.from_numpy(info[key].reshape(self.num_envs, *info[key].shape[2:])) for key in _FACTS}

@@ -191,7 +191,7 @@ def guarded(envs: Any, name: str, call: Callable[[], Any]) -> Any:
         envs.closed = True
         raise RuntimeError(
             f"the simulator process {', '.join(dead)} of {name} died (a crash inside the simulator, or out of memory); "
-            "try envs=1 (finetune: workers=1), which runs it in this process and shows its own message"
+            "try `envs=1` (fine-tuning: `workers=1`), which runs it in this process and shows its own message"
         ) from error
 
 

@@ -42,7 +42,7 @@ def as_sampler(sampler: Sampler | str | None = None, num_steps: int | None = Non
     if name not in _NAMED:
         raise ValueError(
             f"sampler must be one of {', '.join(_NAMED)}, or an object of flowpolicy.samplers such as "
-            f"Heun(num_steps=8), got {sampler!r}"
+            f"`Heun(num_steps=8)`, got {sampler!r}"
         )
     return _NAMED[name]() if num_steps is None else _NAMED[name](num_steps=num_steps)
 

@@ -38,7 +38,7 @@ class WarmStart(Sampler):
         if not 0.0 < self.time <= 1.0:
             raise ValueError(f"start_time must lie in (0, 1], got {self.time}; 0.85 is a good one")
         if isinstance(self.sampler, WarmStart):
-            raise ValueError("a warm start wraps a sampler that is none itself, such as Jump(num_steps=1)")
+            raise ValueError("a warm start wraps a sampler that is none itself, such as `Jump(num_steps=1)`")
         if self.num_steps:
             object.__setattr__(self, "sampler", replace(self.sampler, num_steps=self.num_steps))
         else:

@@ -9,9 +9,9 @@ import torch
 
 from flowpolicy.checkpoint import load_weights, read_tensors, write_policy, write_tensors
 from flowpolicy.files import atomic_directory, remove_folder, remove_leftovers, write_atomic
+from flowpolicy.json_files import read_object
 from flowpolicy.pointers import POLICY_FILES, STEP_FILE, choose, damage, remove_pointer, write_pointer
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.records import read_object
 from flowpolicy.trainers.ema import ExponentialMovingAverage
 
 IMITATION_STATE = ("model", "optimizer")
@@ -26,6 +26,17 @@ def newest(folder: Path, state: Sequence[str]) -> Path | None:
         state: Names that it must have.
     """
     return choose(folder, "last", (*POLICY_FILES, STEP_FILE, *(f"state/{name}.safetensors" for name in state)))
+
+
+def begun(out: Path, state: Sequence[str], *, resume: bool) -> Path | None:
+    """`newest` of the run `out`.
+
+    Raises:
+        FileExistsError: Where there is one and the run is not to be resumed.
+    """
+    if (last := newest(out / "checkpoints", state)) is not None and not resume:
+        raise FileExistsError(f"{out} holds a run already; `resume=True` goes on with it, or choose another `out=`")
+    return last
 
 
 @final

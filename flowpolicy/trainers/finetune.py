@@ -13,9 +13,11 @@ from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint, save_policy
 from flowpolicy.checks import require_number
 from flowpolicy.exploration.base import Exploration
 from flowpolicy.fingerprint import ENTRY
+from flowpolicy.json_files import write_json
 from flowpolicy.locks import only_writer
 from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.provenance import require_same
 from flowpolicy.results.seen_seeds import START_SEED, require_selection, seen_seeds, seen_text
 from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
 from flowpolicy.rl.group import refuse_batch
@@ -23,13 +25,13 @@ from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.batched_env import BatchedChunkEnv, BatchedSimulator
 from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
 from flowpolicy.seeding import derive, seed_ranges, seeds_of
-from flowpolicy.tracking import Tracker, write_json
-from flowpolicy.trainers.checkpoints import Checkpoints, newest
+from flowpolicy.tracking import Tracker
+from flowpolicy.trainers.checkpoints import Checkpoints, begun
 from flowpolicy.trainers.imitate import SimulatorCheck
 from flowpolicy.trainers.ppo import PPO_STATE, LoopSettings, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy.trainers.receipt import write_receipt
-from flowpolicy.trainers.resume import flat, threads
+from flowpolicy.trainers.resume import threads
 
 
 @final
@@ -77,13 +79,13 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range, or seeds that would choose the checkpoint and be reported."""
         for name, value, least in (
-            ("envs", self.envs, 1),
-            ("workers", self.workers, 1),
-            ("eval.episodes", self.eval_episodes, 1 if self.loop.eval_every else 0),
-            ("eval.start_seed", self.eval_seed, 0),
-            ("preflight.episodes", self.preflight_episodes, 0),
-            ("receipt.episodes", self.receipt_episodes, 0),
-            ("receipt.start_seed", self.receipt_seed, 0),
+            ("`envs`", self.envs, 1),
+            ("`workers`", self.workers, 1),
+            ("`eval_episodes`", self.eval_episodes, 1 if self.loop.eval_every else 0),
+            ("`eval_seed`", self.eval_seed, 0),
+            ("`preflight_episodes`", self.preflight_episodes, 0),
+            ("`receipt_episodes`", self.receipt_episodes, 0),
+            ("`receipt_seed`", self.receipt_seed, 0),
         ):
             require_number(name, value, least=least, whole=True)
         distance = self.receipt_seed - self.eval_seed
@@ -91,12 +93,12 @@ class FinetuneSettings:
         if both and -self.receipt_episodes < distance < self.eval_episodes:
             raise ValueError(
                 f"eval and receipt share seeds: {self.eval_episodes} from {self.eval_seed} and "
-                f"{self.receipt_episodes} from {self.receipt_seed}; move receipt.start_seed"
+                f"{self.receipt_episodes} from {self.receipt_seed}; move `receipt_seed`"
             )
         if not 0 <= self.min_success <= 1:
-            raise ValueError(f"preflight.min_success must lie between 0 and 1, got {self.min_success}")
+            raise ValueError(f"`min_success` must lie between 0 and 1, got {self.min_success}")
         if self.total_steps is not None:
-            require_number("rl.total_steps", self.total_steps, least=1, whole=True)
+            require_number("`total_steps`", self.total_steps, least=1, whole=True)
 
     def iterations(self, action_horizon: int) -> int:
         """Of the loop: the fewest whose chunks, were all of them run to their end, have `total_steps` control steps."""
@@ -159,16 +161,14 @@ def finetune(
     """
     with only_writer(out):
         base, folder = out / "base", out / "checkpoints"
-        begun = newest(folder, PPO_STATE)
-        if begun is not None and not resume:
-            raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
-        checkpoint = Checkpoint.open(base if begun is not None else checkpoint)
+        last = begun(out, PPO_STATE, resume=resume)
+        checkpoint = Checkpoint.open(base if last is not None else checkpoint)
         policy = checkpoint.policy(device=device, trusted_modules=trusted_modules, edited=edited)
         settings = replace(settings, loop=replace(settings.loop, iterations=settings.iterations(policy.action_horizon)))
         origin = {k: v for k, v in checkpoint.record.items() if k not in ("schema_version", "policy", "step", ENTRY)}
         facts = _with_numbers(origin, facts, settings, seed=seed, device=str(device))
-        if begun is not None:
-            _require_same(Checkpoint.open(begun).record, facts)
+        if last is not None:
+            _require_same_numbers(Checkpoint.open(last).record, facts)
         env = _simulators(policy, make_env, make_batch, settings)
         try:
             require_match(policy.embodiment, env.embodiment, what="checkpoint and task")
@@ -181,7 +181,7 @@ def finetune(
             trainer.tracker = start()
             if found is not None:
                 write_json(out / "preflight.json", found._asdict())
-            if begun is None:
+            if last is None:
                 save_policy(policy, base / "policy", facts=origin, overwrite=True)
             _run(trainer, step)
         finally:
@@ -208,7 +208,7 @@ def _require_unseen(origin: dict[str, Any], facts: dict[str, Any], settings: Fin
     if seen := seen_seeds(origin | {"finetune": {}}, (task.get("name", ""), task.get("id", "")), seeds):
         raise ValueError(
             f"receipt: the policy has seen {seen_text(seen)} of the {len(seeds)} seeds from {first}; take "
-            f"others (receipt.start_seed={START_SEED})"
+            f"others (`receipt_seed={START_SEED}`)"
         )
 
 
@@ -289,8 +289,8 @@ def _conclude(
     """The receipt of a run that reached its end; else a sentence."""
     if trainer.iteration < settings.loop.iterations:
         say(
-            f"stopped     after loop.max_hours={settings.loop.max_hours} at iteration {trainer.iteration} of "
-            f"{settings.loop.iterations}; resume=true goes on"
+            f"stopped     after `max_hours={settings.loop.max_hours}` at iteration {trainer.iteration} of "
+            f"{settings.loop.iterations}; `resume=True` goes on"
         )
     if trainer.iteration < settings.loop.iterations or not settings.receipt_episodes:
         return
@@ -336,7 +336,7 @@ def _preflight(trainer: PPOTrainer, settings: FinetuneSettings, *, say: Callable
     return found
 
 
-def _require_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _require_same_numbers(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise ValueError unless a resumed run has the numbers that it began with."""
 
     def compared(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -353,14 +353,9 @@ def _require_same(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
         loop = {**numbers["loop"], "iterations": 0, "max_hours": None}
         return numbers | {"loop": loop, "workers": 0, "task": task}
 
-    before, now = (dict(flat(compared(facts))) for facts in (recorded, wanted))
-    if different := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
-        key = different[0]
-        raise ValueError(
-            f"resume: {', '.join(different)} differ from what this run began with ({key} was "
-            f"{before.get(key)}, got {now.get(key)}); use its .hydra/overrides.yaml, or choose another "
-            "out= for a new run"
-        )
+    fix = "use its .hydra/overrides.yaml, or choose another `out=` for a new run"
+    before, now = compared(recorded), compared(wanted)
+    require_same(before, now, where="resume: the run", whole=("",), fix=lambda key, old: fix)
 
 
 def shortened(settings: FinetuneSettings) -> FinetuneSettings:

@@ -1,8 +1,8 @@
 """One imitation run from a store to a checkpoint: build, fit, resume, train; with or without a simulator beside it."""
 
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import seed_ranges, seeds_of
 from flowpolicy.statistics.tests import wilson_interval
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker
-from flowpolicy.trainers.checkpoints import IMITATION_STATE, Checkpoints, newest
+from flowpolicy.trainers.checkpoints import IMITATION_STATE, Checkpoints, begun
 from flowpolicy.trainers.fitting import fit_normalizers
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings, uses_bfloat16
 from flowpolicy.trainers.resume import require_same_run, store_record, threads
@@ -58,7 +58,7 @@ class SimulatorCheck:
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range."""
         for name, least in (("episodes", 1), ("start_seed", 0), ("num_steps", 1), ("envs", 1)):
-            require_number(f"eval.{name}", getattr(self, name), least=least, whole=True)
+            require_number(f"`check.{name}`", getattr(self, name), least=least, whole=True)
 
     @property
     def seeds(self) -> range:
@@ -227,7 +227,9 @@ def train(
             validate=validate,
             progress=progress,
         )
-        return _run(trainer, trainer.resume() if last else 0, start or partial(_metrics_file, folder))
+        with _tracked(trainer, start or partial(_metrics_file, folder), resume=last is not None) as history:
+            trainer.run()
+        return _trained(trainer, history)
 
 
 def _require_trainable(policy: FlowPolicy, store: Store) -> None:
@@ -241,11 +243,8 @@ def _require_trainable(policy: FlowPolicy, store: Store) -> None:
 
 def _last(out: Path, policy: FlowPolicy, facts: Mapping[str, Any], *, resume: bool) -> Path | None:
     """The checkpoint to go on from, of a run that is the same so far; None where a run begins."""
-    if (last := newest(out / "checkpoints", IMITATION_STATE)) is None:
-        return None
-    if not resume:
-        raise FileExistsError(f"{out} holds a run already; resume=true goes on with it, or choose another out=")
-    require_same_run(last, {"policy": policy.spec.to_dict(), **facts}, policy.embodiment)
+    if (last := begun(out, IMITATION_STATE, resume=resume)) is not None:
+        require_same_run(last, {"policy": policy.spec.to_dict(), **facts}, policy.embodiment)
     return last
 
 
@@ -285,15 +284,19 @@ def _shortened(
     return settings, replace(check, episodes=2) if check else None
 
 
-def _run(trainer: ImitationTrainer, step: int, start: Callable[[], Tracker]) -> Trained:
-    """Train on from `step`; what was logged after it is dropped."""
-    history = _History()
+@contextmanager
+def _tracked(trainer: ImitationTrainer, start: Callable[[], Tracker], *, resume: bool) -> "Iterator[_History]":
+    """The trainer at its newest checkpoint, with a tracker while the block runs; what was logged later is dropped."""
+    step, history = trainer.resume() if resume else 0, _History()
     trainer.tracker = CompositeTracker([start(), history])
     try:
         trainer.tracker.truncate_after(step, evaluation=step > 0 and trainer.pending)
-        trainer.run()
+        yield history
     finally:
         trainer.tracker.close()
+
+
+def _trained(trainer: ImitationTrainer, history: "_History") -> Trained:
     policy, checkpoints = trainer.policy, trainer.checkpoints
     policy.load_state_dict(trainer.ema.module.state_dict())
     folder = None if checkpoints is None else resolve_checkpoint(checkpoints.folder / "last")
@@ -315,7 +318,7 @@ def _load(
     require_inside(store, max_outside=max_outside)
     if not 0 <= val_episodes < max(store.num_episodes, 1):
         raise ValueError(
-            f"dataset.val_episodes must be at least 0 and leave episodes to train on, got {val_episodes} of "
+            f"`val_episodes` must be at least 0 and leave episodes to train on, got {val_episodes} of "
             f"{store.num_episodes}"
         )
     load = partial(
@@ -340,7 +343,7 @@ def _tell_short_episodes(store: Store, steps: int) -> None:
         listed = ", ".join(map(str, short[:5])) + (f", ... ({len(short)} in all)" if len(short) > 5 else "")
         warnings.warn(
             f"{store.path}: an episode needs at least {steps} steps to fill a chunk that is executed "
-            f"(policy.obs_horizon - 1 + policy.action_horizon); episodes {listed} have fewer (the shortest "
+            f"(`obs_horizon` - 1 + `action_horizon`); episodes {listed} have fewer (the shortest "
             f"{lengths.min()}), and teach mostly to repeat their last action",
             stacklevel=3,
         )

@@ -103,17 +103,17 @@ class TrainerSettings:
             "keep_best": 0,
         }
         for name, bound in least.items():
-            require_number(f"trainer.{name}", getattr(self, name), least=bound, whole=True)
+            require_number(f"`{name}`", getattr(self, name), least=bound, whole=True)
         for name in ("weight_decay", "obs_noise"):
-            require_number(f"trainer.{name}", getattr(self, name), least=0)
+            require_number(f"`{name}`", getattr(self, name), least=0)
         for name in ("lr", "grad_clip", "ema_power"):
-            require_number(f"trainer.{name}", getattr(self, name), above=0)
-        require_number("trainer.ema_max_decay", self.ema_max_decay, least=0, below=1)
-        require_number("trainer.max_hours", self.max_hours or 0, least=0)
+            require_number(f"`{name}`", getattr(self, name), above=0)
+        require_number("`ema_max_decay`", self.ema_max_decay, least=0, below=1)
+        require_number("`max_hours`", self.max_hours or 0, least=0)
         if len(self.betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"trainer.betas must be two numbers of at least 0 and below 1, got {list(self.betas)}")
+            raise ValueError(f"`betas` must be two numbers of at least 0 and below 1, got {list(self.betas)}")
         if self.precision not in get_args(Precision):
-            raise ValueError(f"trainer.precision must be one of {', '.join(get_args(Precision))}, got {self.precision}")
+            raise ValueError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {self.precision}")
 
     @staticmethod
     def from_dict(numbers: dict[str, Any]) -> "TrainerSettings":
@@ -159,7 +159,7 @@ class ImitationTrainer:
         progress: bool = True,
     ) -> None:
         if len(dataset) == 0:
-            raise ValueError("the dataset has no windows; collect demonstrations first (flowpolicy data collect)")
+            raise ValueError("the dataset has no windows; collect demonstrations first (`collect_episodes`)")
         policy.head.require_batch(min(settings.batch_size, settings.batch_size if validate is None else validate.size))
         self.policy, self.dataset, self.settings = policy.train(), dataset, settings
         self.checkpoints, self.tracker = checkpoints, tracker
@@ -188,7 +188,7 @@ class ImitationTrainer:
         step = self.checkpoints.restore(policy=self.policy, ema=self.ema, optimizer=self.optimizer)
         self.step = step or 0
         if self.step > self.settings.steps:
-            raise ValueError(f"the run is at step {self.step}, beyond trainer.steps={self.settings.steps}")
+            raise ValueError(f"the run is at step {self.step}, beyond `steps={self.settings.steps}`")
         return self.step
 
     def run(self) -> FlowPolicy:
@@ -284,7 +284,7 @@ class ImitationTrainer:
 
     @property
     def _stopped(self) -> str:
-        return f"stopped by SIGTERM at step {self.step} of {self.settings.steps}; resume=true goes on from there"
+        return f"stopped by SIGTERM at step {self.step} of {self.settings.steps}; `resume=True` goes on from there"
 
     def _save_and_evaluate(self, metrics: dict[str, Tensor]) -> bool:
         """What is due after a step, and whether to end here. Saved first: an evaluation that fails costs nothing."""
@@ -319,8 +319,8 @@ class ImitationTrainer:
                 is_there = folder is not None and folder.is_dir()
                 kept = f"the last good checkpoint is in {folder}" if is_there else "there is no checkpoint yet"
                 raise ValueError(
-                    f"the {name} is {float(value)} at step {self.step}; {kept}. Try a smaller trainer.lr, or look for "
-                    "outliers with `flowpolicy data validate`"
+                    f"the {name} is {float(value)} at step {self.step}; {kept}. Try a smaller `lr`, or look for "
+                    "outliers with `validate_store(STORE)`"
                 )
 
 
@@ -333,9 +333,7 @@ def compiled(loss: Loss, device: torch.device) -> Loss:
     """
     compiler = os.environ.get("CXX", "g++").split()[0]
     if device.type == "cpu" and not shutil.which(compiler):
-        raise ValueError(
-            f"trainer.compile=true: wanted a C++ compiler, found no {compiler}; install g++, or leave it out"
-        )
+        raise ValueError(f"`compile=True`: wanted a C++ compiler, found no {compiler}; install g++, or leave it out")
     traced = torch.compile(loss, dynamic=False)
 
     def run(batch: Batch, generator: torch.Generator) -> LossOutput:

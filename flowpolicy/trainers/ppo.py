@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from flowpolicy.checkpoint import load_weights, read_tensors
 from flowpolicy.checks import require_number
+from flowpolicy.json_files import read_object
 from flowpolicy.policy import FlowPolicy
-from flowpolicy.records import read_object
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import Collected, EpisodeCounter, Episodes, collect, finish
 from flowpolicy.rl.gae import discounts
@@ -68,8 +68,8 @@ class LoopSettings:
         """Raise ValueError for a number out of its range."""
         least = {"iterations": 1, "decisions": 1, "eval_every": 0, "checkpoint_every": 1, "keep_best": 0}
         for name, bound in least.items():
-            require_number(f"loop.{name}", getattr(self, name), least=bound, whole=True)
-        require_number("loop.max_hours", self.max_hours or 0, least=0)
+            require_number(f"`{name}`", getattr(self, name), least=bound, whole=True)
+        require_number("`max_hours`", self.max_hours or 0, least=0)
 
 
 @final
@@ -109,7 +109,7 @@ class PPOTrainer:
         self.actor_critic, self.env, self.loop, self.sparse = actor_critic, env, loop, sparse
         if ppo.advantage == "group" and env.num_envs % ppo.group_size:
             raise ValueError(
-                f"ppo.advantage=group needs envs that are a multiple of ppo.group_size={ppo.group_size}, "
+                f"`advantage='group'` needs envs that are a multiple of `group_size={ppo.group_size}`, "
                 f"got {env.num_envs}"
             )
         warn_of_value_clip(ppo, sparse=sparse)
@@ -131,9 +131,7 @@ class PPOTrainer:
             return 0
         counters = read_object(last / "state" / "step.json", {"step": int, "env_steps": int})
         if counters["step"] > self.loop.iterations:
-            raise ValueError(
-                f"the run is at iteration {counters['step']}, beyond loop.iterations={self.loop.iterations}"
-            )
+            raise ValueError(f"the run is at iteration {counters['step']}, beyond `iterations={self.loop.iterations}`")
         model = self.actor_critic
         load_weights(model.policy, last / "policy" / "model.safetensors")
         for name, module in (("critic", model.critic), ("sampler", model.exploration)):
@@ -182,7 +180,7 @@ class PPOTrainer:
     @property
     def _stopped(self) -> str:
         where = f"iteration {self.iteration} of {self.loop.iterations}"
-        return f"stopped by SIGTERM at {where}; resume=true goes on from there"
+        return f"stopped by SIGTERM at {where}; `resume=True` goes on from there"
 
     def _save_and_evaluate(self) -> bool:
         """What is due after an iteration, and whether to end here. Saved first: a failed evaluation costs nothing."""
@@ -245,8 +243,8 @@ class PPOTrainer:
         if grouped:
             if not rollout.done.any(0).all():
                 raise ValueError(
-                    f"ppo.advantage=group compares whole episodes, and some did not end in loop.decisions="
-                    f"{self.loop.decisions}; raise it, or lower task.max_episode_steps"
+                    f"`advantage='group'` compares whole episodes, and some did not end in "
+                    f"`decisions={self.loop.decisions}`; raise it, or lower `max_episode_steps`"
                 )
             rollout = rollout._replace(valid=first_episodes(rollout.done))
         well, steps = self.counter.count(rollout), int(rollout.steps.sum())

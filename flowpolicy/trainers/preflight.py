@@ -83,7 +83,7 @@ def run_preflight(
         if collections * _DECISIONS >= first.each * MAX_EPISODE:
             raise ValueError(
                 f"preflight: {first.each} episodes of each simulator did not end within {MAX_EPISODE} decisions each; "
-                "give the task a max_episode_steps, or set preflight.episodes=0"
+                "give the task a max_episode_steps, or set `preflight_episodes=0`"
             )
         collected = collect(actor_critic, env, obs, decisions=_DECISIONS, generator=generator)
         rollout, obs, collections = rollout or collected.rollout, collected.obs, collections + 1
@@ -99,7 +99,7 @@ def run_preflight(
         raise ValueError(
             f"preflight: {succeeded} of {finished} episodes succeed with exploration noise (std {std:.3f}), wanted "
             f"{min_success:.0%}: a sparse reward gives nothing to learn from. Train the policy on more demonstrations, "
-            "lower the noise (exploration.std_min, exploration.std_max), or set preflight.min_success=0 to try all "
+            "lower the noise (`std_min`, `std_max`), or set `min_success=0` to try all "
             "the same"
         )
     passes = ppo.epochs * loop.decisions / _DECISIONS

@@ -8,14 +8,13 @@ import torch
 
 from flowpolicy.checkpoint import load_policy
 from flowpolicy.files import write_atomic
-from flowpolicy.records import read_object, read_objects
+from flowpolicy.json_files import read_object, read_objects, write_json
 from flowpolicy.report.axes import number
 from flowpolicy.report.page import Section, facts, page, pairs, table
 from flowpolicy.report.svg import Line, Row, interval_chart, line_chart
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.statistics.pairs import paired_outcomes, success_rate
-from flowpolicy.tracking import write_json
 
 _CURVES = (
     "env/success_once",
@@ -141,7 +140,13 @@ def _page(run: Path, found: dict[str, Any]) -> str:
         Section("Before the start", pairs({name: number(value) for name, value in preflight.items()})),
         Section("Checkpoints", table(["which", "folder"], places, text_columns=2)),
     ]
-    return page("Fine-tuning", subtitle=run.name, head=facts(cards), sections=sections, footer="flowpolicy finetune")
+    return page(
+        "Fine-tuning",
+        subtitle=run.name,
+        head=facts(cards),
+        sections=sections,
+        footer="flowpolicy",
+    )
 
 
 def _lines(lines: Sequence[dict[str, Any]], name: str) -> list[Line]:

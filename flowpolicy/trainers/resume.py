@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.data.base import Store
 from flowpolicy.embodiment import Embodiment
-from flowpolicy.records import read_object
+from flowpolicy.json_files import read_object
+from flowpolicy.provenance import flat, require_same
 from flowpolicy.spec import with_names_of_today
 
 _FREE = {
@@ -37,21 +38,24 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any], embodiment: Em
     recorded["policy"] = with_names_of_today(recorded["policy"])
     if "seed" not in recorded and run.is_file():
         recorded |= read_object(run, {"seeds": dict})["seeds"]
-    before = dict(flat({key: recorded[key] for key in _COMPARED if key in recorded}))
+    wanted = {**wanted, "embodiment": embodiment.to_dict() if embodiment is not None else {}}
+    before, now = (
+        {
+            key: value
+            for key, value in flat({name: side[name] for name in _COMPARED if name in side})
+            if key not in _FREE | _IGNORED
+        }
+        for side in (recorded, wanted)
+    )
     if before.get("trainer.precision") == "auto":  # as older checkpoints have it: not known
         del before["trainer.precision"]
-    wanted = {**wanted, "embodiment": embodiment.to_dict() if embodiment is not None else {}}
-    now = dict(flat(json.loads(json.dumps({key: wanted[key] for key in _COMPARED if key in wanted}))))
-    for key in sorted({*before, *now} - _FREE - _IGNORED):
-        old, new = before.get(key), now.get(key)
-        if old != new and (key in before and key in now or key.startswith(_WHOLE)):
-            fix = f"set {key}={_short(old)}"
-            if key.startswith(("dataset.hash", "dataset.record", "embodiment")):
-                fix = "use the store that it began with"
-            raise ValueError(
-                f"resume: {key} was {_short(old)} in this run so far, got {_short(new)}; {fix} to go on with it, or "
-                "choose another out= for a new run"
-            )
+    require_same(before, now, where="resume: the run", whole=_WHOLE, fix=_fix)
+
+
+def _fix(key: str, old: str) -> str:
+    store = key.startswith(("dataset.hash", "dataset.record", "embodiment"))
+    kept = "use the store that it began with" if store else f"set `{key}={old}`"
+    return f"{kept} to go on with it, or choose another `out=` for a new run"
 
 
 def store_record(store: Store) -> str:
@@ -64,17 +68,3 @@ def store_record(store: Store) -> str:
 def threads(device: str) -> int | None:
     """CPU threads of torch where they decide how sums are rounded, and with it the weights; None on a GPU."""
     return torch.get_num_threads() if device.startswith("cpu") else None
-
-
-def flat(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; a list is a leaf."""
-    if isinstance(config, dict) and config:
-        for key, value in config.items():
-            yield from flat(value, f"{name}.{key}" if name else key)
-    else:
-        yield name, config
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

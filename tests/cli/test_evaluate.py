@@ -65,7 +65,7 @@ def test_parts_of_ones_own_package_are_run_only_when_trusted(run: Path, capsys: 
     save_policy(policy, record(run).parent, facts={"task": recorded["task"]}, overwrite=True)
     words = ["evaluate", f"checkpoint={run}", "episodes=1", "envs=1", "task.max_episode_steps=3", "out=eval"]
     assert main(words) == 2
-    assert "pass trusted=[tests]" in capsys.readouterr().err
+    assert "pass 'trusted=[tests]'" in capsys.readouterr().err
     assert main([*words, "trusted=[tests]"]) == 0
 
 

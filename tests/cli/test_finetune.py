@@ -294,7 +294,7 @@ def test_a_second_run_in_the_same_folder_and_other_numbers_on_resume_are_refused
     assert "resume=true" in capsys.readouterr().err
     words = ("receipt.episodes=0", "preflight.episodes=0", "loop.eval_every=0", "resume=true")
     assert finetune(base, out, *words, "ppo.gamma=0.5") == 2
-    assert "ppo.gamma was 0.99, got 0.5" in capsys.readouterr().err
+    assert "begun with ppo.gamma 0.99, now 0.5" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -333,7 +333,7 @@ def test_groups_of_a_batch_are_refused_from_python_too(base, tmp_path):
     def never(*_):
         raise AssertionError("something was made")
 
-    with pytest.raises(ValueError, match="ppo.advantage=group needs equal starts, which a batch does not give"):
+    with pytest.raises(ValueError, match="`advantage='group'` needs equal starts, which a batch does not give"):
         run_finetuning(
             base,
             never,

@@ -255,7 +255,7 @@ def test_a_file_of_the_right_name_and_foreign_content_is_named(
         (["nowhere"], "nowhere is not a folder"),
         (["empty"], "nothing to report"),
         (["empty", "ouput=a.html"], "unknown option ouput=a.html"),
-        (["damaged"], "is not JSON"),
+        (["damaged"], "no JSON"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

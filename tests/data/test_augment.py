@@ -122,7 +122,7 @@ def test_a_key_of_no_known_kind_is_an_error(value):
     ],
 )
 def test_settings_out_of_range_are_refused(change):
-    with pytest.raises(ValueError, match=rf"trainer\.augment\.{next(iter(change))} must be"):
+    with pytest.raises(ValueError, match=rf"`{next(iter(change))}` must be"):
         Augmentation(**change)
 
 

@@ -149,13 +149,13 @@ def test_what_does_not_fit_is_refused_before_it_is_read_or_mapped(store: Episode
     said = "4100 steps of agent_pos, image, action take 0.11 GiB in memory, of 0.10 GiB .*dataset.in_memory=auto"
     with pytest.raises(ValueError, match=said):
         SequenceDataset.from_store(store, horizon=4, obs_horizon=1, residence=Residence(True))
-    with pytest.raises(ValueError, match="dataset.cache=FOLDER on a larger disk"):
+    with pytest.raises(ValueError, match="`cache=FOLDER` on a larger disk"):
         Residence("auto", tmp_path / "missing").folder(store, ["image"], 4100)
     assert not read
     with pytest.warns(UserWarning, match="mapped from a file in .*, which is slower"):
         assert Residence().folder(store, ["image"], 4100) == store.path.parent
     assert Residence().folder(store, ["agent_pos"], 4100) is None
-    with pytest.raises(ValueError, match="dataset.in_memory must be auto, true or false, got 'maybe'"):
+    with pytest.raises(ValueError, match="`in_memory` must be 'auto', True or False, got 'maybe'"):
         Residence("maybe")  # type: ignore[arg-type]
 
 

@@ -66,7 +66,7 @@ def test_whatever_ends_a_writer_what_it_accepted_can_be_read_gone_on_with_and_fi
     wanted = undisturbed(tmp_path / "whole.zarr", 9)
     path = tmp_path / "own.zarr"
     stopped(path, how, after=9)
-    with pytest.raises(FileNotFoundError, match=r"9 accepted episodes .*flowpolicy data finish .*own\.zarr"):
+    with pytest.raises(FileNotFoundError, match=r"9 accepted episodes .*finish_store\(.*own\.zarr"):
         EpisodeStore.open(path)
     read = list(unfinished_episodes(path))
     assert [one.seed for one in read] == list(range(9)) and [one.success for one in read] == [True, False] * 4 + [True]
@@ -228,7 +228,7 @@ def test_a_disk_that_is_full_and_then_free_costs_nothing_that_was_accepted(tmp_p
         assert [file.name for file in disk.iterdir()] == ["own.zarr"]
         # full when the store itself is to be written
         other = disk / "other.zarr"
-        with pytest.raises(OSError, match="disk full.*data finish"), EpisodeWriter(other, EMBODIMENT, ATTRS) as writer:
+        with pytest.raises(OSError, match="disk full.*finish_store"), EpisodeWriter(other, EMBODIMENT, ATTRS) as writer:
             for seed in range(3):
                 writer.add(episode(seed, steps=400))
             with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):

@@ -118,7 +118,7 @@ def test_more_steps_than_the_head_has_are_refused(tmp_path: Path) -> None:
 
 def test_only_a_bundle_may_be_replaced(tmp_path: Path) -> None:
     refuse_existing(tmp_path / "new", overwrite=False)
-    with pytest.raises(FileExistsError, match="pass overwrite=true"):
+    with pytest.raises(FileExistsError, match="pass `overwrite=True`"):
         refuse_existing(tmp_path, overwrite=False)
     with pytest.raises(FileExistsError, match="will not replace it"):
         refuse_existing(tmp_path, overwrite=True)
@@ -199,7 +199,7 @@ def copied(bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_damaged_and_foreign_bundles_are_refused(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="flowpolicy export"):
+    with pytest.raises(FileNotFoundError, match="export_with_certificate"):
         OnnxPolicy(tmp_path)
     folder = copied(bundle, tmp_path)
     whole = (folder / "policy.onnx").read_bytes()
@@ -238,7 +238,7 @@ def test_a_bundle_that_was_edited_says_so_and_needs_edited(
 ) -> None:
     folder = copied(bundle, tmp_path)
     changed(folder, name, **change)
-    with pytest.raises(ValueError, match=f"{name} is not as saved: edited by hand, damaged, .*pass edited=true"):
+    with pytest.raises(ValueError, match=f"{name} is not as saved: edited by hand, damaged, .*pass `edited=True`"):
         OnnxPolicy(folder)
     assert OnnxPolicy(folder, edited=True).num_steps == 1
 

@@ -59,7 +59,7 @@ def test_episodes_follow_each_other_with_other_starts_and_stored_numbers_stay() 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would simulate")
 def test_without_a_gpu_it_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="batched=false"):
+    with pytest.raises(ValueError, match="batched=False"):
         make_batched("PickCube-v1", 4)
 
 

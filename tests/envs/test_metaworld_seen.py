@@ -176,7 +176,7 @@ def test_a_demonstration_that_leaves_the_crop_is_an_error(monkeypatch):
         step = expert._env.step
         blind = {"success": False, "outcome": "nothing in sight"}
         monkeypatch.setattr(expert._env, "step", lambda action: (*step(action)[:4], blind))
-        with pytest.raises(ValueError, match="seed 0, step 1: nothing in sight; widen task.view.crop_low"):
+        with pytest.raises(ValueError, match="seed 0, step 1: nothing in sight; widen `crop_low`"):
             expert.episode(0)
 
 

@@ -259,7 +259,7 @@ def test_the_gate_decides_the_exit_code(here: Path, capsys: pytest.CaptureFixtur
     ("words", "said"),
     [
         ([], "wanted at least two arms, got 0"),
-        (["good"], "wanted at least two arms, got 1; pass DIR DIR, or DIR num_steps=[1,4]"),
+        (["good"], "wanted at least two arms, got 1; pass two policies, or one with 'num_steps=[1,4]'"),
         (["good", "good"], "good is there twice"),
         (["good", "nowhere"], "no checkpoint at nowhere"),
         (["good", "poor", "out=null"], "pass out=DIR"),
@@ -312,7 +312,7 @@ def test_a_folder_is_for_the_same_policies_and_seeds_only(here: Path, capsys: py
     weights = last(here / "poor") / "policy/model.safetensors"
     shutil.copy(last(here / "good") / "policy/model.safetensors", weights)
     assert main(["compare", "good", "poor", "episodes=2", "out=out"]) == 2
-    assert "was begun with arms/poor/steps_1: weights " in capsys.readouterr().err
+    assert "was begun with arms/poor/steps_1.weights " in capsys.readouterr().err
 
 
 def test_two_commands_do_not_write_the_same_folder(here: Path, capsys: pytest.CaptureFixture):

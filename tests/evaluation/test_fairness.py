@@ -14,13 +14,13 @@ from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
 from flowpolicy.evaluation.arms import Arm, recorded_arm, require_comparable
 from flowpolicy.evaluation.evaluate import Task, evaluate
+from flowpolicy.json_files import write_json
 from flowpolicy.results.arm_result import ArmResult
 from flowpolicy.results.comparison import conclude, format_comparison
 from flowpolicy.results.seen_seeds import require_selection, seen_seeds
 from flowpolicy.rollout.episodes import EpisodeResult, left_to_solve
 from flowpolicy.rollout.vector_env import make_vector_env
 from flowpolicy.seeding import seed_ranges, seeds_of
-from flowpolicy.tracking import write_json
 from flowpolicy_envs.experts.toy import make_expert
 from tests.catalogue import toy_run
 from tests.evaluation.test_evaluate import TASK, Point, lines, measured, run  # noqa: F401  fixtures
@@ -259,7 +259,7 @@ RULES = {"settings": {"max_episode_steps": 60, "obs": "state"}, "action_horizon"
         (
             {"settings": {"max_episode_steps": 90, "obs": "state"}},
             "a is evaluated with max_episode_steps=60, b with "
-            "max_episode_steps=90; evaluate both alike, or pass may_differ=[max_episode_steps]",
+            "max_episode_steps=90; evaluate both alike, or pass 'may_differ=[max_episode_steps]'",
         ),
         ({"action_horizon": 4}, "action_horizon=8, b with action_horizon=4"),
         ({"control_hz": 20.0}, "control_hz"),

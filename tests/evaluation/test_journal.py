@@ -100,7 +100,7 @@ def test_a_finished_evaluation_is_not_done_again(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"start_seed": 7}, "start_seed 100000, now 7; choose another out="),
+        ({"start_seed": 7}, "start_seed 100000, now 7; choose another `out=`"),
         ({"episodes": 4}, "episodes 6, now 4"),
         ({"episodes": 8}, "episodes 6, now 8"),
     ],
@@ -129,13 +129,13 @@ def test_another_evaluation_leaves_the_folder_alone(
 
 def test_other_weights_and_other_rules_are_another_evaluation(run: Path, tmp_path: Path) -> None:
     roll(run, tmp_path / "eval")
-    with pytest.raises(ValueError, match=re.escape("was begun with settings {}, now {'limit': 3}")):
+    with pytest.raises(ValueError, match=r"was begun with settings \{\}, now nothing \(and 1 more: settings.limit\)"):
         evaluate(run, TASK._replace(settings={"limit": 3}), outs={1: tmp_path / "eval"}, episodes=6, envs=1)
 
 
 def test_a_folder_of_something_else_is_left_alone(run: Path, tmp_path: Path) -> None:
     write_atomic(tmp_path / "notes.txt", "mine")
-    with pytest.raises(ValueError, match="holds .*, and does not say what was asked of it; choose another out="):
+    with pytest.raises(ValueError, match="holds .*, and does not say what was asked of it; choose another `out=`"):
         roll(run, tmp_path)
     (tmp_path / "empty").mkdir()
     assert roll(run, tmp_path / "empty")["n"] == 6
@@ -211,9 +211,9 @@ def test_the_command_of_the_page_of_a_comparison_writes_to_a_folder_of_its_own(
     folder = toy_run(tmp_path / "run")
     assert main(["evaluate", f"checkpoint={folder}", "episodes=3", "envs=1"]) == 0
     before = contents(folder / "evaluation")
-    (said,) = re.findall(r"`flowpolicy ([^`]*)`", LOOK)
+    (said,) = re.findall(r"evaluate with `([^`]*)`", LOOK)
     words = said.replace("DIR", str(folder)).replace("SEED", "100001").split()
-    assert main([*words, "envs=1"]) == 0
+    assert main(["evaluate", *words, "envs=1"]) == 0
     assert contents(folder / "evaluation") == before
     (video,) = (tmp_path / "look/100001/videos").iterdir()
     assert video.name.startswith("100001_")

@@ -7,7 +7,7 @@ import pytest
 
 from flowpolicy.cli.main import main
 from flowpolicy.evaluation.protocol import Cell, Stages, cell_row, format_protocol, require_same, run_protocol
-from flowpolicy.tracking import write_json
+from flowpolicy.json_files import write_json
 
 SUMMARY = {
     "task": "toy",
@@ -84,19 +84,19 @@ def test_a_line_cut_short_is_written_again(tmp_path: Path) -> None:
 def test_other_words_need_another_folder(tmp_path: Path) -> None:
     run_protocol(CELLS[:1], tmp_path, Recorder().stages(), words=["b=2", "a=1"])
     run_protocol(CELLS, tmp_path, Recorder().stages(), words=["a=1", "b=2"])  # more cells, words in another order
-    with pytest.raises(ValueError, match="was begun with a=1 b=2, now a=3"):
+    with pytest.raises(ValueError, match='was begun with words\\.a "1", now "3" \\(and 1 more: words\\.b\\)'):
         run_protocol(CELLS, tmp_path, Recorder().stages(), words=["a=3"])
 
 
 def test_the_same_words_with_other_numbers_behind_them_need_another_folder(tmp_path: Path) -> None:
     run_protocol(CELLS[:1], tmp_path, Recorder().stages(), words=[], recipe="1")
     run_protocol(CELLS[:1], tmp_path, Recorder().stages(), words=[], recipe="1")
-    with pytest.raises(ValueError, match="begun with other numbers"):
+    with pytest.raises(ValueError, match='begun with recipes. "1", now "2"; all numbers count'):
         run_protocol(CELLS[:1], tmp_path, Recorder().stages(), words=[], recipe="2")
-    file = tmp_path / "contest.json"
+    file = tmp_path / "protocol.json"
     require_same(file, [], {"dm1": "1"})
     require_same(file, [], {"mse": "1"})
-    with pytest.raises(ValueError, match="begun with other numbers of mse "):
+    with pytest.raises(ValueError, match='begun with recipes.mse "1", now "2"'):
         require_same(file, [], {"dm1": "1", "mse": "2"})
 
 
@@ -106,7 +106,7 @@ def test_top_five_is_the_mean_of_the_best_five_evaluations(tmp_path: Path) -> No
     assert row["success_once"] == 0.5 and row["train_s"] == 6
     run = tmp_path / "a-v3/seed_0"
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "time_s": 1.0}) + "\n")
-    with pytest.raises(ValueError, match=r"trainer\.eval_every"):
+    with pytest.raises(ValueError, match=r"`eval_every`"):
         cell_row(CELLS[0], run, run / "evaluation/last")
 
 

@@ -117,7 +117,7 @@ def test_more_of_everything_adds_only_what_is_missing(here: Path, capsys: pytest
     assert Path("out/results.jsonl").read_bytes() == after and Path("out/latency.jsonl").read_bytes() == latency
     capsys.readouterr()
     assert main(["sweep", *more, "task.max_episode_steps=30", "out=out"]) == 2
-    assert "settings: max_episode_steps 60, now 30; choose another out=" in capsys.readouterr().err
+    assert "settings.max_episode_steps 60, now 30; choose another out=" in capsys.readouterr().err
 
 
 def test_parts_share_the_work_and_the_last_one_writes_the_page(here: Path, capsys: pytest.CaptureFixture):

@@ -120,7 +120,7 @@ def test_a_batch_in_which_a_term_has_no_rows_is_refused(head: str) -> None:
     for size in (1, 2, 3):
         batch = Batch({key: value[:size] for key, value in obs.items()}, action[:size], mask[:size])
         if size < LEAST.get(head, 1):
-            with pytest.raises(ValueError, match=rf"at least {LEAST[head]} rows .* got {size}; raise trainer.batch_si"):
+            with pytest.raises(ValueError, match=rf"at least {LEAST[head]} rows .* got {size}; raise `batch_si"):
                 policy.loss(batch, stream(1, "noise"))
         else:
             output = policy.loss(batch, stream(1, "noise"))

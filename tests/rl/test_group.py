@@ -75,7 +75,7 @@ def test_each_iteration_starts_groups_alike_and_leaves_the_critic_alone() -> Non
 
 
 def test_groups_must_be_whole() -> None:
-    with closing(reach_env(12)) as env, pytest.raises(ValueError, match="multiple of ppo.group_size=8, got 12"):
+    with closing(reach_env(12)) as env, pytest.raises(ValueError, match="multiple of `group_size=8`, got 12"):
         train_in_groups(env, iterations=1)
     with pytest.raises(ValueError, match="group_size must be at least 2"):
         PPOSettings(advantage="group", group_size=1)
@@ -85,7 +85,7 @@ def test_episodes_that_did_not_end_are_not_compared() -> None:
     model = ActorCritic(imitated("meanflow", steps=300), WIDE)
     settings = PPOSettings(advantage="group", minibatches=2)
     loop = LoopSettings(iterations=1, decisions=4, eval_every=0)  # of 10
-    with closing(reach_env(16)) as env, pytest.raises(ValueError, match="did not end in loop.decisions=4"):
+    with closing(reach_env(16)) as env, pytest.raises(ValueError, match="did not end in `decisions=4`"):
         PPOTrainer(model, env, ppo=settings, loop=loop, sparse=True, seed=0, progress=False).run()
 
 

@@ -91,7 +91,7 @@ def test_the_pull_alone_has_a_divergence_too() -> None:
 def test_a_learning_rate_whose_first_step_crosses_gets_one_warning() -> None:
     actor_critic = model()
     ppo = PPO(actor_critic, PPOSettings(actor_lr=1e-1, target_kl=0.05, minibatches=4))
-    with pytest.warns(UserWarning, match=r"one step of ppo.actor_lr=0.1 .* ppo.target_kl=0.05") as caught:
+    with pytest.warns(UserWarning, match=r"one step of `actor_lr=0.1` .* `target_kl=0.05`") as caught:
         for _ in range(3):
             rollout = rolled_out(actor_critic)
             ppo.update(

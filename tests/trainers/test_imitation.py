@@ -57,7 +57,7 @@ def test_training_lowers_the_loss_and_logs_what_it_measured(tmp_path: Path) -> N
 
 
 def test_a_batch_too_small_for_the_head_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="MeanFlowHead: wanted at least 3 rows .* got 2; raise trainer.batch_size"):
+    with pytest.raises(ValueError, match="MeanFlowHead: wanted at least 3 rows .* got 2; raise `batch_size`"):
         _trainer(tmp_path, batch_size=2)
 
 

@@ -112,7 +112,9 @@ def test_sigterm_writes_a_checkpoint_from_which_the_run_goes_on_bit_for_bit(
     trainer = _trainer(tmp_path, evaluate=succeeded, **EVERY)
     sigterm_at(trainer, 16, monkeypatch)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated, match="stopped by SIGTERM at step 17 of 40; resume=true goes on from there") as stop:
+    with pytest.raises(
+        Terminated, match="stopped by SIGTERM at step 17 of 40; `resume=True` goes on from there"
+    ) as stop:
         trainer.run()
     assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
     assert named(tmp_path / "run/checkpoints/last") == "000017"
@@ -180,31 +182,31 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("settings", "changes", "said"),
     [
-        (TrainerSettings(), {"ema_power": -1.0}, "trainer.ema_power must be positive, got -1.0"),
-        (TrainerSettings(), {"ema_power": 0}, "trainer.ema_power must be positive, got 0"),
-        (TrainerSettings(), {"ema_max_decay": 1.0}, "trainer.ema_max_decay must be below 1, got 1.0"),
-        (TrainerSettings(), {"ema_max_decay": -0.1}, "trainer.ema_max_decay must be at least 0, got -0.1"),
-        (TrainerSettings(), {"lr": INF}, "trainer.lr must be a finite number, got inf"),
-        (TrainerSettings(), {"lr": 0}, "trainer.lr must be positive, got 0"),
-        (TrainerSettings(), {"grad_clip": INF}, "trainer.grad_clip must be a finite number, got inf"),
-        (TrainerSettings(), {"weight_decay": INF}, "trainer.weight_decay must be a finite number"),
-        (TrainerSettings(), {"obs_noise": NAN}, "trainer.obs_noise must be a finite number"),
-        (TrainerSettings(), {"warmup_steps": -1}, "trainer.warmup_steps must be at least 0, got -1"),
-        (TrainerSettings(), {"steps": 1.5}, "trainer.steps must be a whole number, got 1.5"),
-        (TrainerSettings(), {"checkpoint_every": 0.5}, "trainer.checkpoint_every must be a whole number, got 0.5"),
-        (TrainerSettings(), {"max_hours": -1}, "trainer.max_hours must be at least 0, got -1"),
-        (LoopSettings(), {"decisions": 1.5}, "loop.decisions must be a whole number, got 1.5"),
-        (LoopSettings(), {"max_hours": NAN}, "loop.max_hours must be a finite number"),
-        (PPOSettings(), {"actor_lr": INF}, "ppo.actor_lr must be at least 0 and finite, got inf"),
-        (PPOSettings(), {"entropy_weight": NAN}, "ppo.entropy_weight must be finite"),
-        (PPOSettings(), {"gamma": 1.1}, "ppo.gamma must lie between 0 and 1, got 1.1"),
-        (Reward(), {"success": NAN}, "reward.success must be finite"),
-        (FinetuneSettings(), {"eval_episodes": 0}, "eval.episodes must be at least 1, got 0"),
-        (FinetuneSettings(), {"envs": 0}, "envs must be at least 1, got 0"),
-        (FinetuneSettings(), {"min_success": NAN}, "preflight.min_success must lie between 0 and 1"),
-        (SimulatorCheck(lambda: None), {"episodes": 0}, "eval.episodes must be at least 1, got 0"),
-        (SimulatorCheck(lambda: None), {"envs": 0}, "eval.envs must be at least 1, got 0"),
-        (SimulatorCheck(lambda: None), {"num_steps": 0}, "eval.num_steps must be at least 1, got 0"),
+        (TrainerSettings(), {"ema_power": -1.0}, "`ema_power` must be positive, got -1.0"),
+        (TrainerSettings(), {"ema_power": 0}, "`ema_power` must be positive, got 0"),
+        (TrainerSettings(), {"ema_max_decay": 1.0}, "`ema_max_decay` must be below 1, got 1.0"),
+        (TrainerSettings(), {"ema_max_decay": -0.1}, "`ema_max_decay` must be at least 0, got -0.1"),
+        (TrainerSettings(), {"lr": INF}, "`lr` must be a finite number, got inf"),
+        (TrainerSettings(), {"lr": 0}, "`lr` must be positive, got 0"),
+        (TrainerSettings(), {"grad_clip": INF}, "`grad_clip` must be a finite number, got inf"),
+        (TrainerSettings(), {"weight_decay": INF}, "`weight_decay` must be a finite number"),
+        (TrainerSettings(), {"obs_noise": NAN}, "`obs_noise` must be a finite number"),
+        (TrainerSettings(), {"warmup_steps": -1}, "`warmup_steps` must be at least 0, got -1"),
+        (TrainerSettings(), {"steps": 1.5}, "`steps` must be a whole number, got 1.5"),
+        (TrainerSettings(), {"checkpoint_every": 0.5}, "`checkpoint_every` must be a whole number, got 0.5"),
+        (TrainerSettings(), {"max_hours": -1}, "`max_hours` must be at least 0, got -1"),
+        (LoopSettings(), {"decisions": 1.5}, "`decisions` must be a whole number, got 1.5"),
+        (LoopSettings(), {"max_hours": NAN}, "`max_hours` must be a finite number"),
+        (PPOSettings(), {"actor_lr": INF}, "`actor_lr` must be at least 0 and finite, got inf"),
+        (PPOSettings(), {"entropy_weight": NAN}, "`entropy_weight` must be finite"),
+        (PPOSettings(), {"gamma": 1.1}, "`gamma` must lie between 0 and 1, got 1.1"),
+        (Reward(), {"success": NAN}, "`success` of the reward must be finite"),
+        (FinetuneSettings(), {"eval_episodes": 0}, "`eval_episodes` must be at least 1, got 0"),
+        (FinetuneSettings(), {"envs": 0}, "`envs` must be at least 1, got 0"),
+        (FinetuneSettings(), {"min_success": NAN}, "`min_success` must lie between 0 and 1"),
+        (SimulatorCheck(lambda: None), {"episodes": 0}, "`check.episodes` must be at least 1, got 0"),
+        (SimulatorCheck(lambda: None), {"envs": 0}, "`check.envs` must be at least 1, got 0"),
+        (SimulatorCheck(lambda: None), {"num_steps": 0}, "`check.num_steps` must be at least 1, got 0"),
     ],
 )
 def test_a_number_that_would_spoil_the_run_is_refused_before_it(settings: Any, changes: dict, said: str) -> None:

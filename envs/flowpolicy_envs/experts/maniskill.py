@@ -36,7 +36,7 @@ def make_expert(id: str, *, obs: Obs = "state", view: View | None = None) -> "Pl
         view: What is seen: cameras, image size, cloud.
     """
     if id not in SOLUTIONS:
-        raise ValueError(f"task.id: no motion planner for {id!r}; there is one for {', '.join(SOLUTIONS)}")
+        raise ValueError(f"`id`: no motion planner for {id!r}; there is one for {', '.join(SOLUTIONS)}")
     return PlannerExpert(id, obs=obs, view=view)
 
 

@@ -114,7 +114,8 @@ class ScriptedExpert:
                 obs, step_reward, _, _, info = self._env.step(clipped)
                 if "outcome" in info:
                     raise ValueError(
-                        f"seed {seed}, step {len(action)}: {info['outcome']}; widen task.view.crop_low and crop_high"
+                        f"seed {seed}, step {len(action)}: {info['outcome']}; "
+                        "widen `crop_low` and `crop_high` of the view"
                     )
                 reward.append(step_reward)
                 if info["success"] and success_at is None:

@@ -66,11 +66,11 @@ def open_renderer(model: Any, name: RendererName, *, max_height: int, max_width:
         RuntimeError: Saying what to install when OpenGL was asked for and fails.
     """
     if name == "ray":
-        return RayRenderer(model, no_opengl="task.view.renderer=ray asks for none")
+        return RayRenderer(model, no_opengl="`renderer='ray'` asks for none")
     platform = _platform()
     if name != "auto" and name != platform:
         raise RuntimeError(
-            f"task.view.renderer={name}: MuJoCo was imported with MUJOCO_GL for {platform}; set MUJOCO_GL={name} before"
+            f"`renderer={name!r}`: MuJoCo was imported with MUJOCO_GL for {platform}; set MUJOCO_GL={name} before"
         )
     try:
         return GLRenderer(model, max_height=max_height, max_width=max_width, samples=samples)
@@ -80,7 +80,7 @@ def open_renderer(model: Any, name: RendererName, *, max_height: int, max_width:
         reason = f"{platform} gives no context ({said}); {fix}"
         if name == "auto":
             return RayRenderer(model, no_opengl=reason)
-        raise RuntimeError(f"task.view.renderer={name}: {reason}; or task.view.renderer=ray for clouds") from error
+        raise RuntimeError(f"`renderer={name!r}`: {reason}; or `renderer='ray'` for clouds") from error
 
 
 def choose_platform(name: RendererName) -> None:
@@ -96,7 +96,7 @@ def choose_platform(name: RendererName) -> None:
         ValueError: For an unknown name.
     """
     if name not in get_args(RendererName):
-        raise ValueError(f"task.view.renderer: must be one of {', '.join(get_args(RendererName))}, got {name!r}")
+        raise ValueError(f"`renderer` must be one of {', '.join(get_args(RendererName))}, got {name!r}")
     if "mujoco" in sys.modules or sys.platform != "linux":
         return
     if name in _LIBRARIES:

@@ -1,8 +1,11 @@
-"""Read back the JSON that flowpolicy wrote; a damaged file is named together with what is wrong in it."""
+"""JSON files: written whole or line by line, and read back; a damaged one is named with what is wrong in it."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from flowpolicy.files import append_lines, make_folder, write_atomic
 
 Kind = Any
 """What a value must be: a type; a tuple of types, any of them; [kind], a list of such; {key: kind}, an object with
@@ -19,6 +22,28 @@ _NAMES = {
 }
 
 
+def write_json(path: Path, data: Mapping[str, Any]) -> Path:
+    """Write `data` indented and whole or not at all; missing folders are made. Returns `path`.
+
+    Args:
+        path: The file.
+        data: JSON-ready.
+    """
+    make_folder(path.parent)
+    write_atomic(path, json.dumps(data, indent=2) + "\n")
+    return path
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add a line of JSON for each in one write, and flush; missing folders are made. No rows: nothing is written.
+
+    Args:
+        path: A file of JSON lines.
+        rows: JSON-ready.
+    """
+    append_lines(path, map(json.dumps, rows))
+
+
 def read_object(file: Path, wanted: Kind = dict) -> dict[str, Any]:
     """The object in a JSON file. wanted: its keys, see `Kind`.
 
@@ -33,17 +58,19 @@ def read_object(file: Path, wanted: Kind = dict) -> dict[str, Any]:
     return _parsed(file.read_bytes(), str(file), wanted)
 
 
-def read_objects(file: Path, wanted: Kind = dict) -> list[dict[str, Any]]:
+def read_objects(file: Path, wanted: Kind = dict, *, growing: bool = False) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, [] without the file. wanted: the keys of each line, see `Kind`.
 
     Args:
         file: The file of JSON lines.
         wanted: Keys of each line, see `Kind`.
+        growing: Leave out a last line without its end, which a run is still writing.
 
     Raises:
         ValueError: Naming the file and the line.
     """
-    lines = file.read_bytes().splitlines() if file.exists() else []
+    data = file.read_bytes() if file.exists() else b""
+    lines = (data[: data.rfind(b"\n") + 1] if growing else data).splitlines()
     return [_parsed(line, f"{file}, line {number}", wanted) for number, line in enumerate(lines, start=1)]
 
 

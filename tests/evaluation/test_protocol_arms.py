@@ -1,4 +1,4 @@
-"""A contest: what is missing is trained, several at a time; a kill loses nothing; then one sweep."""
+"""A protocol with arms: what is missing is trained, several at a time; a kill loses nothing; then one sweep."""
 
 import json
 import os
@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 
 from flowpolicy.cli.main import main
-from flowpolicy.evaluation.contest import Entry, train_all
+from flowpolicy.evaluation.protocol import Cell, train_all
+from flowpolicy.json_files import write_json
 from flowpolicy.results.one_step import MANY
-from flowpolicy.tracking import write_json
 from tests.helpers import last
 
-ENTRIES = [Entry(task, arm, 0) for task in ("a", "b") for arm in ("x", "y")]
+CELLS = [Cell(task, 0, arm) for task in ("a", "b") for arm in ("x", "y")]
 
 
-def train(entry: Entry, store: Path, run: Path, *, fails: str) -> None:
+def train(cell: Cell, store: Path, run: Path, *, fails: str) -> None:
     """What a training leaves behind; picklable."""
     assert store.exists()
-    print(f"training {entry.arm}")
-    if f"{entry.task_id}{entry.arm}" == fails:
-        raise ValueError(f"loss of {entry.arm} is NaN")
+    print(f"training {cell.arm}")
+    if f"{cell.task_id}{cell.arm}" == fails:
+        raise ValueError(f"loss of {cell.arm} is NaN")
     with (run.parent / "calls").open("a") as file:
         file.write("1")
     write_json(run / "checkpoints/last/state/step.json", {"step": 7})
@@ -34,36 +34,36 @@ def test_one_failure_stops_no_other_and_what_is_there_is_not_done_again(tmp_path
         collected.append(task)
         store.mkdir(parents=True)
 
-    run = partial(train_all, ENTRIES, tmp_path, collect=collect, steps={"x": 7, "y": 5}, workers=2)
+    run = partial(train_all, CELLS, tmp_path, collect=collect, steps={"x": 7, "y": 5}, workers=2)
     with pytest.raises(RuntimeError, match="1 of 4 trainings failed.*b x seed 0: loss of x is NaN; see .*seed_0.log"):
         run(train=partial(train, fails="bx"))
     assert "Traceback" in (tmp_path / "b/x/seed_0.log").read_text()
     run(train=partial(train, fails=""))
     run(train=partial(train, fails="ax"))  # nothing is missing
     assert collected == ["a", "b"]
-    assert [(tmp_path / task / arm / "calls").read_text() for task, arm, _ in ENTRIES] == ["1"] * 4
+    assert [(tmp_path / task / arm / "calls").read_text() for task, _, arm in CELLS] == ["1"] * 4
     assert (tmp_path / "b/x/seed_0.log").read_text().count("training x\n") == 2
 
 
 def test_an_arm_is_complete_at_its_own_number_of_steps(tmp_path: Path) -> None:
-    run = partial(train_all, ENTRIES[:2], tmp_path, collect=lambda _, store: store.mkdir(parents=True), workers=1)
+    run = partial(train_all, CELLS[:2], tmp_path, collect=lambda _, store: store.mkdir(parents=True), workers=1)
     run(train=partial(train, fails=""), steps={"x": 7, "y": 7})
-    with pytest.raises(RuntimeError, match=r"a/y/seed_0 stopped at step 7 of 8 \(trainer.max_hours\)"):
+    with pytest.raises(RuntimeError, match=r"a/y/seed_0 stopped at step 7 of 8 \(`max_hours`\)"):
         run(train=partial(train, fails=""), steps={"x": 7, "y": 8})
     assert [(tmp_path / "a" / arm / "calls").read_text() for arm in "xy"] == ["1", "11"]
 
 
-def dies(entry: Entry, store: Path, run: Path) -> None:
+def dies(cell: Cell, store: Path, run: Path) -> None:
     """A training whose process is killed; picklable."""
-    if entry.arm == "x":
+    if cell.arm == "x":
         os._exit(9)
-    train(entry, store, run, fails="")
+    train(cell, store, run, fails="")
 
 
 def test_a_training_that_takes_its_process_with_it_is_named_and_stops_no_other(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="2 of 4 trainings failed.*a x seed 0: a worker process died.*; see .*log"):
         train_all(
-            ENTRIES,
+            CELLS,
             tmp_path,
             collect=lambda _, store: store.mkdir(parents=True),
             train=dies,
@@ -113,10 +113,10 @@ def test_the_verb_trains_every_arm_and_sweeps(
     ]
     assert ["DM1" if "dispersive" in json.dumps(head) else "MSE" for head in heads] == ["DM1", "MSE"]
 
-    def never(argv: list[str]) -> int:
-        raise AssertionError(argv)
+    def never(*job: object) -> None:
+        raise AssertionError(job)
 
-    monkeypatch.setattr("flowpolicy.cli.train.main", never)
+    monkeypatch.setattr("flowpolicy.cli.train.run", never)
     assert main([*argv, "only=[mse]", "num_steps=[1]"]) == 0
     other = "arms={dm1:['policy/head=dm1'],mse:['policy/head=idp']}"
     assert main([*argv[:-2], other, argv[-1]]) == 2 and "begun with" in capsys.readouterr().err

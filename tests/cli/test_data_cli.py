@@ -108,7 +108,7 @@ def test_collect_writes_successes_and_the_facts_of_the_task(cfg, capsys):
 def test_collect_replaces_a_store_only_when_told(cfg):
     assert main(["collect"]) == 0
     cfg.seed = 11
-    with pytest.raises(FileExistsError, match="overwrite=true"):
+    with pytest.raises(FileExistsError, match="`overwrite=True`"):
         main(["collect"])
     assert EpisodeStore.open(cfg.out).episode_seeds.tolist() == [2, 4, 6]
     cfg.overwrite = True

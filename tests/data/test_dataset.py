@@ -88,7 +88,7 @@ def test_an_index_outside_is_an_error(path):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_is_refused_with_key_episode_and_step(path, key, value):
     zarr.open_array(path / "data" / key, mode="r+")[7, 1] = value
-    with pytest.raises(ValueError, match=f"{key}, episode 2, step 2 .*flowpolicy data validate"):
+    with pytest.raises(ValueError, match=f"{key}, episode 2, step 2 .*validate_store"):
         SequenceDataset.from_store(EpisodeStore.open(path), horizon=2, obs_horizon=1)
 
 

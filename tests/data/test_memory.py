@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read_or_mapped(store: Episode
     monkeypatch.setattr("flowpolicy.data.residence.available_memory", lambda: 100 << 20)
     read = []
     monkeypatch.setattr(EpisodeStore, "blocks", lambda *a: read.append(a) or iter(()))
-    said = "4100 steps of agent_pos, image, action take 0.11 GiB in memory, of 0.10 GiB .*dataset.in_memory=auto"
+    said = "4100 steps of agent_pos, image, action take 0.11 GiB in memory, of 0.10 GiB .*`in_memory='auto'`"
     with pytest.raises(ValueError, match=said):
         SequenceDataset.from_store(store, horizon=4, obs_horizon=1, residence=Residence(True))
     with pytest.raises(ValueError, match="`cache=FOLDER` on a larger disk"):
@@ -190,7 +190,7 @@ print(sum(int(dataset.batch(index).obs["image"][:, 0, 0, 0, 0].sum()) for index 
 def test_a_dataset_larger_than_memory_is_read_all_the_same(store: EpisodeStore) -> None:
     """In a process that may take 100 MB more; the pictures are 113 MB. Without the map it dies of MemoryError."""
     refused, total = in_a_fresh_process(LIMITED, store.path).splitlines()
-    assert "that are available; pass dataset.in_memory=auto" in refused
+    assert "that are available; pass `in_memory='auto'`" in refused
     assert int(total) == int(store.load("image")[:, 0, 0, 0].sum(dtype=np.int64))
 
 

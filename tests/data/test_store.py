@@ -124,7 +124,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(tmp_path,
 
 def test_an_existing_store_is_kept_unless_told_otherwise(tmp_path):
     path = write(tmp_path / "a.zarr")
-    with pytest.raises(FileExistsError, match="overwrite=true"):
+    with pytest.raises(FileExistsError, match="`overwrite=True`"):
         EpisodeWriter(path, EMBODIMENT, {})
     with pytest.raises(RuntimeError), EpisodeWriter(path, EMBODIMENT, {}, overwrite=True) as writer:
         raise RuntimeError

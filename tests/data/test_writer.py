@@ -125,7 +125,7 @@ def test_another_contract_or_other_facts_are_not_appended(tmp_path):
         EpisodeWriter(path, replace(EMBODIMENT, control_hz=5.0), ATTRS, append=True)
     with pytest.raises(ValueError, match="attrs"):
         EpisodeWriter(path, EMBODIMENT, {"task": "other"}, append=True)
-    with pytest.raises(ValueError, match="append=True or overwrite=True"):
+    with pytest.raises(ValueError, match="`append=True` or `overwrite=True`"):
         EpisodeWriter(path, EMBODIMENT, ATTRS, append=True, overwrite=True)
     assert len(list(unfinished_episodes(path))) == 2
 

@@ -154,7 +154,7 @@ def test_settings_that_are_no_numbers_are_refused() -> None:
     """nan < least is False."""
     for name in ("epochs", "minibatches", "group_size", "actor_lr", "entropy_weight", "bc_weight", "target_kl"):
         for bad in (NAN, float("inf")):
-            with pytest.raises(ValueError, match=f"ppo.{name}"):
+            with pytest.raises(ValueError, match=f"`{name}`"):
                 PPOSettings(**{name: bad})
 
 

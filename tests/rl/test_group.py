@@ -114,5 +114,5 @@ def test_a_batch_of_simulators_is_refused_before_it_is_built() -> None:
         raise AssertionError("a simulator was made")
 
     settings = FinetuneSettings(ppo=PPOSettings(advantage="group"))
-    with pytest.raises(ValueError, match="ppo.advantage=group needs equal starts, which a batch does not give"):
+    with pytest.raises(ValueError, match="`advantage='group'` needs equal starts, which a batch does not give"):
         _simulators(imitated(steps=5), never, never, settings)

@@ -125,7 +125,7 @@ def made(*, sparse: bool = False, **settings: Any) -> None:
 
 
 def test_a_value_clip_on_dense_rewards_that_are_not_scaled_gets_a_warning():
-    with pytest.warns(UserWarning, match="ppo.value_clip=0.2 .* ppo.scale_rewards=true"):
+    with pytest.warns(UserWarning, match="`value_clip=0.2` .* `scale_rewards=True`"):
         made()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

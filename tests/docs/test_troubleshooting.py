@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from flowpolicy.cli.remedies import on_the_command_line
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
@@ -24,13 +25,14 @@ def _text(node: ast.AST) -> str:
 
 @pytest.fixture(scope="module")
 def messages() -> str:
-    """Every string of the source, one a line."""
+    """Every string of the source, one a line, as the command line says it."""
     found = []
     for folder in ("flowpolicy", "envs"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             nodes = ast.walk(ast.parse(file.read_text()))
             found += [_text(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp)]
-    return "\n".join(" ".join(text.split()) for text in found)
+    lines = "\n".join(" ".join(text.split()) for text in found)
+    return "\n".join(on_the_command_line(lines, verb) for verb in ("train", "finetune", "compare", "data"))
 
 
 def test_the_page_names_enough_messages() -> None:

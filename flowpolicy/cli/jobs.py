@@ -11,7 +11,7 @@ Job = TypeVar("Job")
 _MOST = 125  # a shell has its own meanings for the codes above
 
 
-def run_jobs(jobs: Sequence[Job], run: Callable[[Job], None], words: Sequence[Sequence[str]]) -> int:
+def run_jobs(jobs: Sequence[Job], run: Callable[[Job], int], words: Sequence[Sequence[str]]) -> int:
     """Run each; the exit code, 0 or how many failed, which stderr names.
 
     Ctrl-C and SIGTERM stop all.

@@ -24,10 +24,7 @@ FlowPolicy and MP1 report), and success_once of the last checkpoint with its 95 
 """
 
 import re
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from omegaconf import OmegaConf
@@ -35,7 +32,7 @@ from omegaconf import OmegaConf
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config, data
 from flowpolicy.cli.protocol_arms import Fit, run_arms
-from flowpolicy.cli.tasks import task_for
+from flowpolicy.cli.tasks import task_for, task_groups
 from flowpolicy.evaluation.chunk_panels import training_data
 from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
 from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_protocol
@@ -79,7 +76,7 @@ def main(argv: list[str]) -> int:
     if facts["out"] is None:
         raise ValueError("protocol: where to? pass out=DIR, for example out=runs/mp1")
     out = Path(facts["out"]).absolute()
-    groups = _groups(facts["task"]["name"])
+    groups = task_groups(facts["task"]["name"])
     tasks = facts["tasks"] if isinstance(facts["tasks"], list) else [facts["tasks"] or facts["task"]["id"]]
     tasks = groups.expand(tasks) if groups else list(dict.fromkeys(tasks))
     words = [word for word in argv if re.split(r"[.=]", word)[0] not in _OWN]
@@ -109,7 +106,7 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(facts["threads"])
         evaluations = evaluate(
             checkpoint,
-            task_for("evaluate", checkpoint, [])[0],
+            task_for("evaluate", checkpoint, [], trusted=[])[0],
             outs=evaluation_folders(checkpoint.folder, facts["eval"]["num_steps"], out=folder),
             device=config.pick_device(facts["device"]),
             demonstrations=training_data(checkpoint.record),
@@ -125,9 +122,3 @@ def main(argv: list[str]) -> int:
     print(format_protocol(rows, groups.difficulty if groups else lambda task: ""))
     print(out / "results.jsonl")
     return 0
-
-
-def _groups(family: str) -> ModuleType | None:
-    """What names sets of a family's tasks, None where nothing does."""
-    name = f"flowpolicy_envs.{family}_tasks"
-    return import_module(name) if find_spec(name) else None

@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig
 
 from flowpolicy.cli import config
-from flowpolicy.cli.recipe import digest
-from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker, wandb_run, write_run_record
+from flowpolicy.provenance import digest, wandb_run, write_run_record
+from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker, WandbTracker
 
 
 def start_run(

@@ -3,6 +3,9 @@
 import json
 import re
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -79,3 +82,9 @@ def task_for(
     cfg = config.load(name, with_task(words, checkpoint.task, trusted=trusted))
     task = make_task(cfg)
     return task, dict(task.settings)
+
+
+def task_groups(family: str) -> ModuleType | None:
+    """What names sets of a family's tasks, None where nothing does."""
+    name = f"flowpolicy_envs.{family}_tasks"
+    return import_module(name) if find_spec(name) else None

@@ -69,14 +69,11 @@ def main(argv: list[str]) -> int:
     words = config.expand(argv)
     jobs = [(*store_task.load(overrides), overrides) for overrides in words]
     require_own_folders([Path(cfg.out) if cfg.out else None for cfg, _, _ in jobs])
-    if len(jobs) > 1:
-        return run_jobs(jobs, lambda job: run(*job), words)
-    run(*jobs[0])
-    return 0
+    return run_jobs(jobs, lambda job: run(*job), words) if jobs[1:] else run(*jobs[0])
 
 
-def run(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> None:
-    """Train once.
+def run(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> int:
+    """Train once; the exit code, 0.
 
     Args:
         cfg: The composed train.yaml.
@@ -91,11 +88,14 @@ def run(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> None:
     check = SimulatorCheck(maker(cfg.task, "env"), **facts["eval"]) if has_check else None
     if settings.eval_every and not has_check:
         raise ValueError(f"trainer.eval_every={settings.eval_every} needs a simulator, but task.env is null; use 0")
-    dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
+    kept = {
+        "task": facts["task"],
+        "dataset": {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()},
+        "num_steps": facts["eval"]["num_steps"],
+    }
     default = Path("runs", cfg.task.name, cfg.task.id, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
-    kept = {"task": facts["task"], "dataset": dataset, "num_steps": facts["eval"]["num_steps"]}
     trusted = packages(facts["policy"])  # whoever typed it trusts them, which a checkpoint does not get to say
     try:
         trained = train(
@@ -121,6 +121,7 @@ def run(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> None:
     finally:
         if not cfg.out and not any(out.iterdir()):
             os.removedirs(default)  # relative: it stops at runs/, and at the first folder that holds anything
+    where = f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {trained.checkpoint}\nrun         {out}"
     stopped = f"stopped     after trainer.max_hours={settings.max_hours} at step {trained.step} of {settings.steps}; "
-    print("" if trained.finished else f"{stopped}resume=true goes on\n", end="")
-    print(f"metrics     {out / 'metrics.jsonl'}\ncheckpoint  {trained.checkpoint}\nrun         {out}")
+    print(where if trained.finished else f"{stopped}resume=true goes on\n{where}")
+    return 0

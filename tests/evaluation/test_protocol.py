@@ -68,7 +68,7 @@ def test_a_second_call_does_only_what_the_first_did_not(tmp_path: Path, die_at: 
     recorder.die_at = ""
     rows = run_protocol(CELLS, tmp_path, recorder.stages(), words=["x=1"])
     assert len(recorder.done) == len(set(recorder.done)) == 2 + 3 + 3  # the seeds of a task share its demonstrations
-    assert [(row["task_id"], row["seed"]) for row in rows] == [tuple(cell) for cell in CELLS]
+    assert [(row["task_id"], row["seed"]) for row in rows] == [(cell.task_id, cell.seed) for cell in CELLS]
     assert [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()] == rows
 
 

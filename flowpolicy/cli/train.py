@@ -88,11 +88,8 @@ def run(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> int:
     check = SimulatorCheck(maker(cfg.task, "env"), **facts["eval"]) if has_check else None
     if settings.eval_every and not has_check:
         raise ValueError(f"trainer.eval_every={settings.eval_every} needs a simulator, but task.env is null; use 0")
-    kept = {
-        "task": facts["task"],
-        "dataset": {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()},
-        "num_steps": facts["eval"]["num_steps"],
-    }
+    dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
+    kept = {"task": facts["task"], "dataset": dataset, "num_steps": facts["eval"]["num_steps"]}
     default = Path("runs", cfg.task.name, cfg.task.id, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 

@@ -146,8 +146,8 @@ def require_folder(folder: str | Path) -> Path:
         raise ValueError(f"--config-dir: wanted a folder of yaml files, got {folder}, which {what}")
     if not any(any((path / group).glob("*.yaml")) for group in groups()):
         raise ValueError(
-            f"--config-dir: {folder} has no yaml file in a group that flowpolicy knows, as policy/head/NAME.yaml or "
-            f"task/NAME.yaml; the groups are {', '.join(groups())}"
+            f"--config-dir: {folder} has no yaml file in a group that flowpolicy knows, as task/NAME.yaml; "
+            f"the groups are {', '.join(groups())}"
         )
     return path
 

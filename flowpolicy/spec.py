@@ -260,8 +260,8 @@ def require_code_of(config: Any, packages: Sequence[str], *, source: str) -> Non
         if package is None:
             word = target.partition(".")[0]
             raise ValueError(
-                f"{source} names the simulator {target}; if you trust that package pass trusted=[{word}], or name "
-                "another with task=… task.id=…"
+                f"{source} names the simulator {target}; if you trust that package pass `trusted_modules={[word]}`, or "
+                "name another with `task=...` `id=...`"
             )
         found = _find(target, source)
         if not isinstance(found, type | FunctionType) or not f"{found.__module__}.".startswith(f"{package}."):

@@ -25,6 +25,8 @@ def key_of(name: str, verb: str) -> str:
     """The key of `verb` for a setting, or that of training, which made what other verbs take; "" where none or several
     could be meant."""
     name = _KEYS.get(name, name)
+    if verb == "data" and name in ("format", "to"):  # of `data convert`, which has no yaml
+        return name
     for known in (keys(config_dir(), "collect" if verb == "data" else verb), keys(config_dir(), "train")):
         parts = {key: key.split(".") for key in known}
         fits = [key for key, words in parts.items() if any(name in _ends(words[i:]) for i in range(len(words)))]

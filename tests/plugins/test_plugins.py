@@ -140,7 +140,7 @@ def test_a_simulator_needs_no_yaml_and_is_named_once(here: Path, capsys: pytest.
     [
         ("my_pkg.cart.final", "wanted a function or class that my_pkg itself defines"),
         ("my_pkg.cart.nothing", "which is not there"),
-        ("os.system", "pass trusted=[os]"),
+        ("os.system", "pass `trusted_modules=['os']`"),
         ("flowpolicy_envs.toy.final", "wanted a function or class that flowpolicy_envs itself defines"),
         ("${oc.env:HOME}", "must be resolved"),
     ],

@@ -68,7 +68,7 @@ def format_of(path: Path) -> str:
     for name in sorted(known, key=lambda name: known[name].origin != OURS):
         if path.name.endswith(tuple(getattr(find_format(name), "ENDINGS", ()))):
             return name
-    raise ValueError(f"{path}: its ending tells no format; pass format= (what is read) or to= (what is written)")
+    raise ValueError(f"{path}: its ending tells no format; pass `format=` (what is read) or `to=` (what is written)")
 
 
 def options(name: str, function: str) -> dict[str, inspect.Parameter]:
@@ -166,9 +166,9 @@ def _require_free(source: Path, target: Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     if not overwrite:
-        raise FileExistsError(f"{target} already exists; choose another path or pass overwrite=true")
+        raise FileExistsError(f"{target} already exists; choose another path or pass `overwrite=True`")
     if target.is_dir() and not (target / ".zgroup").is_file():
-        raise FileExistsError(f"{target} is a folder and no zarr store, so overwrite=true will not replace it")
+        raise FileExistsError(f"{target} is a folder and no zarr store, so `overwrite=True` will not replace it")
 
 
 def _require_written(new: Path, episodes: int, name: str) -> None:

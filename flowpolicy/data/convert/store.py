@@ -23,7 +23,8 @@ def read(path: Path) -> Demonstrations:
     store = EpisodeStore.open(path)
     if store.embodiment is None or "reward" not in store.keys:
         raise ValueError(
-            f"{path} has no record of what its numbers mean; a zarr of diffusion_policy or DP3 is read with format=dp3"
+            f"{path} has no record of what its numbers mean; a zarr of diffusion_policy or DP3 is "
+            "read with `format='dp3'`"
         )
     return Demonstrations(store.embodiment, episodes_of(store), store.attrs)
 

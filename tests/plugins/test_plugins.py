@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from flowpolicy import plugins
+from flowpolicy.checkpoint import create_policy
 from flowpolicy.cli import config
 from flowpolicy.cli.main import main
 from flowpolicy.cli.makers import maker
@@ -24,13 +25,16 @@ from flowpolicy.contracts import require_expert
 from flowpolicy.data import EpisodeStore
 from flowpolicy.data.convert.base import convert
 from flowpolicy.rollout.vector_env import make_vector_env
+from flowpolicy.samplers.choose import create_sampler
 from tests.docs.pages import ROOT, steps
+from tests.helpers import EMBODIMENT, POLICY_CONFIG
 
 pytest.importorskip("gymnasium")
 
 PAGES = sorted((ROOT / "docs" / "extend").glob("*.md"))
 PARTS = ["policy/head=huber", "policy/net=conv", "policy/encoder=waves"]
 SMALL = ["policy.net.width=16", "policy.net.depth=1", "trainer.steps=2", "trainer.eval_every=2", "eval.episodes=1"]
+FLOW = {"_target_": "flowpolicy.heads.flow_matching.FlowMatchingHead", "_partial_": True}
 ROLL = ["episodes=1", "envs=1"]
 OWN = ["task=own", "task.id=rail", "task.env._target_=my_pkg.cart.make_env", "+task.env.length_m=3.0"]
 EXPERT = ["task.expert._target_=my_pkg.cart.make_expert", "+task.expert.length_m=3.0"]
@@ -74,7 +78,7 @@ def flowpolicy(capsys: pytest.CaptureFixture, *words: str, code: int = 0) -> str
 
 
 def test_every_kind_of_part_has_a_page(here: Path) -> None:
-    groups = {"policy/head", "policy/net", "policy/encoder", "task"}
+    groups = {"policy/head", "policy/net", "policy/encoder", "sampler", "task"}
     assert {file.parent.relative_to(here.parent / "site/my_pkg/configs").as_posix() for file in yamls(here)} >= groups
     assert len(list((here.parent / "site/my_pkg/formats").iterdir())) == 1
 
@@ -111,6 +115,18 @@ def test_an_installed_plugin_needs_no_words_at_all(here: Path, capsys: pytest.Ca
     assert EpisodeStore.open("again.zarr").content_hash() == EpisodeStore.open("cart.zarr").content_hash()
     flowpolicy(capsys, "train", "dataset.path=again.zarr", *PARTS, *SMALL, "out=run")
     flowpolicy(capsys, "sweep", "checkpoints=[run]", "tasks=[cart/cart]", "episodes=1", "workers=2", "out=swept")
+
+
+def test_a_sampler_is_trusted_with_the_plugin_that_brings_it(here: Path) -> None:
+    node = {"_target_": "my_pkg.midpoint.Midpoint", "num_steps": 2}
+    with pytest.raises(ValueError, match=r"trusted=\[my_pkg\]"):
+        create_sampler(node)
+    install(here.parent / "site")
+    sampler, policy = create_sampler(node), create_policy(POLICY_CONFIG | {"head": FLOW}, EMBODIMENT)
+    assert sampler.to_dict() == node and sampler.evaluations == 4
+    obs = {key: torch.zeros(1, 2, *spec.shape) for key, spec in EMBODIMENT.obs.items()}
+    by_hand = policy.predict(obs, num_steps=4, noise="zero")
+    assert policy.predict(obs, sampler=sampler, noise="zero").shape == by_hand.shape
 
 
 def test_a_simulator_needs_no_yaml_and_is_named_once(here: Path, capsys: pytest.CaptureFixture) -> None:

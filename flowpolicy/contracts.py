@@ -14,7 +14,11 @@ _RESULT = "(obs, reward, terminated, truncated, info)"
 
 
 def maker_name(make: Callable[..., Any]) -> str:
-    """The function that is called, as "my_package.make_env"."""
+    """The function that is called, as "my_package.make_env".
+
+    Args:
+        make: What makes an environment or an expert.
+    """
     called = make.func if isinstance(make, partial) else make
     return f"{called.__module__}.{getattr(called, '__qualname__', type(called).__name__)}"
 
@@ -23,6 +27,7 @@ def require_maker(make: Any, key: str, **given: Any) -> None:
     """Raise ValueError unless `make` can be called with the arguments that it has, and those.
 
     Args:
+        make: What makes an environment or an expert.
         key: What names it on the command line, as "task.env".
         given: Keyword arguments that are added when it is called.
     """
@@ -47,6 +52,7 @@ def require_env(env: Any, make: Callable[..., Any]) -> Embodiment:
 
     Args:
         env: What `make` returned.
+        make: What made it, for the message.
 
     Raises:
         ValueError: Naming what is missing or disagrees: it must be a gymnasium.Env with an attribute `embodiment` (an
@@ -77,7 +83,13 @@ def require_env(env: Any, make: Callable[..., Any]) -> Embodiment:
 
 
 def require_first(result: Any, embodiment: Embodiment, make: Callable[..., Any]) -> None:
-    """Raise ValueError unless the first `reset` gave (obs, info), with the observations that the embodiment names."""
+    """Raise ValueError unless the first `reset` gave (obs, info), with the observations that the embodiment names.
+
+    Args:
+        result: What `reset` returned.
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+        make: What made it, for the message.
+    """
     name = maker_name(make)
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], Mapping):
         raise ValueError(f"{name}: reset: wanted (obs, info), got {_of(result)}")
@@ -85,7 +97,13 @@ def require_first(result: Any, embodiment: Embodiment, make: Callable[..., Any])
 
 
 def require_second(result: Any, embodiment: Embodiment, make: Callable[..., Any]) -> None:
-    """Raise ValueError unless the first `step` gave gymnasium's five results and info says whether it is a success."""
+    """Raise ValueError unless the first `step` gave gymnasium's five results and info says whether it is a success.
+
+    Args:
+        result: What `step` returned.
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+        make: What made it, for the message.
+    """
     name = maker_name(make)
     if not isinstance(result, tuple) or len(result) != 5 or not isinstance(result[4], Mapping):
         raise ValueError(f"{name}: step: wanted {_RESULT}, got {_of(result)}")
@@ -95,7 +113,12 @@ def require_second(result: Any, embodiment: Embodiment, make: Callable[..., Any]
 
 
 def require_expert(expert: Any, make: Callable[..., Any]) -> Embodiment:
-    """The embodiment of an expert that has just been made. Raises ValueError naming what it lacks."""
+    """The embodiment of an expert that has just been made. Raises ValueError naming what it lacks.
+
+    Args:
+        expert: What was made.
+        make: What made it, for the message.
+    """
     name = maker_name(make)
     if missing := [part for part in ("embodiment", "episode", "close") if not hasattr(expert, part)]:
         raise ValueError(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, final
 
-from flowpolicy.embodiment import Embodiment
+from flowpolicy.embodiment import Embodiment, KeySpec
 
 _LARGEST = 3.4028234663852886e38  # of float32
 
@@ -162,3 +162,12 @@ def _error(key: str, row: int, batch: int) -> NonFiniteError:
         return NonFiniteError("observation", f"policy: observation '{key}' is NaN or infinite {where}; {fix}")
     words = f"policy: the action is NaN or infinite {where}, the observation is not; look at noise, start and weights"
     return NonFiniteError("action", f"{words}; {fix}")
+
+
+def is_image(spec: KeySpec) -> bool:
+    """Whether an observation is a picture (H, W, 3) uint8, which the encoder scales and no normaliser touches.
+
+    Args:
+        spec: Of the observation.
+    """
+    return len(spec.shape) == 3 and spec.dtype == "uint8"

@@ -124,7 +124,11 @@ def trusted_packages() -> tuple[str, ...]:
 
 
 def how_to_import(module: str) -> str:
-    """What to do where a module of the user's is not found; "" where it is there."""
+    """What to do where a module of the user's is not found; "" where it is there.
+
+    Args:
+        module: That could not be imported.
+    """
     package = module.partition(".")[0]
     if package.isidentifier() and importlib.util.find_spec(package) is None:
         return (
@@ -136,6 +140,9 @@ def how_to_import(module: str) -> str:
 
 def require_folder(folder: str | Path) -> Path:
     """The absolute path of a folder of yaml files that somebody named.
+
+    Args:
+        folder: Should be one with yaml files.
 
     Raises:
         ValueError: Where there is no such folder, or none of our groups in it.
@@ -176,7 +183,11 @@ def config_sources() -> tuple[Configs, ...]:
 
 
 def options(group: str) -> dict[str, Configs]:
-    """The names that `group=NAME` takes, as of "policy/head", each with where it is. Raises as `config_sources`."""
+    """The names that `group=NAME` takes, as of "policy/head", each with where it is. Raises as `config_sources`.
+
+    Args:
+        group: Folder below configs/.
+    """
     return {file.stem: source for source in config_sources() for file in sorted((source.folder / group).glob("*.yaml"))}
 
 

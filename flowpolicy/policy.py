@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from flowpolicy.actions import ActionRepresentation, Representation
 from flowpolicy.ambient import standard_torch, without_autocast
-from flowpolicy.embodiment import Embodiment, KeySpec
+from flowpolicy.embodiment import Embodiment
 from flowpolicy.encoders.base import Encoder, module_name
 from flowpolicy.flow.sources import Source
 from flowpolicy.heads.base import Head
-from flowpolicy.inputs import Inputs
+from flowpolicy.inputs import Inputs, is_image
 from flowpolicy.nets.base import VelocityNet
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.parts import require_constructors, require_encoder, require_head, require_net
@@ -35,6 +35,14 @@ class FlowPolicy(nn.Module):
     from seed 0 on; `reset` starts another seed.
 
     Args:
+        encoder: Observations to the condition.
+        head: Velocity and loss over a net.
+        representation: Of actions: absolute, relative or delta.
+        embodiment: The robot's contract: observation keys, shapes, units, action bounds.
+        obs_keys: The observations that it sees, in this order.
+        horizon: H, steps of a chunk.
+        obs_horizon: To, observations that the policy sees.
+        action_horizon: Ta, steps of a chunk that are executed.
         spec: What it was built from, for `save_policy`.
 
     Attributes:
@@ -110,12 +118,21 @@ class FlowPolicy(nn.Module):
         return self.head.loss(action, cond, batch.mask, generator)
 
     def set_chunk_range(self, low: Tensor, high: Tensor) -> None:
-        """Set chunk_low and chunk_high, (A,) each, and tell the head."""
+        """Set chunk_low and chunk_high, (A,) each, and tell the head.
+
+        Args:
+            low: (A,), normalised.
+            high: (A,), normalised.
+        """
         self.chunk_low, self.chunk_high = low, high
         self.head.set_action_range(low, high)
 
     def encode(self, obs: Observation) -> Tensor:
-        """Raw observations, key -> (B, To, ...), to the condition (B, D). Images reach the encoder as they are."""
+        """Raw observations, key -> (B, To, ...), to the condition (B, D). Images reach the encoder as they are.
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+        """
         return self.encoder(
             {
                 key: self.obs_normalizer[module_name(key)](obs[key]) if key in self.normalized_keys else obs[key]
@@ -135,7 +152,12 @@ class FlowPolicy(nn.Module):
         return slice(start, start + self.action_horizon)
 
     def decode(self, action: Tensor, obs: Observation) -> Tensor:
-        """Normalised chunk (B, H, A) to the executed slice in robot units (B, Ta, A), inside the action bounds."""
+        """Normalised chunk (B, H, A) to the executed slice in robot units (B, Ta, A), inside the action bounds.
+
+        Args:
+            action: (B, H, A), normalised.
+            obs: Key -> (B, To, ...), robot units.
+        """
         return self._decode_whole(action, obs)[:, self.executed]
 
     def _decode_whole(self, action: Tensor, obs: Observation) -> Tensor:
@@ -143,7 +165,11 @@ class FlowPolicy(nn.Module):
         return action.clamp(self.command_low, self.command_high)
 
     def normalizer(self, key: str) -> LinearNormalizer:
-        """The normaliser of one observation. Raises KeyError for an image, which has none."""
+        """The normaliser of one observation. Raises KeyError for an image, which has none.
+
+        Args:
+            key: Of the observation.
+        """
         module = self.obs_normalizer[module_name(key)]
         assert isinstance(module, LinearNormalizer)
         return module
@@ -215,11 +241,20 @@ class FlowPolicy(nn.Module):
 
         What `predict` draws from where it is passed neither generator nor noise; 0 in a policy that was just built or
         loaded. Raises ValueError for a negative seed.
+
+        Args:
+            seed: 0 or more.
         """
         self._own_noise = generator_of(seed)
 
     def judge(self, obs: Observation, action: Tensor, finite: Tensor | None = None) -> None:
-        """Raise NonFiniteError where raw observations or actions (B, ..., A) are not finite, or tell `finite` (B,)."""
+        """Raise NonFiniteError where raw observations or actions (B, ..., A) are not finite, or tell `finite` (B,).
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+            action: (B, ..., A), robot units.
+            finite: (B,) bool, told which rows are finite; None raises.
+        """
         self.inputs.judge(obs, action, all_sums(*(obs[key] for key in self.inputs.floats), action), finite)
 
     def sample(
@@ -254,14 +289,13 @@ def _tell_head_range(policy: nn.Module, _: object) -> None:
 
 
 def all_sums(*values: Tensor) -> list[Tensor]:
-    """What `Inputs.judge` takes: a sum per tensor; on another device than the CPU one for all, to wait for it once."""
+    """What `Inputs.judge` takes: a sum per tensor; on another device than the CPU one for all, to wait for it once.
+
+    Args:
+        values: Tensors on one device.
+    """
     sums = [value.sum() for value in values]
     return sums if values[0].device.type == "cpu" else [torch.stack(sums).sum()]
-
-
-def is_image(spec: KeySpec) -> bool:
-    """Whether an observation is a picture (H, W, 3) uint8, which the encoder scales and no normaliser touches."""
-    return len(spec.shape) == 3 and spec.dtype == "uint8"
 
 
 @standard_torch()

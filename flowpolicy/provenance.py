@@ -87,6 +87,15 @@ def write_run_record(
     seeds: stream or purpose -> seed.   dataset_hash: None where a run reads no dataset.   wandb_run_id: None without.
     A folder's first start stays as it is; "starts" has a record of each, the first and this one among them.
     Returns the path written. Raises ValueError for a run.json that is damaged.
+
+    Args:
+        out: Folder of the run.
+        argv: The command line.
+        config_hash: Of the resolved config.
+        seeds: Stream or purpose -> seed.
+        device: Where torch computes, e.g. "cpu" or "cuda".
+        dataset_hash: None where a run reads no dataset.
+        wandb_run_id: None without one.
     """
     path = Path(out) / "run.json"
     record = {
@@ -119,12 +128,20 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 
 def wandb_run(out: Path | str) -> str | None:
-    """The wandb run that out/run.json names, None where there is neither."""
+    """The wandb run that out/run.json names, None where there is neither.
+
+    Args:
+        out: Folder of the run.
+    """
     return (_read_record(Path(out) / "run.json") or {}).get("wandb_run_id")
 
 
 def digest(facts: Mapping[str, Any]) -> str:
-    """Of a resolved config or a part of it."""
+    """Of a resolved config or a part of it.
+
+    Args:
+        facts: JSON-ready.
+    """
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -231,7 +231,12 @@ def _require_trusted(target: str, packages: Sequence[str]) -> None:
 
 
 def package_of(target: str, packages: Sequence[str]) -> str | None:
-    """Which of `packages`, or of the installed plug-ins, the dotted name lies in; None for no such."""
+    """Which of `packages`, or of the installed plug-ins, the dotted name lies in; None for no such.
+
+    Args:
+        target: Dotted name of a class or function.
+        packages: Names of packages.
+    """
     for every in (lambda: packages, trusted_packages):  # plug-ins are looked for where they are needed
         if (package := next((name for name in every() if target.startswith(f"{name}.")), None)) is not None:
             return package

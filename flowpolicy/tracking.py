@@ -28,7 +28,12 @@ class Tracker(Protocol):
     """Takes scalars as a run produces them. Metric names are slash-separated, as in the logs: "train/loss"."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record `metrics` of training step `step`."""
+        """Record `metrics` of training step `step`.
+
+        Args:
+            step: Optimiser steps, or iterations, done so far.
+            metrics: Name -> number.
+        """
         ...
 
     def sync(self) -> None:
@@ -39,6 +44,10 @@ class Tracker(Protocol):
         """Forget what was logged later than `step`: training resumes from there and will log it again.
 
         evaluation: forget that of `step` too, which comes after the rest of it.
+
+        Args:
+            step: Optimiser steps, or iterations, done so far.
+            evaluation: Whether what was logged of evaluations at that step goes too.
         """
         ...
 
@@ -53,6 +62,9 @@ class JsonlTracker:
 
     time_s: seconds of training so far; after a resume it goes on from the last kept line.
     Values that are not finite are written as null, which every JSON reader takes.
+
+    Args:
+        path: The file.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -62,7 +74,12 @@ class JsonlTracker:
         self._open()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one line; the file is open no longer than that, so a tracker that nobody closes leaves none."""
+        """Append one line; the file is open no longer than that, so a tracker that nobody closes leaves none.
+
+        Args:
+            step: Optimiser steps, or iterations, done so far.
+            metrics: Name -> number.
+        """
         values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"step": int(step), "time_s": round(self._before_s + time.monotonic() - self._start, 3), **values}
         if self._closed:
@@ -75,7 +92,12 @@ class JsonlTracker:
         sync_file(self.path)
 
     def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
-        """Drop every line later than `step`, if `evaluation` its own "eval/..." too; the file is replaced whole."""
+        """Drop every line later than `step`, if `evaluation` its own "eval/..." too; the file is replaced whole.
+
+        Args:
+            step: Optimiser steps, or iterations, done so far.
+            evaluation: Whether what was logged of evaluations at that step goes too.
+        """
 
         def stays(line: dict[str, Any]) -> bool:
             return line["step"] < step or (
@@ -107,6 +129,13 @@ class WandbTracker:
     directory: where wandb keeps its files.   run_id: the attribute of an earlier tracker, to continue its run; None
     where wandb does not work at all, which stderr says in one line.
     Raises ImportError naming the extra when wandb is not installed.
+
+    Args:
+        directory: Where wandb keeps its files.
+        project: Its name.
+        name: Of the run.
+        config: Of the run, JSON-ready.
+        run_id: Of a run to go on with; None begins one.
     """
 
     def __init__(
@@ -151,7 +180,12 @@ class WandbTracker:
         self.run_id: str | None = self._run.id if self._run is not None else run_id
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Send `metrics` under their own names."""
+        """Send `metrics` under their own names.
+
+        Args:
+            step: Optimiser steps, or iterations, done so far.
+            metrics: Name -> number.
+        """
         if self._run is not None:
             self._try(self._run.log, metrics, step=step)
 
@@ -159,7 +193,12 @@ class WandbTracker:
         """Nothing: wandb keeps its own files."""
 
     def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
-        """Nothing: wandb cannot forget; it ignores steps that it has already seen, so the curve stays right."""
+        """Nothing: wandb cannot forget; it ignores steps that it has already seen, so the curve stays right.
+
+        Args:
+            step: Optimiser steps, or iterations, done so far.
+            evaluation: Whether what was logged of evaluations at that step goes too.
+        """
         del step, evaluation
 
     def close(self) -> None:
@@ -240,13 +279,22 @@ def wandb_mode() -> WandbMode:
 
 @final
 class CompositeTracker:
-    """Hands every call to each of `trackers`, in order."""
+    """Hands every call to each of `trackers`, in order.
+
+    Args:
+        trackers: Who is told.
+    """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = tuple(trackers)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log to each."""
+        """Log to each.
+
+        Args:
+            step: Optimiser steps, or iterations, done so far.
+            metrics: Name -> number.
+        """
         for tracker in self.trackers:
             tracker.log(step, metrics)
 
@@ -256,7 +304,12 @@ class CompositeTracker:
             tracker.sync()
 
     def truncate_after(self, step: int, *, evaluation: bool = False) -> None:
-        """Truncate each."""
+        """Truncate each.
+
+        Args:
+            step: Optimiser steps, or iterations, done so far.
+            evaluation: Whether what was logged of evaluations at that step goes too.
+        """
         for tracker in self.trackers:
             tracker.truncate_after(step, evaluation=evaluation)
 

@@ -22,7 +22,7 @@ from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.collect import collect
 from flowpolicy.rl.ppo import PPO
 from flowpolicy.rollout.chunk_env import make_chunk_env
-from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy.trainers.finetune_settings import FinetuneSettings
 
 ROUNDS = 5
 

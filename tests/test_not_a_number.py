@@ -11,7 +11,7 @@ from flowpolicy.heads.terms.direction import DirectionAlignment
 from flowpolicy.heads.terms.guidance import Guidance
 from flowpolicy.nets.mlp import ResidualMLP
 from flowpolicy.rollout.chunk_env import Reward
-from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy.trainers.finetune_settings import FinetuneSettings
 from flowpolicy.trainers.ppo import LoopSettings
 
 NAN, INF = float("nan"), float("inf")

@@ -4,13 +4,7 @@ Clouds and pictures come from the task's own cameras. ManiSkill hides markers of
 position instead, in tasks that have one: the keys goal_pos and tcp_to_goal.
 """
 
-import contextlib
-import logging
-import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, final, get_args
 
 import gymnasium
@@ -19,8 +13,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
-from flowpolicy.extras import how_to_install
 from flowpolicy.pointcloud.cloud import EmptyCropError, make_cloud
+from flowpolicy_envs.maniskill_assets import import_mani_skill, makable
 from flowpolicy_envs.rendering import maniskill as rendering
 
 Obs = Literal["state", "point_cloud", "rgb"]
@@ -28,7 +22,6 @@ Observation = dict[str, NDArray[Any]]
 
 _MODES = {"state": "state_dict", "point_cloud": "rgb+depth", "rgb": "rgb"}
 JOINTS = ("agent.qpos", "agent.qvel")
-_DRAWN = ("PushT-v1",)  # tasks that look into their own pictures' shapes while they are made
 
 
 @final
@@ -38,6 +31,8 @@ class View:
     ManiSkill's are 128; a cube of 4 cm is 25 pixels then and 95 with 256, which takes hardly longer to draw.
 
     Args:
+        image_size: Height and width of pictures, pixels.
+        depth_size: Height and width of depth, pixels.
         points: Of the cloud, metres in the world's frame. The default box holds the cubes and the gripper of the
             tabletop tasks, and of the table (z = 0) nothing: depth comes in whole millimetres.
         crop_low: As `points`.
@@ -80,6 +75,7 @@ def make_env(
     Args:
         id: e.g. "PickCube-v1".
         obs: "state", "point_cloud" or "rgb".
+        max_episode_steps: Control steps after which an episode is cut off.
         render: Whether `render()` is wanted.
         view: Cameras and cloud; None is `View()`.
 
@@ -106,6 +102,13 @@ class ManiSkillEnv(gymnasium.Env):
     task has a hidden goal.
 
     Action: absolute joint targets (rad), then the gripper in [-1 closed, 1 open] for robots that have one.
+
+    Args:
+        id: The task, by its name in the simulator.
+        obs: What is observed: "state", "point_cloud" or "rgb".
+        max_episode_steps: Control steps after which an episode is cut off.
+        render: Whether `render` will be asked for frames.
+        view: What is seen: cameras, image size, cloud.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -134,6 +137,10 @@ class ManiSkillEnv(gymnasium.Env):
         The scene is rebuilt, 0.2 s, because PhysX keeps contact state: once the cube has been touched, a later step may
         else differ, by up to 5e-3 in 12 replayed demonstrations.
         options={"keep_scene": True} spares that, for tasks whose seed draws only where things lie.
+
+        Args:
+            seed: Of the episode; None goes on with the generator as it is.
+            options: Not used; gymnasium's interface has it.
         """
         super().reset(seed=seed)
         self._steps = 0
@@ -147,6 +154,9 @@ class ManiSkillEnv(gymnasium.Env):
 
         An episode ends as a failure, outcome "nothing in sight", when the crop of the cloud is empty: what a bad policy
         has swept from the table must not end an evaluation. The last observation is then the one before.
+
+        Args:
+            action: (A,), robot units.
         """
         action = np.clip(np.asarray(action, np.float32), self.action_space.low, self.action_space.high)
         obs, reward, _, _, info = self.base.step(action)
@@ -170,7 +180,11 @@ class ManiSkillEnv(gymnasium.Env):
         self.base.close()
 
     def observe(self, raw: dict[str, Any]) -> Observation:
-        """ManiSkill's own observation (nested, a batch of one) as ours."""
+        """ManiSkill's own observation (nested, a batch of one) as ours.
+
+        Args:
+            raw: What ManiSkill gave.
+        """
         if self._obs == "state":
             flat = _flatten(raw)
             agent_pos, agent_vel = (flat.pop(joint) for joint in JOINTS)
@@ -258,7 +272,12 @@ def _space(spec: KeySpec) -> spaces.Box:
 
 
 def embodiment(base: Any, obs: dict[str, KeySpec]) -> Embodiment:
-    """Names, units and bounds, read from the simulator. Needs a scene that has been reset."""
+    """Names, units and bounds, read from the simulator. Needs a scene that has been reset.
+
+    Args:
+        base: ManiSkill's environment, unwrapped.
+        obs: Key -> its spec.
+    """
     joints = obs["agent_pos"].names
     space = base.single_action_space
     arm = _arm(base)
@@ -310,78 +329,3 @@ def _make_base(id: str, mode: str, render: bool, size: int) -> Any:
             obs_mode=mode,
             control_mode="pd_joint_pos",
         ).unwrapped
-
-
-@contextlib.contextmanager
-def makable(id: str, *, draws: bool) -> Iterator[None]:
-    """While a task is made: what draws is there where it is wanted, assets too, and what it cannot is one line.
-
-    Raises as `assets_at_hand`, RuntimeError where nothing can draw, ValueError for a task without absolute joint
-    targets, or that ManiSkill cannot make otherwise.
-    """
-    with assets_at_hand(id), rendering.device() if draws or id in _DRAWN else rendering.no_device():
-        try:
-            yield
-        except (AssertionError, AttributeError, LookupError, TypeError) as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(
-                f"{id}: ManiSkill cannot make it on the CPU with absolute joint targets: {text:.200}; "
-                "try another `id`, for example PickCube-v1"
-            ) from error
-
-
-@contextlib.contextmanager
-def assets_at_hand(id: str) -> Iterator[None]:
-    """While it is made, a task whose objects or robot must be downloaded first says so; ManiSkill would ask on stdin.
-
-    MS_SKIP_ASSET_DOWNLOAD_PROMPT=1 is ManiSkill's own way to answer yes beforehand.
-
-    Raises:
-        FileNotFoundError: Naming what is missing, the place it is looked for, and the command that fetches it.
-    """
-    from mani_skill import ASSET_DIR
-    from mani_skill.utils import assets, download_asset
-    from mani_skill.utils.registration import REGISTERED_ENVS
-
-    def refuse(message: str) -> bool:  # reached for a robot: "Robot NAME has assets available ..."
-        raise _missing(id, [message.split()[1]], Path(ASSET_DIR, "robots"))
-
-    ask = download_asset.prompt_yes_no
-    if os.environ.get("MS_SKIP_ASSET_DOWNLOAD_PROMPT") != "1":
-        needed: set[str] = set()
-        for name in REGISTERED_ENVS[id].asset_download_ids or []:
-            group = name in assets.DATA_GROUPS
-            needed |= set(assets.expand_data_group_into_individual_data_source_ids(name)) if group else {name}
-        if missing := sorted(name for name in needed if not assets.is_data_source_downloaded(name)):
-            first = assets.DATA_SOURCES[missing[0]]
-            raise _missing(id, missing, Path(first.output_dir, str(first.target_path)))
-        download_asset.prompt_yes_no = refuse
-    try:
-        yield
-    finally:
-        download_asset.prompt_yes_no = ask
-
-
-def _missing(id: str, names: list[str], place: Path) -> FileNotFoundError:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return FileNotFoundError(
-        f"{id} needs assets that ManiSkill does not bring: {', '.join(names[:3])}{more}, looked for at {place}; "
-        f"`python -m mani_skill.utils.download_asset {names[0] if len(names) == 1 else id}` fetches them; without a "
-        "network unpack them there, or set MS_ASSET_DIR to the folder whose data/ holds them"
-    )
-
-
-def import_mani_skill() -> list[str]:
-    """Import it without the warnings it prints where no Vulkan library is installed. Returns the ids it registered."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import mani_skill.envs  # noqa: F401  registers the tasks with gymnasium
-            import sapien
-            from mani_skill.utils.logging_utils import logger
-            from mani_skill.utils.registration import REGISTERED_ENVS
-    except ImportError as error:
-        raise ImportError(f"ManiSkill is not installed; {how_to_install('maniskill')}") from error
-    sapien.set_log_level("error")
-    logger.setLevel(logging.ERROR)
-    return sorted(REGISTERED_ENVS)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from flowpolicy.rollout.batched_env import BatchStep
 from flowpolicy.types import Observation
-from flowpolicy_envs.maniskill import JOINTS, embodiment, import_mani_skill, makable, state_specs
+from flowpolicy_envs.maniskill import JOINTS, embodiment, state_specs
+from flowpolicy_envs.maniskill_assets import import_mani_skill, makable
 
 Backend = Literal["physx_cuda", "physx_cpu"]
 

@@ -45,7 +45,8 @@ from flowpolicy.cli.tasks import with_task, without_task
 from flowpolicy.files import claim_folder
 from flowpolicy.rl.group import refuse_batch
 from flowpolicy.rollout.batched_env import BatchedSimulator
-from flowpolicy.trainers.finetune import FinetuneSettings, finetune, shortened
+from flowpolicy.trainers.finetune import finetune
+from flowpolicy.trainers.finetune_settings import FinetuneSettings, shortened
 
 
 def load(argv: list[str]) -> tuple[DictConfig, Checkpoint]:

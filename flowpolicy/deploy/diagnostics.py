@@ -125,9 +125,12 @@ class Probe:
     """One thing to try. needs: distributions without which it counts as missing.
 
     Args:
+        name: What is tried.
+        needs: Distributions without which it counts as missing.
         code: Run in a fresh interpreter; what it prints last belongs to the finding (who draws).
         install: What to run when it is missing, empty when nobody needs it.
         fix: What to run when it fails.
+        env: Environment variables to set.
         driver: Whether failing without a crash means that a system library is absent, which is not a breakage.
     """
 
@@ -145,6 +148,9 @@ class Finding(NamedTuple):
     """Outcome of one probe. detail: version or error, one line.
 
     Args:
+        name: What was tried.
+        status: "ok", "missing" or "failed".
+        detail: Version or error, one line.
         fix: Command, empty when ok.
     """
 
@@ -213,7 +219,11 @@ PROBES = (
 
 
 def run_probe(probe: Probe) -> Finding:
-    """Try one thing. Never raises for what the probe does, not even when it takes its interpreter down."""
+    """Try one thing. Never raises for what the probe does, not even when it takes its interpreter down.
+
+    Args:
+        probe: What to try.
+    """
     if absent := missing(probe):
         return Finding(probe.name, "missing", f"{', '.join(absent)} not installed", probe.install)
     installed = ", ".join(f"{name} {_version(name)}" for name in probe.needs)
@@ -244,7 +254,11 @@ def run_probe(probe: Probe) -> Finding:
 
 
 def missing(probe: Probe) -> list[str]:
-    """The distributions that the probe needs and that are not installed."""
+    """The distributions that the probe needs and that are not installed.
+
+    Args:
+        probe: What is to be tried.
+    """
     return [name for name in probe.needs if _version(name) is None]
 
 

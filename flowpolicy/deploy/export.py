@@ -20,8 +20,9 @@ from flowpolicy.embodiment import save_embodiment
 from flowpolicy.extras import how_to_install
 from flowpolicy.fingerprint import ENTRY, fingerprint
 from flowpolicy.inference.latency import example_observation
+from flowpolicy.inputs import is_image
 from flowpolicy.json_files import write_json
-from flowpolicy.policy import FlowPolicy, is_image
+from flowpolicy.policy import FlowPolicy
 from flowpolicy.provenance import versions
 from flowpolicy.samplers.base import Sampler, require_fixed, require_support
 from flowpolicy.samplers.choose import as_sampler
@@ -42,7 +43,12 @@ def require_export() -> None:
 
 
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:
-    """Raise FileExistsError when `folder` exists and may not be replaced, or when it is no bundle."""
+    """Raise FileExistsError when `folder` exists and may not be replaced, or when it is no bundle.
+
+    Args:
+        folder: Where a bundle is to be written.
+        overwrite: Whether a bundle there may be replaced.
+    """
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} already exists; choose another path or pass `overwrite=True`")
     if folder.exists() and not (folder / GRAPH_FILE).is_file():
@@ -108,7 +114,11 @@ def write_bundle(
 
 
 def seal(folder: Path) -> None:
-    """Note in policy.json what every file of the bundle is like, weights beside the graph and certificate included."""
+    """Note in policy.json what every file of the bundle is like, weights beside the graph and certificate included.
+
+    Args:
+        folder: The bundle.
+    """
     file = folder / "policy.json"
     record = {name: value for name, value in json.loads(file.read_text()).items() if name != ENTRY}
     others = [path for path in sorted(folder.iterdir()) if path != file]

@@ -32,7 +32,11 @@ NOISE, OUTPUT = "noise", "action"
 
 
 def input_names(keys: Sequence[str]) -> list[str]:
-    """Names of the graph's inputs: one per observation key, in their order, and the noise."""
+    """Names of the graph's inputs: one per observation key, in their order, and the noise.
+
+    Args:
+        keys: Observation keys, in the policy's order.
+    """
     return [*(f"obs.{key}" for key in keys), NOISE]
 
 
@@ -45,6 +49,7 @@ class OnnxPolicy:
     which keeps nothing between two calls.
 
     Args:
+        folder: The bundle.
         threads: Of one prediction; more than one pays only for large nets.
         edited: Take files that are not as they were exported, for somebody who changed them on purpose. Bundles from
             before there were fingerprints are taken without, if their weights are in the graph's own file.
@@ -99,6 +104,8 @@ class OnnxPolicy:
 
         Args:
             obs: key -> (1, To, ...), float32 in robot units, images uint8.
+            rng: Draws the noise.
+            noise: (1, H, A) float32, or "zero".
             finite: bool (1,), for a loop that must not raise: told whether observation and action are finite; the
                 action is NaN where not. Without it that is a NonFiniteError, which is a ValueError.
 
@@ -120,6 +127,9 @@ class OnnxPolicy:
 
     def reset(self, seed: int) -> None:
         """Start the policy's own noise again, as np.random.default_rng(seed) draws it; a torch policy draws another.
+
+        Args:
+            seed: 0 or more.
 
         Raises:
             ValueError: For a negative seed.

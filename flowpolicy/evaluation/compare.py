@@ -32,7 +32,10 @@ class Plan:
 
     Args:
         episodes: Of each arm, on seeds start_seed, start_seed + 1, ...; when sequential, before the first look.
+        start_seed: Of the first episode.
+        envs: Parallel simulators.
         sequential: Look again and again, drop arms that are decided, stop when every pair is or at max_episodes.
+        max_episodes: Per arm, where more are added until the pairs are told apart.
         alpha: Chance of calling any equal pair different.
         require: See `judge`; about the first arm.
         margin: As `require`.
@@ -94,6 +97,12 @@ def compare(
 
     Args:
         arms: Those with a task are rolled out, each into its own folder; recorded ones are taken as they are.
+        out: Folder for everything.
+        plan: How many episodes, and what is wanted of them.
+        device: Where torch computes, e.g. "cpu" or "cuda".
+        trusted_modules: Packages outside flowpolicy whose classes a checkpoint may name.
+        edited: Take checkpoint files that are not as they were saved, see `Checkpoint.policy`.
+        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: When the arms cannot be compared, or `out` was begun with other policies or conditions.

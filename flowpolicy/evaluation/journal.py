@@ -20,6 +20,7 @@ class Journal:
     """The folder `out` of one evaluation, and the hidden one beside it until then.
 
     Args:
+        out: The folder to be.
         asked: JSON-ready, all that decides the results.
 
     Raises:
@@ -52,7 +53,11 @@ class Journal:
         return (self.out if self.complete else self.unfinished) / "videos"
 
     def unfilmed(self, seeds: Sequence[int]) -> list[int]:
-        """Those of `seeds` without a recording."""
+        """Those of `seeds` without a recording.
+
+        Args:
+            seeds: Of episodes.
+        """
         return [seed for seed in seeds if not any(self.videos.glob(f"{seed}_*.mp4"))]
 
     def rows(self) -> dict[int, dict[str, Any]]:
@@ -69,11 +74,19 @@ class Journal:
         drop_cut_line(self.unfinished / "results.jsonl")
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One finished episode."""
+        """One finished episode.
+
+        Args:
+            row: Its line of results.jsonl.
+        """
         append_rows(self.unfinished / "results.jsonl", [row])
 
     def finish(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Put the lines in order and move everything to its place."""
+        """Put the lines in order and move everything to its place.
+
+        Args:
+            rows: All lines.
+        """
         write_atomic(self.unfinished / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         if self.out.is_dir():
             self.out.rmdir()  # empty, or the constructor had refused it

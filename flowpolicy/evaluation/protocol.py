@@ -91,6 +91,9 @@ def run_protocol(
         out/demonstrations/<task>.zarr   out/<task>/seed_<n>/   out/<task>/seed_<n>/evaluation/last/   out/protocol.json
 
     Args:
+        cells: One training each.
+        out: Folder of the protocol.
+        stages: What collects, trains and evaluates.
         words: What was asked for, apart from which cells.
         recipe: Digest of all numbers. Both kept in protocol.json.
 
@@ -126,7 +129,11 @@ def _finish(cell: Cell, out: Path, stages: Stages) -> dict[str, Any]:
 
 
 def trained_steps(run: Path) -> int:
-    """Step of the newest checkpoint of a run folder, 0 without one."""
+    """Step of the newest checkpoint of a run folder, 0 without one.
+
+    Args:
+        run: Its folder.
+    """
     last = choose(run / "checkpoints", "last", (STEP_FILE,))
     return read_object(last / STEP_FILE, {"step": int})["step"] if last is not None else 0
 
@@ -135,6 +142,11 @@ def cell_row(cell: Cell, run: Path, evaluation: Path) -> dict[str, Any]:
     """Both conventions for one cell: the top five of the in-training evaluations, and the last checkpoint's summary.
 
     top5 is optimistic: it picks checkpoints by the episodes that it reports. Fewer than five evaluations: all of them.
+
+    Args:
+        cell: What was trained.
+        run: Folder of the training.
+        evaluation: Folder of the last checkpoint's evaluation.
 
     Raises:
         ValueError: When training made none.
@@ -176,6 +188,7 @@ def format_protocol(rows: Sequence[dict[str, Any]], difficulty: Callable[[str], 
     top-5: mean and standard deviation over the seeds. last: all seeds' episodes together, with Wilson's interval.
 
     Args:
+        rows: As `cell_row` makes them.
         difficulty: Task id -> its group, "" for none.
     """
     tasks = list(dict.fromkeys(row["task_id"] for row in rows))
@@ -210,6 +223,7 @@ class Training:
     """What trains an cell, in a process of its own; picklable.
 
     Args:
+        out: Folder of the protocol.
         train: (cell, store, run folder), going on where an earlier call stopped.
     """
 
@@ -217,7 +231,11 @@ class Training:
     train: Callable[[Cell, Path, Path], None]
 
     def __call__(self, cell: Cell) -> str:
-        """Train, with all that is printed in <run>.log; what went wrong, "" for nothing."""
+        """Train, with all that is printed in <run>.log; what went wrong, "" for nothing.
+
+        Args:
+            cell: What to train.
+        """
         log = cell.log(self.out)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
@@ -241,7 +259,10 @@ def train_all(
     """Collect and train what is missing; a killed protocol goes on where it was.
 
     Args:
+        cells: In the order in which they begin.
+        out: Folder of the protocol.
         collect: (task id, store to write).
+        train: Trains one entry; picklable.
         steps: arm -> at which its training is complete.
         workers: Trainings at a time.
 
@@ -277,6 +298,7 @@ def require_same(file: Path, words: Sequence[str], recipes: Mapping[str, str]) -
     """Keep what was asked for in `file`, or raise ValueError where it holds something else.
 
     Args:
+        file: JSON, in the protocol's folder.
         words: As they were typed.
         recipes: Name of what is trained -> digest of all its numbers, which a file of defaults may change though the
             words stay; names that are new are added.

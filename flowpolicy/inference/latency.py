@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from flowpolicy.inference.prepared import PreparedPolicy
-from flowpolicy.policy import FlowPolicy, is_image
+from flowpolicy.inputs import is_image
+from flowpolicy.policy import FlowPolicy
 from flowpolicy.samplers.base import Sampler, require_support
 from flowpolicy.samplers.choose import as_sampler
 from flowpolicy.seeding import normal
@@ -22,8 +23,10 @@ class LatencyReport:
     """Milliseconds, one observation at a time (batch 1).
 
     Args:
-        predict: P50, p95, p99, max of the whole call: normalise, encode, head, un-normalise.
+        device: Where torch computes, e.g. "cpu" or "cuda".
+        threads: CPU threads of torch.
         num_steps: Of the sampler.
+        predict: P50, p95, p99, max of the whole call: normalise, encode, head, un-normalise.
         floor: The same of as many bare forward passes of the net as the sampler makes: no implementation around it can
             beat that.
         overhead: Share of the median predict that is not the floor, in [0, 1].
@@ -74,6 +77,7 @@ def measure_latency(
         sampler: As in `FlowPolicy.predict`.
         num_steps: As in `FlowPolicy.predict`.
         warmup: Calls thrown away first.
+        repeats: Calls that are timed.
         budget_s: Warm-up and measurement each end after half of it, once they have had 20 calls: ten steps of a net of
             250 M parameters would take a quarter of an hour otherwise.
         prepared: What the policy was prepared as for one observation and the sampler, to be measured beside it.
@@ -117,7 +121,11 @@ def measure_latency(
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99 and max of `values`, in their own unit. Raises ValueError when there are none."""
+    """p50, p95, p99 and max of `values`, in their own unit. Raises ValueError when there are none.
+
+    Args:
+        values: At least one.
+    """
     if len(values) == 0:
         raise ValueError("percentiles: wanted at least one value, got none")
     p50, p95, p99 = np.percentile(np.asarray(values, dtype=np.float64), [50, 95, 99])
@@ -151,7 +159,10 @@ def time_in_turns(
     then its own and not those of the call before it.
 
     Args:
+        calls: Name -> what to time.
+        device: Where torch computes, e.g. "cpu" or "cuda".
         warmup: As in `measure_latency`.
+        repeats: Calls that are timed.
         budget_s: As `warmup`.
     """
     _take_turns(calls, device, repeats=warmup, budget_s=budget_s / 2)
@@ -187,7 +198,12 @@ def _device_name(device: torch.device) -> str:
 
 
 def example_observation(policy: FlowPolicy, device: torch.device | str = "cpu") -> Observation:
-    """An all-zero observation of the policy's keys, key -> (1, To, ...): good enough to time dense networks with."""
+    """An all-zero observation of the policy's keys, key -> (1, To, ...): good enough to time dense networks with.
+
+    Args:
+        policy: The policy.
+        device: Where torch computes, e.g. "cpu" or "cuda".
+    """
     specs = {key: policy.embodiment.obs[key] for key in policy.obs_keys}
     return {
         key: torch.zeros(

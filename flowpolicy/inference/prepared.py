@@ -105,6 +105,14 @@ class PreparedPolicy:
     ) -> Tensor:
         """See `FlowPolicy.predict`; here obs may lie on the CPU also where the device is another.
 
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+            sampler: None, or the one that it was prepared for.
+            num_steps: Network evaluations per chunk.
+            generator: Where random numbers come from.
+            noise: (B, H, A), or "zero".
+            finite: (B,) bool, told which rows are finite; None raises.
+
         Raises:
             ValueError: For what it was not prepared for: another batch size, sampler, shape or type.
         """
@@ -126,7 +134,11 @@ class PreparedPolicy:
         return chunk
 
     def reset(self, seed: int) -> None:
-        """See `FlowPolicy.reset`: the same seed gives the same noise."""
+        """See `FlowPolicy.reset`: the same seed gives the same noise.
+
+        Args:
+            seed: 0 or more.
+        """
         self._own_noise = generator_of(seed)
 
     def _example(self, policy: FlowPolicy) -> list[Tensor]:

@@ -55,6 +55,7 @@ def simplify(recording: Recording, *, pixels_first: bool = False) -> None:
     """Rewrite in place.
 
     Args:
+        recording: What to make faster.
         pixels_first: One-dimensional convolutions as two-dimensional ones whose channels lie side by side in memory,
             for which oneDNN is two to four times faster at 4 to 16 positions of 128 to 768 channels.
     """

@@ -42,14 +42,22 @@ class Recording:
         self._names: dict[int, str] = {}  # by id, which `_constants` reserves
 
     def constant(self, value: Tensor) -> fx.Node:
-        """A new node for this tensor, at the graph's insertion point."""
+        """A new node for this tensor, at the graph's insertion point.
+
+        Args:
+            value: The tensor.
+        """
         if id(value) not in self._names:
             self._names[id(value)] = name = f"constant_{len(self._constants)}"
             self._constants[name] = value
         return with_shape(self.graph.get_attr(self._names[id(value)]), value.shape)
 
     def value(self, node: object) -> Tensor | None:
-        """What a node always is; None where it depends on the arguments."""
+        """What a node always is; None where it depends on the arguments.
+
+        Args:
+            node: Of the graph.
+        """
         return self._constants[str(node.target)] if isinstance(node, fx.Node) and node.op == "get_attr" else None
 
     def module(self) -> fx.GraphModule:
@@ -67,6 +75,10 @@ def record(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Recordi
 
     Shapes, devices and every decision that Python takes are those of this run.
 
+    Args:
+        function: Of tensors, to a tensor.
+        inputs: Its arguments.
+
     Raises:
         ValueError: Where Python reads numbers out of something that depends on the inputs, or where the function writes
             into a tensor that outlives it, such as a running average: neither can be replayed.
@@ -79,18 +91,31 @@ def record(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Recordi
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Shape of the tensor that a node gives."""
+    """Shape of the tensor that a node gives.
+
+    Args:
+        node: Of the graph.
+    """
     return node.meta["shape"]
 
 
 def with_shape(node: fx.Node, shape: Sequence[int]) -> fx.Node:
-    """The node, after noting the shape of what it gives."""
+    """The node, after noting the shape of what it gives.
+
+    Args:
+        node: Of the graph.
+        shape: Of what it gives.
+    """
     node.meta["shape"] = tuple(shape)
     return node
 
 
 def writes(node: fx.Node) -> bool:
-    """Whether the operation changes one of its inputs."""
+    """Whether the operation changes one of its inputs.
+
+    Args:
+        node: Of the graph.
+    """
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 

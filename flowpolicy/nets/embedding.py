@@ -29,6 +29,10 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("frequency", frequency.float(), persistent=False)
 
     def forward(self, time: Tensor) -> Tensor:
-        """time: (B,) in [0, 1].   Returns (B, dim)."""
+        """time: (B,) in [0, 1].   Returns (B, dim).
+
+        Args:
+            time: (B,), 0 to 1.
+        """
         angle = time[:, None] * self.frequency
         return torch.cat([angle.sin(), angle.cos()], dim=-1)

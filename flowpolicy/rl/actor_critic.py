@@ -34,6 +34,7 @@ class Decision(NamedTuple):
     Args:
         chunk: (N, Ta, A), robot units.
         stored: What `features` takes back.
+        chain: Stochastic transitions, see `Chain`.
         log_prob: (N,).
         value: As `log_prob`.
         saturated: Share of executed entries beyond the demonstrated range.
@@ -51,6 +52,7 @@ class Score(NamedTuple):
     """Of stored decisions under the present weights. log_prob: (B,).
 
     Args:
+        log_prob: (B,).
         entries: (B,), what log_prob times gives the logarithm of the density: 1, or their number where log_prob is a
             mean.
         entropy: Scalars, means over the entries that count; the std is detached.
@@ -97,6 +99,10 @@ class ActorCritic(nn.Module):
     The whole stays in evaluation mode: dropout or batch statistics would make every ratio noise.
 
     Args:
+        policy: To fine-tune.
+        exploration: How the policy draws actions to learn from, and their densities.
+        critic_width: Of the critic's hidden layers.
+        critic_depth: Hidden layers of the critic.
         rows: Which rows of a chunk count in a density. "executed": those that run; exact for the last flow step, where
             rows are independent. "all": every one; earlier steps' rows reach the executed ones through the net. "auto":
             each where it is right.
@@ -145,6 +151,10 @@ class ActorCritic(nn.Module):
     def act(self, obs: Observation, generator: torch.Generator) -> Decision:
         """Sample a chunk for each of N observations, key -> (N, To, ...).
 
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+            generator: Of the noise.
+
         Raises:
             ValueError: For observations that `FlowPolicy.predict` would refuse, and where one, or the chunk, is not
                 finite, naming the environment's row.
@@ -163,20 +173,37 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def value(self, obs: Observation) -> Tensor:
-        """Value of raw observations, (N,)."""
+        """Value of raw observations, (N,).
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+        """
         obs = {key: obs[key].to(self.policy.device) for key in self.policy.obs_keys}
         return self.critic(self.policy.encode(obs))
 
     def features(self, stored: Observation) -> Tensor:
-        """Condition (B, D) of stored decisions, with the encoder's gradients where it is trained."""
+        """Condition (B, D) of stored decisions, with the encoder's gradients where it is trained.
+
+        Args:
+            stored: Observations, or condition features where the encoder is frozen.
+        """
         return stored[_FEATURES] if self.frozen else self.policy.encode(stored)
 
     def reference_features(self, stored: Observation) -> Tensor:
-        """The same as the reference sees it."""
+        """The same as the reference sees it.
+
+        Args:
+            stored: As for `features`.
+        """
         return stored[_FEATURES] if self.frozen else self.reference.encode(stored)
 
     def score(self, cond: Tensor, chain: Chain) -> Score:
-        """Score stored transitions, with gradients."""
+        """Score stored transitions, with gradients.
+
+        Args:
+            cond: (B, D), the condition.
+            chain: Stochastic transitions.
+        """
         scored = chain_log_prob(self.exploration, self.policy.head.velocity, chain, cond)
         counted = self._counted(chain.step).expand(scored.log_prob.shape)
         log_prob = self._reduce(scored.log_prob, chain.step)

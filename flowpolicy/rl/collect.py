@@ -19,6 +19,8 @@ class Collected(NamedTuple):
     """A rollout, where the environments stand after it, and what the collection noticed.
 
     Args:
+        rollout: Decisions of a collection, see `Rollout`.
+        obs: Where the environments stand, key -> (N, To, ...).
         saturated: Share of executed action entries beyond the demonstrated range.
     """
 
@@ -31,6 +33,13 @@ def collect(
     actor_critic: ActorCritic, env: ChunkEnv, obs: Observation, *, decisions: int, generator: torch.Generator
 ) -> Collected:
     """Run `decisions` chunks in every environment, starting at `obs`, key -> (N, To, ...).
+
+    Args:
+        actor_critic: The policy that explores, and its critic.
+        env: Environments that execute chunks.
+        obs: Where the environments stand, key -> (N, To, ...).
+        decisions: T, chunks per environment.
+        generator: Where random numbers come from.
 
     Raises:
         ValueError: For a reward or an observation that is not finite.
@@ -79,7 +88,14 @@ def collect(
 
 
 class Episodes(NamedTuple):
-    """Episodes that count, see `EpisodeCounter`: how many, how many with success, mean return, mean control steps."""
+    """Episodes that count, see `EpisodeCounter`: how many, how many with success, mean return, mean control steps.
+
+    Args:
+        finished: How many.
+        succeeded: How many with success.
+        return_mean: Mean sum of rewards.
+        length_mean: Mean control steps.
+    """
 
     finished: int
     succeeded: int
@@ -95,6 +111,9 @@ class EpisodeCounter:
     in cohorts, each as a whole once its last episode has ended: cohort 0 are the first ones after a restart, cohort n
     those that began in the n-th iteration after it. The last cohort before a restart is left out; the others are to be
     run to their end, see `waiting` and `finish`. Which cohorts count thus depends on no outcome.
+
+    Args:
+        num_envs: Environments that are stepped together.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -110,7 +129,11 @@ class EpisodeCounter:
         self._ended, self._iteration = {}, 1
 
     def count(self, rollout: Rollout) -> int:
-        """Go through the decisions in order; returns how many episodes ended with success in valid ones."""
+        """Go through the decisions in order; returns how many episodes ended with success in valid ones.
+
+        Args:
+            rollout: Decisions of a collection, see `Rollout`.
+        """
         reward, steps, done, success, valid = (
             x.cpu() for x in (rollout.reward, rollout.steps, rollout.done, rollout.success, rollout.valid)
         )
@@ -152,6 +175,13 @@ def finish(
     restarts span an episode and a half, there is next to nothing to do.
 
     Raises what `collect` raises, and ValueError when an episode does not end within MAX_EPISODE decisions.
+
+    Args:
+        actor_critic: The policy that explores, and its critic.
+        env: Environments that execute chunks.
+        obs: Where the environments stand, key -> (N, To, ...).
+        counter: Told every decision.
+        generator: Where random numbers come from.
     """
     for _ in range(MAX_EPISODE):
         if not counter.waiting:

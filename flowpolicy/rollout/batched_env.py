@@ -18,7 +18,11 @@ class BatchStep(NamedTuple):
     """One control step of N environments. obs: key -> (N, ...).
 
     Args:
+        obs: Key -> (N, ...).
         reward: (N,). the others: (N,) bool.
+        success: (N,) bool.
+        terminated: (N,) bool.
+        truncated: (N,) bool.
     """
 
     obs: Observation
@@ -38,11 +42,19 @@ class BatchedSimulator(Protocol):
         """Begin new episodes where `done` (N,) bool is set; seeds: one per environment. Returns all, key -> (N, ...).
 
         The rows of the others must be what they were.
+
+        Args:
+            seeds: (N,).
+            done: (N,) bool.
         """
         ...
 
     def step(self, action: Tensor) -> BatchStep:
-        """action: (N, A), robot units."""
+        """action: (N, A), robot units.
+
+        Args:
+            action: (N, A), robot units.
+        """
         ...
 
     def close(self) -> None: ...
@@ -57,6 +69,7 @@ class BatchedChunkEnv:
         simulator: Is closed with this.
         action_horizon: Ta.
         obs_horizon: To.
+        reward: Which reward counts, see `Reward`.
     """
 
     def __init__(
@@ -69,7 +82,11 @@ class BatchedChunkEnv:
         self._success = torch.zeros(self.num_envs, dtype=torch.bool, device="cpu")
 
     def reset(self, seeds: Sequence[int]) -> Observation:
-        """See `ChunkEnv`. Environment i starts with the seed `episode_seed(seeds[i], 0)`."""
+        """See `ChunkEnv`. Environment i starts with the seed `episode_seed(seeds[i], 0)`.
+
+        Args:
+            seeds: (N,).
+        """
         if len(seeds) != self.num_envs:
             raise ValueError(f"reset: wanted {self.num_envs} seeds, got {len(seeds)}")
         self._root, self._episode = [int(seed) for seed in seeds], [0] * self.num_envs
@@ -77,7 +94,11 @@ class BatchedChunkEnv:
         return self._start(torch.ones(self.num_envs, dtype=torch.bool, device="cpu"))
 
     def step(self, chunk: Tensor) -> ChunkResult:
-        """See `ChunkEnv`. Raises ValueError for actions that are not finite or of a wrong shape."""
+        """See `ChunkEnv`. Raises ValueError for actions that are not finite or of a wrong shape.
+
+        Args:
+            chunk: (N, Ta, A), robot units.
+        """
         wanted = (self.num_envs, self._action_horizon, self.embodiment.action_dim)
         if tuple(chunk.shape) != wanted:
             raise ValueError(f"step: chunk must be (N, Ta, A) = {wanted}, got {tuple(chunk.shape)}")

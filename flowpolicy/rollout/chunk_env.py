@@ -56,11 +56,19 @@ class ChunkEnv(Protocol):
     embodiment: Embodiment
 
     def reset(self, seeds: Sequence[int]) -> Observation:
-        """Start new episodes everywhere; key -> (N, To, ...)."""
+        """Start new episodes everywhere; key -> (N, To, ...).
+
+        Args:
+            seeds: (N,).
+        """
         ...
 
     def step(self, chunk: Tensor) -> ChunkResult:
-        """chunk: (N, Ta, A), robot units."""
+        """chunk: (N, Ta, A), robot units.
+
+        Args:
+            chunk: (N, Ta, A), robot units.
+        """
         ...
 
     def close(self) -> None: ...
@@ -100,6 +108,7 @@ class Reward:
         """own: the environment's reward.
 
         Args:
+            own: The environment's reward.
             gained: The rise of success, 1, 0 or -1.
         """
         return self.env * own + self.success * gained
@@ -118,10 +127,12 @@ def make_chunk_env(
 
     Args:
         make_env: As for `make_vector_env`.
+        num_envs: Environments that are stepped together.
         action_horizon: Ta.
         obs_horizon: To.
         workers: 1 runs all in this process, more are spawned processes of one thread each, with the observations in
             shared memory; one message per group and chunk. The numbers do not depend on it.
+        reward: Which reward counts, see `Reward`.
 
     Raises:
         ValueError: Unless workers divides num_envs, and whatever `make_env` raises.
@@ -152,14 +163,24 @@ def make_chunk_env(
 @final
 class GroupedChunkEnv:
     """What `make_chunk_env` makes; see `ChunkEnv`. An environment that is done starts its next episode at once, with
-    the next seed of a stream of its own that the seed of `reset` fixes."""
+    the next seed of a stream of its own that the seed of `reset` fixes.
+
+    Args:
+        groups: Of environments, each with a process or in this one.
+        num_envs: Environments that are stepped together.
+        name: For messages.
+    """
 
     def __init__(self, groups: Any, num_envs: int, *, name: str) -> None:
         self._groups, self._name, self.num_envs = groups, name, num_envs
         self.embodiment: Embodiment = self._guard(lambda: groups.call("embodiment"))[0]
 
     def reset(self, seeds: Sequence[int]) -> Observation:
-        """See `ChunkEnv`. Environment i starts with the seed `episode_seed(seeds[i], 0)`."""
+        """See `ChunkEnv`. Environment i starts with the seed `episode_seed(seeds[i], 0)`.
+
+        Args:
+            seeds: (N,).
+        """
         if len(seeds) != self.num_envs:
             raise ValueError(f"reset: wanted {self.num_envs} seeds, got {len(seeds)}")
         options = {"seeds": [int(seed) for seed in seeds]}
@@ -167,7 +188,11 @@ class GroupedChunkEnv:
 
     def step(self, chunk: Tensor) -> ChunkResult:
         """See `ChunkEnv`. Raises ValueError for actions that are not finite or of a wrong shape, RuntimeError naming
-        the process that died."""
+        the process that died.
+
+        Args:
+            chunk: (N, Ta, A), robot units.
+        """
         wanted = self._groups.action_space.shape  # (W, N / W, Ta, A)
         if tuple(chunk.shape) != (self.num_envs, *wanted[2:]):
             raise ValueError(

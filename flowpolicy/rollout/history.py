@@ -107,7 +107,11 @@ class ChunkRunner(Generic[Array]):
         return not self._actions
 
     def observe(self, obs: Mapping[str, Array]) -> None:
-        """Take in what is seen now, key -> (...); once for every action."""
+        """Take in what is seen now, key -> (...); once for every action.
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+        """
         self._history.append(obs)
 
     def seen(self, stack: Stack, *, keys: Iterable[str] | None = None) -> dict[str, Array]:

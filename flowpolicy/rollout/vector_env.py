@@ -55,6 +55,8 @@ def make_vector_env(
 
     Args:
         make_env: Constructor without arguments; the environment has Dict observations and the attribute `embodiment`.
+        num_envs: Environments that are stepped together.
+        autoreset: See `VectorEnv`.
         asynchronous: One spawned process per environment; None means when there is more than one.
 
     Raises:
@@ -84,6 +86,11 @@ class VectorEnv:
       with reward 0.
     autoreset=True: a done environment starts its next episode within the same `step`, with the next seed of a stream
       of its own that the seed of `reset` fixes.
+
+    Args:
+        envs: gymnasium's vector environment.
+        autoreset: See above.
+        name: For messages.
     """
 
     def __init__(self, envs: Any, *, autoreset: bool, name: str) -> None:
@@ -97,6 +104,7 @@ class VectorEnv:
         """Start the episodes that `seeds` (N,) fix; returns key -> (N, ...).
 
         Args:
+            seeds: (N,).
             mask: (N,) bool; only those environments are reset, the others keep their last observation (and their entry
                 of `seeds` is ignored). The first reset must be of all.
         """
@@ -109,6 +117,9 @@ class VectorEnv:
 
     def step(self, action: Tensor) -> StepResult:
         """One control step. action: (N, A), robot units.
+
+        Args:
+            action: (N, A), robot units.
 
         Raises:
             ValueError: For a wrong shape.
@@ -138,7 +149,11 @@ class VectorEnv:
         )
 
     def render(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 picture of one environment. Raises RuntimeError with the fix when there is no renderer."""
+        """(H, W, 3) uint8 picture of one environment. Raises RuntimeError with the fix when there is no renderer.
+
+        Args:
+            index: Of the environment.
+        """
         picture = self._guard(lambda: self._envs.call("render_if", index))[index]
         if isinstance(picture, str):
             raise RuntimeError(picture)
@@ -163,7 +178,12 @@ class VectorEnv:
 
 def episode_seed(root: int, episode: int) -> int:
     """Seed of the episode number `episode` of an environment that was reset with `root`: below 2^31, which every
-    simulator accepts, and from 1,000,000 on, far from the seeds of collection, evaluation and reports."""
+    simulator accepts, and from 1,000,000 on, far from the seeds of collection, evaluation and reports.
+
+    Args:
+        root: What the environment was reset with.
+        episode: Its number since then, from 0 on.
+    """
     state = int(np.random.SeedSequence([root, episode]).generate_state(1)[0])
     return 1_000_000 + state % (2**31 - 1_000_000)
 
@@ -172,6 +192,11 @@ def guarded(envs: Any, name: str, call: Callable[[], Any]) -> Any:
     """Run `call`; a process that died (a simulator's crash reaches us as a closed pipe) becomes a clear error.
 
     Ctrl-C and SIGTERM in the middle of it end the processes, as nobody would take what they have to say.
+
+    Args:
+        envs: Whose processes.
+        name: For the message.
+        call: What to run.
     """
     processes = getattr(envs, "processes", [])  # none where all are in this one
     try:
@@ -257,7 +282,11 @@ class _LastingEnv:
 
 
 def tensors(obs: dict[str, np.ndarray]) -> Observation:
-    """Copies: gymnasium writes the next step into the same memory. Pictures stay uint8, all else becomes float32."""
+    """Copies: gymnasium writes the next step into the same memory. Pictures stay uint8, all else becomes float32.
+
+    Args:
+        obs: Key -> (N, ...).
+    """
     return {
         key: torch.from_numpy(np.array(value, np.uint8 if value.dtype == np.uint8 else np.float32))
         for key, value in obs.items()
@@ -265,7 +294,11 @@ def tensors(obs: dict[str, np.ndarray]) -> Observation:
 
 
 def describe(make_env: Callable[[], Any]) -> str:
-    """A name for error messages: the task id where the constructor is a partial of one."""
+    """A name for error messages: the task id where the constructor is a partial of one.
+
+    Args:
+        make_env: The constructor.
+    """
     if isinstance(make_env, partial):
         return str(make_env.keywords.get("id", (*make_env.args, describe(make_env.func))[0]))
     return f"{make_env.__module__}.{make_env.__qualname__}"

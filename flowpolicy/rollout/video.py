@@ -13,6 +13,11 @@ from flowpolicy.files import beside, move_file, remove_leftovers
 def write_video(path: Path, frames: Sequence[np.ndarray], *, fps: float) -> None:
     """H.264 video. frames: (H, W, 3) uint8 each; odd sizes lose their last row or column.
 
+    Args:
+        path: The file.
+        frames: (H, W, 3) uint8 each.
+        fps: Frames per second.
+
     Raises:
         ImportError: Without the extra `video`.
         ValueError: For no frames.

@@ -16,6 +16,8 @@ from flowpolicy.seeding import normal
 class Ancestral(Sampler):
     """x_r ~ q(x_r | x_t, action the net makes of x_t) for each of K steps down the noise levels; K evaluations.
 
+    Args:
+
     Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", algorithm 2.
     """
 

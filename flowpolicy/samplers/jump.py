@@ -20,6 +20,8 @@ class Jump(Sampler):
     What a jump is, the head decides: the average velocity over [r, t] of heads with a flow map, Euler's step of
     flow matching, DDIM's of diffusion heads, the answer itself of regression.
 
+    Args:
+
     Source: Geng et al. 2025, "Mean Flows for One-step Generative Modeling", equation 12 (one step) and algorithm 2.
     """
 

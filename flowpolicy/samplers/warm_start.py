@@ -61,7 +61,11 @@ class WarmStart(Sampler):
         return self.sampler.draws
 
     def begin_at(self, start: Tensor) -> "WarmStart":
-        """The same for one chunk (B, H, A), normalised."""
+        """The same for one chunk (B, H, A), normalised.
+
+        Args:
+            start: (B, H, A), normalised.
+        """
         return replace(self, start=start)
 
     def walk(self, head: Head, state: State, cond: Tensor, generator: torch.Generator | None) -> Tensor:

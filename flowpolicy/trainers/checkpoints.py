@@ -31,6 +31,11 @@ def newest(folder: Path, state: Sequence[str]) -> Path | None:
 def begun(out: Path, state: Sequence[str], *, resume: bool) -> Path | None:
     """`newest` of the run `out`.
 
+    Args:
+        out: Folder of the run.
+        state: Files of the training state that must be there.
+        resume: Go on where there is a checkpoint.
+
     Raises:
         FileExistsError: Where there is one and the run is not to be resumed.
     """

@@ -1,16 +1,14 @@
 """One fine-tuning run from a checkpoint to a better one: preflight, training, receipt."""
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 
 from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint, save_policy
-from flowpolicy.checks import require_number
 from flowpolicy.exploration.base import Exploration
 from flowpolicy.fingerprint import ENTRY
 from flowpolicy.json_files import write_json
@@ -19,7 +17,7 @@ from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.provenance import require_same
 from flowpolicy.results.seen_seeds import START_SEED, require_selection, seen_seeds, seen_text
-from flowpolicy.rl.actor_critic import ActorCritic, Reduction, Rows
+from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.group import refuse_batch
 from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.batched_env import BatchedChunkEnv, BatchedSimulator
@@ -27,104 +25,12 @@ from flowpolicy.rollout.chunk_env import ChunkEnv, Reward, make_chunk_env
 from flowpolicy.seeding import derive, seed_ranges, seeds_of
 from flowpolicy.tracking import Tracker
 from flowpolicy.trainers.checkpoints import Checkpoints, begun
+from flowpolicy.trainers.finetune_settings import FinetuneSettings
 from flowpolicy.trainers.imitate import SimulatorCheck
-from flowpolicy.trainers.ppo import PPO_STATE, LoopSettings, PPOTrainer
+from flowpolicy.trainers.ppo import PPO_STATE, PPOTrainer
 from flowpolicy.trainers.preflight import Preflight, run_preflight
 from flowpolicy.trainers.receipt import write_receipt
 from flowpolicy.trainers.resume import threads
-
-
-@final
-@dataclass(frozen=True)
-class ActorSettings:
-    """See `ActorCritic`."""
-
-    critic_width: int = 256
-    critic_depth: int = 3
-    rows: Rows = "auto"
-    log_prob_reduction: Reduction = "sum"
-    freeze_encoder: bool = False
-
-
-@final
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """All numbers of a run.
-
-    Args:
-        envs: Simulators, in `workers` processes (1: this one).
-        total_steps: Control steps that take the place of `loop.iterations`, see `iterations`; None leaves it.
-        eval_episodes: Of the noise-free evaluations.
-        eval_seed: As `eval_episodes`.
-        preflight_episodes: See `run_preflight`; 0 episodes skips it.
-        min_success: As `preflight_episodes`.
-        receipt_episodes: See `write_receipt`; 0 episodes skips it.
-        receipt_seed: As `receipt_episodes`.
-    """
-
-    envs: int = 32
-    workers: int = 2
-    reward: Reward = field(default_factory=Reward)
-    actor: ActorSettings = field(default_factory=ActorSettings)
-    ppo: PPOSettings = field(default_factory=PPOSettings)
-    loop: LoopSettings = field(default_factory=LoopSettings)
-    total_steps: int | None = None
-    eval_episodes: int = 50
-    eval_seed: int = 50_000
-    preflight_episodes: int = 50
-    min_success: float = 0.03
-    receipt_episodes: int = 100
-    receipt_seed: int = 100_000
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a number out of its range, or seeds that would choose the checkpoint and be reported."""
-        for name, value, least in (
-            ("`envs`", self.envs, 1),
-            ("`workers`", self.workers, 1),
-            ("`eval_episodes`", self.eval_episodes, 1 if self.loop.eval_every else 0),
-            ("`eval_seed`", self.eval_seed, 0),
-            ("`preflight_episodes`", self.preflight_episodes, 0),
-            ("`receipt_episodes`", self.receipt_episodes, 0),
-            ("`receipt_seed`", self.receipt_seed, 0),
-        ):
-            require_number(name, value, least=least, whole=True)
-        distance = self.receipt_seed - self.eval_seed
-        both = self.receipt_episodes and self.loop.eval_every
-        if both and -self.receipt_episodes < distance < self.eval_episodes:
-            raise ValueError(
-                f"eval and receipt share seeds: {self.eval_episodes} from {self.eval_seed} and "
-                f"{self.receipt_episodes} from {self.receipt_seed}; move `receipt_seed`"
-            )
-        if not 0 <= self.min_success <= 1:
-            raise ValueError(f"`min_success` must lie between 0 and 1, got {self.min_success}")
-        if self.total_steps is not None:
-            require_number("`total_steps`", self.total_steps, least=1, whole=True)
-
-    def iterations(self, action_horizon: int) -> int:
-        """Of the loop: the fewest whose chunks, were all of them run to their end, have `total_steps` control steps."""
-        if self.total_steps is None:
-            return self.loop.iterations
-        return math.ceil(self.total_steps / (self.envs * self.loop.decisions * action_horizon))
-
-    @staticmethod
-    def from_dict(facts: dict[str, Any]) -> "FinetuneSettings":
-        """From the resolved config of `flowpolicy finetune`."""
-        evaluation, preflight, receipt = facts["eval"], facts["preflight"], facts["receipt"]
-        return FinetuneSettings(
-            envs=facts["envs"],
-            workers=facts["workers"],
-            reward=Reward(**facts["reward"]),
-            actor=ActorSettings(**facts["actor"]),
-            ppo=PPOSettings(**facts["ppo"]),
-            loop=LoopSettings(**facts["loop"]),
-            total_steps=facts["rl"]["total_steps"],
-            eval_episodes=evaluation["episodes"],
-            eval_seed=evaluation["start_seed"],
-            preflight_episodes=preflight["episodes"],
-            min_success=preflight["min_success"],
-            receipt_episodes=receipt["episodes"],
-            receipt_seed=receipt["start_seed"],
-        )
 
 
 def finetune(
@@ -149,10 +55,21 @@ def finetune(
 
     Args:
         checkpoint: What to start from; copied to out/base, from which a resumed run reads it.
+        make_env: Makes one simulator.
+        exploration: How the policy draws actions to learn from, and their densities.
+        out: Folder of the run.
+        settings: All numbers.
         make_batch: (number of environments) -> all of them in one batch, in the place of worker processes.
         facts: JSON-ready, written into each checkpoint; a resumed run must have the same but for the length of the
             loop.
         start: Called once when all input has been found good; returns where the numbers go.
+        seed: Of the run.
+        device: Where torch computes, e.g. "cpu" or "cuda".
+        trusted_modules: Packages outside flowpolicy whose classes a checkpoint may name.
+        edited: Take checkpoint files that are not as they were saved, see `Checkpoint.policy`.
+        resume: Go on from the newest checkpoint of `out`.
+        say: Called with each sentence for the user.
+        progress: Whether to show a progress bar.
 
     Raises:
         FileExistsError: When `out` holds checkpoints and resume is off.
@@ -356,20 +273,3 @@ def _require_same_numbers(recorded: Mapping[str, Any], wanted: Mapping[str, Any]
     fix = "use its .hydra/overrides.yaml, or choose another `out=` for a new run"
     before, now = compared(recorded), compared(wanted)
     require_same(before, now, where="resume: the run", whole=("",), fix=lambda key, old: fix)
-
-
-def shortened(settings: FinetuneSettings) -> FinetuneSettings:
-    """For debug=true: every stage in seconds; but groups are compared over whole episodes."""
-    decisions = settings.loop.decisions if settings.ppo.advantage == "group" else 4
-    return replace(
-        settings,
-        envs=4,
-        workers=1,
-        total_steps=None,
-        eval_episodes=2,
-        preflight_episodes=4,
-        min_success=0.0,
-        receipt_episodes=4,
-        loop=replace(settings.loop, iterations=4, decisions=decisions, eval_every=2, checkpoint_every=2),
-        ppo=replace(settings.ppo, warmup=1, minibatches=2, epochs=2, group_size=2),
-    )

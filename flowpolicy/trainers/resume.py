@@ -31,6 +31,7 @@ def require_same_run(checkpoint: Path, wanted: Mapping[str, Any], embodiment: Em
         wanted: Seed, dataset, policy, trainer, normalization and threads of the run to be, `embodiment` its contract;
             `steps`, `log_every`, `eval_every`, `checkpoint_every`, `keep_best` and `max_hours` of the trainer may
             differ. What an older checkpoint did not record is not compared.
+        embodiment: Of the run to be.
     """
     opened = Checkpoint.open(checkpoint)
     recorded = {**opened.record, "embodiment": opened.embodiment.to_dict()}
@@ -59,12 +60,20 @@ def _fix(key: str, old: str) -> str:
 
 
 def store_record(store: Store) -> str:
-    """A digest of what a store says beside its data, which `content_hash` leaves out: attributes, seeds, successes."""
+    """A digest of what a store says beside its data, which `content_hash` leaves out: attributes, seeds, successes.
+
+    Args:
+        store: The episodes, as `EpisodeStore` opens them.
+    """
     columns = (store.episode_seeds, store.episode_success)
     record = [store.attrs, *(None if column is None else column.tolist() for column in columns)]
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def threads(device: str) -> int | None:
-    """CPU threads of torch where they decide how sums are rounded, and with it the weights; None on a GPU."""
+    """CPU threads of torch where they decide how sums are rounded, and with it the weights; None on a GPU.
+
+    Args:
+        device: Where torch computes, e.g. "cpu" or "cuda".
+    """
     return torch.get_num_threads() if device.startswith("cpu") else None

@@ -18,7 +18,8 @@ from flowpolicy.cli.main import main
 from flowpolicy.data.collect import collect_episodes
 from flowpolicy.exploration.base import Exploration
 from flowpolicy.rl.settings import PPOSettings
-from flowpolicy.trainers.finetune import FinetuneSettings, finetune as run_finetuning
+from flowpolicy.trainers.finetune import finetune as run_finetuning
+from flowpolicy.trainers.finetune_settings import FinetuneSettings
 from flowpolicy.trainers.ppo import PPOTrainer
 from flowpolicy.trainers.receipt import paired_test, write_receipt
 from flowpolicy_envs.experts.reach import make_expert

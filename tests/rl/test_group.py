@@ -8,7 +8,8 @@ import torch
 from flowpolicy.rl.actor_critic import ActorCritic
 from flowpolicy.rl.group import first_episodes, group_advantage
 from flowpolicy.rl.settings import PPOSettings
-from flowpolicy.trainers.finetune import FinetuneSettings, _simulators
+from flowpolicy.trainers.finetune import _simulators
+from flowpolicy.trainers.finetune_settings import FinetuneSettings
 from flowpolicy.trainers.ppo import LoopSettings, PPOTrainer
 from tests.rl.toy import WIDE, imitated, reach_env, success, train_in_groups
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flowpolicy.cli import config
 from flowpolicy.paths import config_dir
-from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy.trainers.finetune_settings import FinetuneSettings
 
 # RLinf, examples/embodiment/config/maniskill_ppo_openpi.yaml at a3816b59
 PUBLISHED = {

@@ -19,7 +19,7 @@ from flowpolicy.cli.main import main
 from flowpolicy.rl.settings import PPOSettings
 from flowpolicy.rollout.chunk_env import Reward
 from flowpolicy.stopping import Stop, Terminated
-from flowpolicy.trainers.finetune import FinetuneSettings
+from flowpolicy.trainers.finetune_settings import FinetuneSettings
 from flowpolicy.trainers.imitate import SimulatorCheck
 from flowpolicy.trainers.imitation import ImitationTrainer, TrainerSettings
 from flowpolicy.trainers.ppo import LoopSettings

@@ -44,6 +44,9 @@ class Demonstrations:
 def find_format(name: str) -> ModuleType:
     """The format `name`, or where there is a dot in it the module of that name.
 
+    Args:
+        name: Of the format.
+
     Raises:
         ValueError: Where there is none, or it has neither `read` nor `write`.
     """
@@ -63,7 +66,11 @@ def find_format(name: str) -> ModuleType:
 
 
 def format_of(path: Path) -> str:
-    """The format that a path's ending tells; ours are asked first. Raises ValueError where none knows it."""
+    """The format that a path's ending tells; ours are asked first. Raises ValueError where none knows it.
+
+    Args:
+        path: Of the data.
+    """
     known = formats()
     for name in sorted(known, key=lambda name: known[name].origin != OURS):
         if path.name.endswith(tuple(getattr(find_format(name), "ENDINGS", ()))):
@@ -72,7 +79,12 @@ def format_of(path: Path) -> str:
 
 
 def options(name: str, function: str) -> dict[str, inspect.Parameter]:
-    """The options of a format's `read` or `write`, {} where it has none. Raises as `find_format`."""
+    """The options of a format's `read` or `write`, {} where it has none. Raises as `find_format`.
+
+    Args:
+        name: Of the format.
+        function: "read" or "write".
+    """
     called = getattr(find_format(name), function, None)
     parameters = inspect.signature(called).parameters if called else {}
     return {key: one for key, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
@@ -90,6 +102,8 @@ def convert(
     """Write the demonstrations at `source` to `target`, whole or not at all; returns how many episodes.
 
     Args:
+        source: The data to read.
+        target: The file or folder to write.
         read_as: Format of the source; None goes by its ending.
         write_as: Of the target.
         settings: Options of either; each goes to the one that has it.

@@ -79,6 +79,8 @@ _TABLE: tuple[tuple[dict[str, Any], str, str], ...] = (  # bounds, what the keys
     (_NOT_NEGATIVE, "policy.times.", "time_std"),
     (_ANY, "policy.times.", "time_mean"),
     (_NOT_NEGATIVE, "policy.weighting.", "loss_power loss_eps"),
+    (_BELOW_1, "sampler.", "tau"),
+    (_PART, "sampler.", "time"),
     (_SOME, "exploration.", "num_steps hidden window"),
     (_NOT_NEGATIVE, "exploration.", "std_min std_max noise_level"),
     (_SHARE, "exploration.", "time"),

@@ -2,11 +2,13 @@
 
   flowpolicy bench checkpoint=runs/pick
   flowpolicy bench checkpoint=runs/pick num_steps=[1,2,4,10] hz=50 cpus=[3]
+  flowpolicy bench checkpoint=runs/pick sampler=heun num_steps=4
   flowpolicy bench checkpoint=runs/assembly task=metaworld task.id=assembly-v3 task.obs=point_cloud
 
   checkpoint=DIR     run folder (its best, else its last checkpoint), checkpoint or folder of save_policy (required)
   hz=…               control steps per second; default: the embodiment's
   num_steps=K        network evaluations per chunk; a list measures each; default: as in training, mostly 1
+  sampler=NAME       how chunks are drawn: jump, heun, hybrid, ancestral, warm_start; default: as in training, else jump
   task=… task.id=…   observations from this simulator, and the time per stage of making their clouds (unproject, crop,
                      thin, sample). Without it: a black observation, and no such stages
   threads=1          CPU threads of torch       cpus=[N,…]    processors to stay on      device=auto
@@ -25,6 +27,7 @@ import torch
 
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
+from flowpolicy.cli.samplers import samplers_for
 from flowpolicy.cli.tasks import make_task, with_task, without_task
 from flowpolicy.inference.bench import bench, describe_processor, format_bench, pin_to
 from flowpolicy.inference.latency import example_observation
@@ -36,6 +39,7 @@ def main(argv: list[str]) -> int:
     """Measure, print the tables and where bench.json lies."""
     facts = config.plain(config.load("bench", without_task(argv)))
     checkpoint = Checkpoint.open(facts["checkpoint"])
+    samplers = samplers_for(facts, checkpoint)
     torch.set_num_threads(facts["threads"])
     if facts["cpus"] is not None:
         pin_to(facts["cpus"])
@@ -56,19 +60,17 @@ def main(argv: list[str]) -> int:
             env.close()
         obs = {key: value.to(device) for key, value in seen.one(0).items()}
         preprocess_ms, source, task = seen.preprocess_ms, seen.source, {"name": cfg.task.name, "id": cfg.task.id}
-    steps = checkpoint.num_steps if facts["num_steps"] is None else facts["num_steps"]
-    counts = steps if isinstance(steps, list) else [steps]
     reports = [
         bench(
             policy,
             obs,
-            num_steps=count,
+            sampler=sampler,
             hz=facts["hz"],
             preprocess_ms=preprocess_ms,
             warmup=facts["warmup"],
             repeats=facts["repeats"],
         )
-        for count in counts
+        for sampler in samplers
     ]
     folder = checkpoint.folder
     inside = folder.parent.name == "checkpoints"

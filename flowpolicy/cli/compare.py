@@ -2,11 +2,14 @@
 
   flowpolicy compare runs/dm1 runs/mp1 out=runs/dm1_mp1
   flowpolicy compare runs/dm1 runs/flow_matching:10 episodes=200 out=runs/one_against_ten
+  flowpolicy compare runs/flow_matching samplers=[jump,heun] num_steps=4 out=runs/solvers
   flowpolicy compare runs/new runs/old sequential=true max_episodes=500 require=not_beaten out=runs/gate
 
   DIR[:K] …          run, checkpoint or evaluation folders (required); K network evaluations per chunk. An evaluation
                      folder is taken as it is; the others are rolled out, all on seeds start_seed, start_seed+1, …
   num_steps=4        for each DIR without :K, in the place of its own; a list makes an arm of each
+  samplers=[jump,heun]   how chunks are drawn, an arm each (see `flowpolicy evaluate --help`), or one for all:
+                     sampler=heun; default: as in training, else jump
   task=… task.id=…   another task with the same embodiment; default: the checkpoints' own, which must be the same
   episodes=100       of each arm      start_seed=100000      envs=2 (the result does not depend on it)
   sequential=true    look every 20 episodes after the first `episodes`, leave out arms that are decided, stop when all
@@ -35,10 +38,12 @@ import torch
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
 from flowpolicy.cli.remedies import speaker
+from flowpolicy.cli.samplers import samplers_for
 from flowpolicy.cli.tasks import task_for, without_task
 from flowpolicy.evaluation.arms import Arm, arm_names, recorded_arm
 from flowpolicy.evaluation.compare import Plan, compare
 from flowpolicy.results.comparison import format_comparison
+from flowpolicy.samplers.jump import Jump
 
 _PLAN = (
     "episodes",
@@ -77,7 +82,7 @@ def main(argv: list[str]) -> int:
 
 
 def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) -> list[Arm]:
-    """One arm per DIR:K, one per DIR and entry of num_steps, one per evaluation folder."""
+    """One arm per DIR:K, one per DIR, sampler and entry of num_steps, one per evaluation folder."""
     arms, places = [], []
     opened: dict[Path, Checkpoint] = {}
     for word in given:
@@ -90,26 +95,19 @@ def _arms(given: list[str], words: list[str], facts: dict[str, Any], out: Path) 
                 opened[place] = Checkpoint.open(place)
             checkpoint = opened[place]
             task, settings = task_for("compare", checkpoint, words, trusted=facts["trusted"])
-            steps = [int(match[2])] if match else _steps(facts["num_steps"], checkpoint)
-            found = [Arm("", k, Path(), checkpoint, task, settings) for k in steps]
+            own = {**facts, "num_steps": int(match[2])} if match else facts
+            found = [Arm("", one, Path(), checkpoint, task, settings) for one in samplers_for(own, checkpoint)]
         arms, places = arms + found, places + [place] * len(found)
-    names = arm_names(places, [arm.num_steps for arm in arms], labels=facts["names"] or ())
-    plain = arm_names(places, [1] * len(arms), labels=facts["names"] or ())
+    names = arm_names(places, [arm.sampler for arm in arms], labels=facts["names"] or ())
+    plain = arm_names(places, [Jump()] * len(arms), labels=facts["names"] or ())
     return [
         Arm(
             name,
-            arm.num_steps,
-            arm.folder if arm.task is None else out / "arms" / folder.replace("/", "_") / f"steps_{arm.num_steps}",
+            arm.sampler,
+            arm.folder if arm.task is None else out / "arms" / folder.replace("/", "_") / arm.drawn.folder,
             arm.checkpoint,
             arm.task,
             arm.conditions,
         )
         for name, folder, arm in zip(names, plain, arms, strict=True)
     ]
-
-
-def _steps(asked: int | list[int] | None, checkpoint: Checkpoint) -> list[int]:
-    """What num_steps asks for; the checkpoint's own where it does not."""
-    if asked is None:
-        return [checkpoint.num_steps]
-    return asked if isinstance(asked, list) else [asked]

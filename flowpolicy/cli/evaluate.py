@@ -2,6 +2,7 @@
 
   flowpolicy evaluate checkpoint=runs/pick
   flowpolicy evaluate checkpoint=runs/pick num_steps=[1,2,4,10] video=4
+  flowpolicy evaluate checkpoint=runs/pick sampler=heun num_steps=8
   flowpolicy evaluate checkpoint=runs/pick/checkpoints/004000 task=maniskill task.id=PickCube-v1 episodes=500 out=eval
 
   checkpoint=DIR     run folder (its best, else its last checkpoint), checkpoint or folder of save_policy (required)
@@ -9,6 +10,9 @@
   episodes=100       on seeds start_seed, start_seed+1, …      start_seed=100000
   num_steps=K        network evaluations per chunk; a list evaluates each, in a folder steps_<K> of its own; default: as
                      in training (eval.num_steps, or what a fine-tuned policy was made for), 1 unless said otherwise
+  sampler=NAME       how chunks are drawn: jump (num_steps network evaluations), heun (2 num_steps - 1), hybrid,
+                     ancestral (diffusion heads), warm_start (begins at the last chunk); sampler.tau=0.2 and the like
+                     set its numbers; its folder is NAME_steps_<K>; default: as in training (eval.sampler), else jump
   envs=2             parallel simulators; the result does not depend on it
   video=0            record the first so many episodes
   demonstrations=PATH   store for the chunk picture; default: the training data, if it is still there
@@ -29,6 +33,7 @@ import torch
 
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config
+from flowpolicy.cli.samplers import samplers_for
 from flowpolicy.cli.tasks import make_task, with_task, without_task
 from flowpolicy.evaluation.chunk_panels import training_data
 from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
@@ -43,12 +48,13 @@ def main(argv: list[str]) -> int:
     facts = config.plain(cfg)
     task = facts["task"]
     foreign = None if (task["name"], task["id"]) == (own.get("name"), own.get("id")) else task["id"]
-    num_steps = checkpoint.num_steps if facts["num_steps"] is None else facts["num_steps"]
+    several = samplers_for(facts, checkpoint)
+    samplers = several if isinstance(facts["num_steps"], list) else several[0]
     torch.set_num_threads(cfg.threads)
     evaluations = evaluate(
         checkpoint,
         make_task(cfg),
-        outs=evaluation_folders(checkpoint.folder, num_steps, out=Path(cfg.out) if cfg.out else None, task_id=foreign),
+        outs=evaluation_folders(checkpoint.folder, samplers, out=Path(cfg.out) if cfg.out else None, task_id=foreign),
         episodes=cfg.episodes,
         start_seed=cfg.start_seed,
         envs=cfg.envs,

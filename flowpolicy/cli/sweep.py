@@ -3,11 +3,14 @@
   flowpolicy sweep checkpoints=[runs/dm1,runs/mp1] num_steps=[1,2,4] out=runs/sweep workers=2
   flowpolicy sweep checkpoints=[runs/multi] task=metaworld tasks=[push-v3,assembly-v3] seeds=[100000,200000] out=s
   flowpolicy sweep checkpoints=[runs/a,runs/b] num_steps=[1,10] part=$SLURM_ARRAY_TASK_ID/8 out=/shared/sweep
+  flowpolicy sweep checkpoints=[runs/a] samplers=[jump,heun] num_steps=[2,4] out=runs/solvers
 
   checkpoints=[DIR,…]    run or checkpoint folders (required)      names=[A,B] one per checkpoint, instead of its path
   tasks=[ID,…]           ids of task=…'s family (or the checkpoint's own), or FAMILY/ID; default: each checkpoint on
                          its own task.  Other task words (task.max_episode_steps=…) hold for all
   num_steps=[1]          network evaluations per chunk; a head that does not take so many is left out there
+  samplers=[jump,heun]   how chunks are drawn, an arm each (see `flowpolicy evaluate --help`), or one: sampler=heun;
+                         default: as in training, else jump
   seeds=[100000]         first seeds of blocks of episodes=50
   workers=1              processes, with one simulator each
   part=1/1               I/N: every N-th cell (policy × task × num_steps × block) only. N jobs of a cluster may share
@@ -70,7 +73,8 @@ def run(facts: dict[str, Any], words: list[str]) -> int:
         allow_seen_seeds=facts["allow_seen_seeds"],
     )
     if found.left_out:
-        print(f"left out, since the head does not take that many steps: {', '.join(dict.fromkeys(found.left_out))}")
+        names = ", ".join(dict.fromkeys(found.left_out))
+        print(f"left out, since the head does not take that sampler, or that many steps: {names}")
     say = speaker("sweep")
     if found.waits:
         say("\n".join([*format_failed(found.failed), f"part {facts['part']} is done, others are not", str(out)]))

@@ -1,10 +1,11 @@
-"""The arms that the words of `flowpolicy sweep` name: every checkpoint on every task at every number of steps."""
+"""The arms that the words of `flowpolicy sweep` name: every checkpoint on every task with every sampler."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flowpolicy.checkpoint import Checkpoint, resolve_checkpoint
+from flowpolicy.cli.samplers import samplers_for
 from flowpolicy.cli.tasks import task_for
 from flowpolicy.evaluation.arms import Arm, arm_names
 from flowpolicy.plugins import options
@@ -39,14 +40,15 @@ def sweep_arms(argv: list[str], facts: dict[str, Any]) -> tuple[list[Arm], list[
                 failed.append(Failure(str(place), rest if known else wanted or "its own task", damaged[place]))
                 continue
             task, settings = task_for("sweep", opened[place], words, trusted=facts["trusted"])
-            arms += [Arm("", k, Path(), opened[place], task, settings) for k in facts["num_steps"]]
-            places += [place] * len(facts["num_steps"])
+            drawn = samplers_for(facts, opened[place])
+            arms += [Arm("", one, Path(), opened[place], task, settings) for one in drawn]
+            places += [place] * len(drawn)
     labels = facts["names"] or ()
     if labels and len(labels) == len(facts["checkpoints"]):  # one per checkpoint, damaged ones included
         labels = [name for name, place in zip(labels, facts["checkpoints"], strict=True) if Path(place) in places]
     names = (
         arm_names(
-            places, [arm.num_steps for arm in arms], labels=labels, task_ids=[arm.task.id for arm in arms if arm.task]
+            places, [arm.sampler for arm in arms], labels=labels, task_ids=[arm.task.id for arm in arms if arm.task]
         )
         if arms
         else []

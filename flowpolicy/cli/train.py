@@ -55,6 +55,7 @@ from flowpolicy.checkpoint import create_policy
 from flowpolicy.cli import config, store_task
 from flowpolicy.cli.jobs import require_own_folders, run_jobs
 from flowpolicy.cli.makers import maker
+from flowpolicy.cli.samplers import sampler_named
 from flowpolicy.cli.start import start_run
 from flowpolicy.data.residence import Residence
 from flowpolicy.data.store import EpisodeStore
@@ -85,7 +86,9 @@ def run(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> int:
     torch.set_num_threads(cfg.threads)
     device = config.pick_device(cfg.device)
     has_check = facts["task"].get("env") and (settings.eval_every or cfg.debug)
-    check = SimulatorCheck(maker(cfg.task, "env"), **facts["eval"]) if has_check else None
+    sampler = sampler_named(facts["eval"]["sampler"] or "jump", facts["eval"]["num_steps"])
+    numbers = {**facts["eval"], "sampler": sampler}
+    check = SimulatorCheck(maker(cfg.task, "env"), **numbers) if has_check else None
     if settings.eval_every and not has_check:
         raise ValueError(f"trainer.eval_every={settings.eval_every} needs a simulator, but task.env is null; use 0")
     dataset = {"path": str(Path(cfg.dataset.path).absolute()), "hash": store.content_hash()}
@@ -93,6 +96,8 @@ def run(cfg: DictConfig, store: EpisodeStore, overrides: list[str]) -> int:
     default = Path("runs", cfg.task.name, cfg.task.id, f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
     out = Path(cfg.out).absolute() if cfg.out else claim_folder(default).absolute()
 
+    if facts["eval"]["sampler"]:
+        kept["sampler"] = sampler.to_dict()
     trusted = packages(facts["policy"])  # whoever typed it trusts them, which a checkpoint does not get to say
     try:
         trained = train(

@@ -1,4 +1,4 @@
-"""An arm of a comparison: one policy at one number of steps, and the episodes it has run."""
+"""An arm of a comparison: one policy and one sampler on a task, and the episodes it has run."""
 
 import json
 from collections import Counter
@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 
 from flowpolicy.checkpoint import Checkpoint
-from flowpolicy.evaluation.evaluate import Task, check_steps, describe, rules_of
+from flowpolicy.evaluation.evaluate import Task, check_samplers, describe, rules_of
 from flowpolicy.matching import require_match
 from flowpolicy.policy import FlowPolicy
 from flowpolicy.provenance import numerics
-from flowpolicy.results.episodes import FACTS, episode_row, weights_digest
+from flowpolicy.results.episodes import episode_row, facts_of, weights_digest
 from flowpolicy.results.folders import read_json, read_lines, short_names
 from flowpolicy.results.seen_seeds import seen_seeds
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
+from flowpolicy.samplers.base import Sampler
 
 _SIMULATORS = {"metaworld": ("metaworld", "mujoco"), "maniskill": ("mani_skill", "sapien")}  # family -> distributions
 _EYES = ("obs", "view")  # of an environment's settings: what the policy sees, which may differ from arm to arm
@@ -30,11 +31,20 @@ _EPISODE = {
     "task": str,
     "task_id": str,
     "num_steps": int,
+    "sampler?": str,
+    "evaluations?": int,
     "seed": int,
     "success_once": bool,
     "failure?": (str, type(None)),
     "episode_len?": int,
 }
+
+
+class RecordedSampler(NamedTuple):
+    """What lines of results.jsonl say of the sampler that drew them; as in `Sampler`."""
+
+    label: str
+    num_steps: int
 
 
 @final
@@ -51,7 +61,7 @@ class Arm:
     """
 
     name: str
-    num_steps: int
+    sampler: Sampler | RecordedSampler
     folder: Path
     checkpoint: Checkpoint | None = None
     task: Task | None = None
@@ -66,8 +76,19 @@ class Arm:
     def facts(self) -> dict[str, Any]:
         """What each of its lines in results.jsonl says beside the seed's outcome."""
         assert self.task is not None
-        values = (self.task.name, self.task.id, self.place, self.num_steps)
-        return dict(zip(FACTS, values, strict=True))
+        own = {"task": self.task.name, "task_id": self.task.id, "checkpoint": self.place}
+        return own | self.drawn.facts
+
+    @property
+    def num_steps(self) -> int:
+        """Of its sampler."""
+        return self.sampler.num_steps
+
+    @property
+    def drawn(self) -> Sampler:
+        """The sampler of an arm that is rolled out."""
+        assert isinstance(self.sampler, Sampler)
+        return self.sampler
 
     def seen(self, seeds: range) -> dict[str, int]:
         """How many of `seeds` its policy has seen, see `seen_seeds`."""
@@ -78,18 +99,22 @@ class Arm:
         """Seed -> line, of every finished episode. Raises ValueError for a line of another policy."""
         rows = {row["seed"]: row for row in read_lines(self.folder / "results.jsonl", _EPISODE)}
         for row in rows.values() if self.task is not None else ():
-            if self.facts() != {key: row.get(key) for key in FACTS}:
+            if self.facts() != (found := facts_of(row)):
                 raise ValueError(
                     f"{self.folder / 'results.jsonl'} has episodes of {row.get('checkpoint')} at "
-                    f"num_steps={row['num_steps']} on {row['task_id']}; choose another `out=`"
+                    f"num_steps={row['num_steps']}{_by(found)} on {row['task_id']}; choose another `out=`"
                 )
         return rows
 
 
 def arm_names(
-    places: Sequence[Path], num_steps: Sequence[int], *, labels: Sequence[str] = (), task_ids: Sequence[str] = ()
+    places: Sequence[Path],
+    samplers: Sequence[Sampler | RecordedSampler],
+    *,
+    labels: Sequence[str] = (),
+    task_ids: Sequence[str] = (),
 ) -> list[str]:
-    """A name per arm: as little of its path as tells it apart, and its number of steps unless all have the same.
+    """A name per arm: as little of its path as tells it apart; its sampler and its steps unless all have the same.
 
     Args:
         places: The folder that was named for each arm.
@@ -101,24 +126,31 @@ def arm_names(
         raise ValueError(f"names: wanted one for each of the {len(folders)} folders, got {', '.join(labels)}")
     short = dict(zip(folders, labels, strict=True)) if labels else short_names(folders)
     names = []
-    for i, (place, steps) in enumerate(zip(places, num_steps, strict=True)):
+    differ = [len({getattr(one, what) for one in samplers}) > 1 for what in ("label", "num_steps")]
+    for i, (place, sampler) in enumerate(zip(places, samplers, strict=True)):
         parts = short[place.absolute()].split("/")
         own = [part for part in parts if part not in task_ids[i : i + 1]] or parts
-        counted = f" · {steps} step{'' if steps == 1 else 's'}" if len(set(num_steps)) > 1 else ""
-        names.append("/".join(own) + counted)
+        steps = f"{sampler.num_steps} step{'' if sampler.num_steps == 1 else 's'}"
+        said = [word for word, wanted in zip((sampler.label, steps), differ, strict=True) if wanted]
+        names.append(" · ".join(["/".join(own), *said]))
     return names
 
 
 def recorded_arm(name: str, folder: Path) -> Arm:
     """The arm of an evaluation folder. Raises ValueError when its results.jsonl is empty or of several policies."""
-    policies = {tuple(row.get(key) for key in FACTS) for row in read_lines(folder / "results.jsonl", _EPISODE)}
+    policies = {tuple(facts_of(row).items()) for row in read_lines(folder / "results.jsonl", _EPISODE)}
     if len(policies) != 1:
         found = f"{len(policies)} of them" if policies else "no episode"
         raise ValueError(
             f"{folder / 'results.jsonl'}: wanted episodes of one policy on one task, got {found}; "
             "pass the folder of an evaluation"
         )
-    return Arm(name, int(policies.pop()[FACTS.index("num_steps")] or 0), folder)
+    facts = dict(policies.pop())
+    return Arm(name, RecordedSampler(facts.get("sampler", "jump"), facts["num_steps"]), folder)
+
+
+def _by(facts: Mapping[str, Any]) -> str:
+    return f" sampler={facts['sampler']}" if "sampler" in facts else ""
 
 
 def require_comparable(arms: Sequence[Arm], *, may_differ: Sequence[str] = ()) -> None:
@@ -134,7 +166,7 @@ def require_comparable(arms: Sequence[Arm], *, may_differ: Sequence[str] = ()) -
         )
     if twice := [name for name, count in Counter(arm.name for arm in arms).items() if count > 1]:
         raise ValueError(
-            f"{twice[0]} is there twice; name every policy and num_steps once, or tell folders of one "
+            f"{twice[0]} is there twice; name every policy and sampler once, or tell folders of one "
             "name apart by `names=[...]`"
         )
     seen = {arm.name: _task_of(arm) for arm in arms}
@@ -161,11 +193,11 @@ def _rules(arm: Arm) -> dict[str, Any]:
     if arm.task is None:
         summary = read_json(arm.folder / "summary.json") or {}
         settings, found = summary.get("settings") or {}, summary.get("versions") or {}
-        rules = {key: summary[key] for key in ("action_horizon", "control_hz", "sampler") if key in summary}
+        rules = {key: summary[key] for key in ("action_horizon", "control_hz") if key in summary}
     else:
         assert arm.checkpoint is not None
         settings, found = arm.conditions, numerics()
-        rules = {"action_horizon": arm.checkpoint.record["policy"].get("action_horizon"), "sampler": "jump"}
+        rules = {"action_horizon": arm.checkpoint.record["policy"].get("action_horizon")}
     rules |= {key: value for key, value in settings.items() if key not in _EYES}
     name = arm.task.name if arm.task is not None else next(iter(arm.rows().values()))["task"]
     return rules | {package: found[package] for package in _SIMULATORS.get(name, ()) if package in found}
@@ -208,7 +240,7 @@ class Rollouts:
         """
         for arm in arms:
             policy = self.policy(arm)
-            check_steps(policy, [arm.num_steps])
+            check_samplers(policy, [arm.drawn])
             assert arm.task is not None
             if (key := _simulator(arm)) not in self._envs:
                 self._envs[key] = make_vector_env(arm.task.make_env, self._num_envs)
@@ -225,7 +257,7 @@ class Rollouts:
         """Run these episodes; their lines for results.jsonl."""
         self.open([arm])
         facts, env = arm.facts(), self._envs[_simulator(arm)]
-        return [episode_row(facts, one) for one in run_episodes(self.policy(arm), env, seeds, num_steps=arm.num_steps)]
+        return [episode_row(facts, one) for one in run_episodes(self.policy(arm), env, seeds, sampler=arm.drawn)]
 
     def describe(self, arm: Arm, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """The summary of the episodes that count, measured where summary.json does not hold it already."""
@@ -236,7 +268,7 @@ class Rollouts:
         assert arm.checkpoint is not None
         policy, seeds = self.policy(arm), range(rows[0]["seed"], rows[-1]["seed"] + 1)
         rules = rules_of(policy, arm.checkpoint, arm.conditions) | {"seen_seeds": arm.seen(seeds)}
-        return describe(policy, self._envs[_simulator(arm)], rows, out=arm.folder, rules=rules)
+        return describe(policy, self._envs[_simulator(arm)], rows, sampler=arm.drawn, out=arm.folder, rules=rules)
 
     def keep(self, arm: Arm | None) -> None:
         """Give up all policies and simulators but those of `arm`."""

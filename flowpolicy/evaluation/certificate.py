@@ -20,6 +20,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.seen_seeds import seen_warning
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv
+from flowpolicy.samplers import Jump, Sampler, create_sampler
 from flowpolicy.seeding import normal, stream
 from flowpolicy.statistics.pairs import paired_outcomes
 from flowpolicy.types import Observation
@@ -50,12 +51,22 @@ class BundlePolicy:
         self.embodiment, self.obs_horizon = bundle.embodiment, bundle.obs_horizon
         self.obs_keys: Sequence[str] = bundle.obs_keys
 
-    def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
-        """See `FlowPolicy.predict`; the number of steps is the bundle's."""
-        assert num_steps == self.bundle.num_steps
+    def predict(self, obs: Observation, *, sampler: Sampler, generator: torch.Generator) -> Tensor:
+        """See `FlowPolicy.predict`; the sampler is the bundle's."""
+        assert sampler.num_steps == self.bundle.num_steps
         noise = normal(self.bundle.noise_shape, generator).cpu()
         arrays = {key: obs[key].numpy() for key in self.obs_keys}
         return torch.from_numpy(self.bundle.predict(arrays, noise=noise.numpy()))
+
+
+def sampler_of(bundle: OnnxPolicy) -> Sampler:
+    """The sampler that is in the graph; bundles from before there were others hold jumps.
+
+    Args:
+        bundle: One with a sampler of ours; of another package's the caller knows it.
+    """
+    node = bundle.facts.get("sampler")
+    return Jump(num_steps=bundle.num_steps) if node is None else create_sampler(node)
 
 
 def export_with_certificate(
@@ -63,7 +74,7 @@ def export_with_certificate(
     out: Path,
     observed: Observed,
     *,
-    num_steps: int = 1,
+    sampler: Sampler | None = None,
     facts: Mapping[str, Any],
     env: VectorEnv | None = None,
     seeds: Sequence[int] = (),
@@ -90,10 +101,10 @@ def export_with_certificate(
         FileExistsError: When `out` exists and is not to be overwritten.
     """
     with atomic_directory(out, replace=overwrite) as folder:
-        write_bundle(policy, folder, num_steps=num_steps, facts=facts)
+        write_bundle(policy, folder, sampler=sampler, facts=facts)
         bundle = OnnxPolicy(folder, threads=threads)
         certificate: dict[str, Any] = {
-            "parity": measure_parity(policy, bundle, observed, tolerance=tolerance),
+            "parity": measure_parity(policy, bundle, observed, sampler=sampler, tolerance=tolerance),
             "closed_loop": None,
             "latency_ms": None,
             "threads": {"onnxruntime": threads, "torch": torch.get_num_threads()},
@@ -101,21 +112,30 @@ def export_with_certificate(
         }
         if not certificate["parity"]["passed"]:
             raise ParityError(certificate)
-        certificate["latency_ms"] = compare_latency(policy, bundle, observed.one(0), warmup=warmup, repeats=repeats)
+        certificate["latency_ms"] = compare_latency(
+            policy, bundle, observed.one(0), sampler=sampler, warmup=warmup, repeats=repeats
+        )
         if env is not None and len(seeds):
-            certificate["closed_loop"] = closed_loop(policy, bundle, env, seeds) | {"seen_seeds": dict(seen or {})}
+            success = closed_loop(policy, bundle, env, seeds, sampler=sampler)
+            certificate["closed_loop"] = success | {"seen_seeds": dict(seen or {})}
         write_json(folder / "certificate.json", certificate)
         seal(folder)
     return certificate
 
 
 def measure_parity(
-    policy: FlowPolicy, bundle: OnnxPolicy, observed: Observed, *, tolerance: float = TOLERANCE
+    policy: FlowPolicy,
+    bundle: OnnxPolicy,
+    observed: Observed,
+    *,
+    sampler: Sampler | None = None,
+    tolerance: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Deviation of the bundle from `policy.predict` over all observations, each with noise of its own.
 
     Errors are absolute, in robot units; the worst dimension is named by its index.
     """
+    sampler = sampler or sampler_of(bundle)
     count = len(next(iter(observed.obs.values())))
     finite = torch.ones(1, dtype=torch.bool, device="cpu")  # what is not becomes NaN, and the deviation infinite
     worst = np.zeros(policy.embodiment.action_dim)
@@ -123,7 +143,7 @@ def measure_parity(
     for i in range(count):
         obs = observed.one(i)
         noise = normal(bundle.noise_shape, stream(i, "parity"))
-        wanted = policy.predict(obs, num_steps=bundle.num_steps, noise=noise, finite=finite).numpy()
+        wanted = policy.predict(obs, sampler=sampler, noise=noise, finite=finite).numpy()
         arrays = {key: value.numpy() for key, value in obs.items()}
         got = bundle.predict(arrays, noise=noise.numpy(), finite=finite.numpy())
         error = np.abs(got.astype(np.float64) - wanted)
@@ -141,11 +161,14 @@ def measure_parity(
     }
 
 
-def closed_loop(policy: FlowPolicy, bundle: OnnxPolicy, env: VectorEnv, seeds: Sequence[int]) -> dict[str, Any]:
+def closed_loop(
+    policy: FlowPolicy, bundle: OnnxPolicy, env: VectorEnv, seeds: Sequence[int], *, sampler: Sampler | None = None
+) -> dict[str, Any]:
     """Success of both on the same seeds with the same noise, 95 % intervals, and the exact McNemar test."""
+    sampler = sampler or sampler_of(bundle)
     arms = {"torch": policy, "onnx": BundlePolicy(bundle)}
     success = {
-        name: [one.success_once for one in left_to_solve(run_episodes(arm, env, seeds, num_steps=bundle.num_steps))]
+        name: [one.success_once for one in left_to_solve(run_episodes(arm, env, seeds, sampler=sampler))]
         for name, arm in arms.items()
     }
     return {"n": len(success["torch"]), "start_seed": int(seeds[0]), **paired_outcomes(success)}
@@ -183,7 +206,13 @@ def format_latency(latency: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def compare_latency(
-    policy: FlowPolicy, bundle: OnnxPolicy, obs: Observation, *, warmup: int = 50, repeats: int = 500
+    policy: FlowPolicy,
+    bundle: OnnxPolicy,
+    obs: Observation,
+    *,
+    sampler: Sampler | None = None,
+    warmup: int = 50,
+    repeats: int = 500,
 ) -> dict[str, dict[str, float]]:
     """Percentiles in ms of one prediction by `predict`, by the prepared policy and by the bundle, taking turns.
 
@@ -191,10 +220,11 @@ def compare_latency(
         policy: On the CPU.
         obs: key -> (1, To, ...).
     """
-    steps, generator, rng = bundle.num_steps, stream(0, "latency"), np.random.default_rng(0)
-    prepared, arrays = prepare(policy, num_steps=steps), {key: value.numpy() for key, value in obs.items()}
+    sampler = sampler or sampler_of(bundle)
+    generator, rng = stream(0, "latency"), np.random.default_rng(0)
+    prepared, arrays = prepare(policy, sampler=sampler), {key: value.numpy() for key, value in obs.items()}
     calls = {
-        "torch": lambda: policy.predict(obs, num_steps=steps, generator=generator),
+        "torch": lambda: policy.predict(obs, sampler=sampler, generator=generator),
         "prepared": lambda: prepared.predict(obs, generator=generator),
         "onnx": lambda: bundle.predict(arrays, rng=rng),
     }

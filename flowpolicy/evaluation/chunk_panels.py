@@ -20,6 +20,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.history import ChunkRunner
 from flowpolicy.rollout.vector_env import VectorEnv
+from flowpolicy.samplers.base import Sampler
 from flowpolicy.seeding import stream
 from flowpolicy.types import Observation
 
@@ -61,36 +62,46 @@ class RecordingPolicy:
     def __init__(self, policy: FlowPolicy) -> None:
         self.policy = policy
         self.embodiment, self.obs_horizon, self.device = policy.embodiment, policy.obs_horizon, policy.device
+        self.action_horizon = policy.action_horizon
         self.obs_keys: Sequence[str] = policy.obs_keys
         self.seen: list[Observation] = []
         self.chunks: list[Tensor] = []
 
-    def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
-        """As `FlowPolicy.predict`, and remember both sides."""
-        chunk = self.policy.predict(obs, num_steps=num_steps, generator=generator)
+    def predict(
+        self,
+        obs: Observation,
+        *,
+        sampler: Sampler,
+        generator: torch.Generator,
+        start: Tensor | None = None,
+        whole: bool = False,
+    ) -> Tensor:
+        """As `FlowPolicy.predict`, and remember both sides: of a whole chunk the part that is executed."""
+        chunk = self.policy.predict(obs, sampler=sampler, generator=generator, start=start, whole=whole)
+        first = self.obs_horizon - 1 if whole else 0
         self.seen.append(obs)
-        self.chunks.append(chunk)
+        self.chunks.append(chunk[:, first : first + self.action_horizon])
         return chunk
 
 
-def record_episode(policy: FlowPolicy, env: VectorEnv, *, seed: int, num_steps: int) -> EpisodeRecord:
+def record_episode(policy: FlowPolicy, env: VectorEnv, *, seed: int, sampler: Sampler) -> EpisodeRecord:
     """Play the episode of `seed` once more, exactly as it was evaluated, and record it."""
     recorder = RecordingPolicy(policy)
-    (result,) = run_episodes(recorder, env, [seed], num_steps=num_steps)
+    (result,) = run_episodes(recorder, env, [seed], sampler=sampler)
     return EpisodeRecord(seed, recorder.seen, recorder.chunks, result.episode_len)
 
 
 def write_chunks(
-    path: Path, policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int, demonstration: Demonstration | None
+    path: Path, policy: FlowPolicy, record: EpisodeRecord, *, sampler: Sampler, demonstration: Demonstration | None
 ) -> None:
-    """Write {"num_steps", "control_hz", "names", "panels"}; without a demonstration only the first panel."""
-    panels = [executed_panel(policy, record, num_steps=num_steps)]
+    """Write `Sampler.facts`, "control_hz", "names" and "panels"; without a demonstration only the first panel."""
+    panels = [executed_panel(policy, record, sampler=sampler)]
     if demonstration is not None:
-        panels.append(demonstration_panel(policy, demonstration, num_steps=num_steps, seed=record.seed))
+        panels.append(demonstration_panel(policy, demonstration, sampler=sampler, seed=record.seed))
     write_json(
         path,
         {
-            "num_steps": num_steps,
+            **sampler.facts,
             "control_hz": policy.embodiment.control_hz,
             "names": action_names(policy),
             "panels": panels,
@@ -98,12 +109,12 @@ def write_chunks(
     )
 
 
-def executed_panel(policy: FlowPolicy, record: EpisodeRecord, *, num_steps: int) -> dict[str, Any]:
+def executed_panel(policy: FlowPolicy, record: EpisodeRecord, *, sampler: Sampler) -> dict[str, Any]:
     """Predictions along an evaluation episode beside what was executed in it."""
     executed = torch.cat([chunk[0] for chunk in record.chunks])[: record.episode_len]  # (T, A)
     length = record.chunks[0].shape[1]
     chunks = [
-        _draw(policy, record.seen[i], step=i * length, num_steps=num_steps, seed=record.seed)
+        _draw(policy, record.seen[i], step=i * length, sampler=sampler, seed=record.seed)
         for i in _spread(len(record.seen))
     ]
     return {
@@ -159,14 +170,14 @@ def training_data(recorded: Mapping[str, Any]) -> Path | None:
 
 
 def demonstration_panel(
-    policy: FlowPolicy, demonstration: Demonstration, *, num_steps: int, seed: int
+    policy: FlowPolicy, demonstration: Demonstration, *, sampler: Sampler, seed: int
 ) -> dict[str, Any]:
     """Predictions along a demonstration beside the demonstrated actions."""
     chunks, runner, moments = [], ChunkRunner[Tensor](policy.obs_horizon), _spread(len(demonstration.action))
     for step in range(len(demonstration.action)):
         runner.observe({key: value[step] for key, value in demonstration.obs.items()})
         if step in moments:
-            chunks.append(_draw(policy, runner.seen(torch.stack), step=step, num_steps=num_steps, seed=seed))
+            chunks.append(_draw(policy, runner.seen(torch.stack), step=step, sampler=sampler, seed=seed))
     return {
         "title": demonstration.title,
         "line": "demonstrated",
@@ -181,10 +192,10 @@ def action_names(policy: FlowPolicy) -> list[str]:
     return list(names) if names else [f"action {i}" for i in range(policy.embodiment.action_dim)]
 
 
-def _draw(policy: FlowPolicy, obs: Observation, *, step: int, num_steps: int, seed: int) -> dict[str, Any]:
+def _draw(policy: FlowPolicy, obs: Observation, *, step: int, sampler: Sampler, seed: int) -> dict[str, Any]:
     repeated = {key: value.expand(DRAWS, *value.shape[1:]).contiguous() for key, value in obs.items()}
     generator = stream(seed + step, "chunk_picture")
-    chunk = policy.predict(repeated, num_steps=num_steps, generator=generator)  # (DRAWS, Ta, A)
+    chunk = policy.predict(repeated, sampler=sampler, generator=generator)  # (DRAWS, Ta, A)
     return {"step": step, "actions": _rounded(chunk.cpu().numpy())}
 
 

@@ -32,6 +32,8 @@ from flowpolicy.results.seen_seeds import START_SEED, remarks, require_unseen
 from flowpolicy.rollout.episodes import EpisodeResult, run_episodes
 from flowpolicy.rollout.vector_env import VectorEnv, make_vector_env
 from flowpolicy.rollout.video import require_video
+from flowpolicy.samplers.base import Sampler, require_support
+from flowpolicy.samplers.choose import as_sampler
 from flowpolicy.seeding import stream
 from flowpolicy.statistics.tests import wilson_interval
 
@@ -60,7 +62,7 @@ def evaluate(
     checkpoint: Checkpoint | Path | str,
     task: Task,
     *,
-    outs: Mapping[int, Path],
+    outs: Mapping[Sampler | int, Path],
     episodes: int = 100,
     start_seed: int = START_SEED,
     envs: int = 2,
@@ -72,14 +74,14 @@ def evaluate(
     allow_seen_seeds: bool = False,
     progress: bool = True,
 ) -> list[Evaluation]:
-    """Roll out seeds start_seed .. start_seed + episodes - 1 at every number of steps in `outs`.
+    """Roll out seeds start_seed .. start_seed + episodes - 1 with every sampler in `outs`.
 
     Each folder appears whole, with results.jsonl, summary.json, latency.json (batch 1, after warm-up), chunks.json, and
     videos/ when asked for. A killed call goes on at the episode where it was; a finished one is not done again.
 
     Args:
         checkpoint: As for `Checkpoint.open`.
-        outs: Number of network evaluations per chunk -> folder to write.
+        outs: Sampler -> folder to write; a number K stands for `Jump(num_steps=K)`.
         envs: Parallel simulators; the results do not depend on it.
         video: Record the first so many episodes.
         demonstrations: Store whose first episode the chunk picture shows too. trusted_modules,.
@@ -96,7 +98,8 @@ def evaluate(
     checkpoint, seeds = Checkpoint.open(checkpoint), range(start_seed, start_seed + episodes)
     seen = require_unseen(checkpoint.record, (task.name, task.id), seeds, allow=allow_seen_seeds)
     policy = checkpoint.policy(device=device, trusted_modules=trusted_modules, edited=edited)
-    check_steps(policy, outs)
+    samplers = {one if isinstance(one, Sampler) else as_sampler(None, one): out for one, out in outs.items()}
+    check_samplers(policy, samplers)
     facts = {"task": task.name, "task_id": task.id, "checkpoint": str(checkpoint.folder)}
     rules = rules_of(policy, checkpoint, task.settings) | {"seen_seeds": seen}
     asked = {
@@ -108,23 +111,25 @@ def evaluate(
         "threads": torch.get_num_threads(),
         "versions": numerics(),
     }
-    journals = {k: Journal(out, {"num_steps": k} | asked) for k, out in outs.items()}
+    journals = {one: Journal(out, one.facts | asked | {"sampler": one.label}) for one, out in samplers.items()}
     if all(journal.complete and not journal.unfilmed(seeds[:video]) for journal in journals.values()):
         return [Evaluation(journal.summary(), journal.out) for journal in journals.values()]
     demonstration = load_demonstration(demonstrations, policy) if demonstrations else None
-    rehearse(policy, outs, demonstration)
+    rehearse(policy, samplers, demonstration)
     env = make_vector_env(partial(task.make_env, render=video > 0), min(envs, episodes))
     try:
         require_match(policy.embodiment, env.embodiment, what="checkpoint and task", simulated=True)
-        for num_steps, journal in journals.items():
+        for sampler, journal in journals.items():
             with only_writer(journal.out.parent, f"{journal.out.name}.lock"):
-                own = facts | {"num_steps": num_steps}
-                rows, speed = _roll(policy, env, seeds, own, journal=journal, video=video, progress=progress)
+                rows, speed = _roll(
+                    policy, env, seeds, sampler, facts=facts, journal=journal, video=video, progress=progress
+                )
                 if not journal.complete:
                     describe(
                         policy,
                         env,
                         rows,
+                        sampler=sampler,
                         out=journal.unfinished,
                         env_steps_per_s=speed,
                         rules=rules,
@@ -136,19 +141,19 @@ def evaluate(
     return [Evaluation(journal.summary(), journal.out) for journal in journals.values()]
 
 
-def rehearse(policy: FlowPolicy, num_steps: Collection[int], demonstration: Demonstration | None) -> None:
+def rehearse(policy: FlowPolicy, samplers: Collection[Sampler], demonstration: Demonstration | None) -> None:
     """Do once, in a folder that goes again, what an evaluation does at its end, so that nothing of it fails there."""
     obs = example_observation(policy, policy.device)
-    for steps in num_steps:
-        latency = measure_latency(policy, obs, num_steps=steps, warmup=0, repeats=1)
-        chunk = policy.predict(obs, num_steps=steps, generator=stream(0, "chunk_picture"))
+    for sampler in samplers:
+        latency = measure_latency(policy, obs, sampler=sampler, warmup=0, repeats=1)
+        chunk = policy.predict(obs, sampler=sampler, generator=stream(0, "chunk_picture"))
         with tempfile.TemporaryDirectory() as folder:
             write_json(Path(folder, "latency.json"), latency.to_dict())
             write_chunks(
                 Path(folder, "chunks.json"),
                 policy,
                 EpisodeRecord(0, [obs], [chunk], 1),
-                num_steps=steps,
+                sampler=sampler,
                 demonstration=demonstration,
             )
 
@@ -171,7 +176,6 @@ def rules_of(policy: FlowPolicy, checkpoint: Checkpoint, settings: Mapping[str, 
         "settings": dict(settings),
         "action_horizon": policy.action_horizon,
         "control_hz": policy.embodiment.control_hz,
-        "sampler": "jump",
         "noise": "drawn, a stream per seed",
         "weights": weights_digest(checkpoint.files)[:16],
     }
@@ -182,6 +186,7 @@ def describe(
     env: VectorEnv,
     rows: Sequence[Mapping[str, Any]],
     *,
+    sampler: Sampler,
     out: Path,
     rules: Mapping[str, Any],
     env_steps_per_s: float | None = None,
@@ -198,16 +203,17 @@ def describe(
     Returns:
         The summary.
     """
-    num_steps, start_seed = rows[0]["num_steps"], rows[0]["seed"]
+    start_seed = rows[0]["seed"]
     start = time.monotonic()
-    record = record_episode(policy, env, seed=start_seed, num_steps=num_steps)
+    record = record_episode(policy, env, seed=start_seed, sampler=sampler)
     speed = env_steps_per_s or record.episode_len / (time.monotonic() - start)
-    latency = measure_latency(policy, record.seen[0], num_steps=num_steps)
+    latency = measure_latency(policy, record.seen[0], sampler=sampler)
     summary = {name: rows[0][name] for name in FACTS} | summarize(rows, latency, env_steps_per_s=speed)
-    summary |= {"start_seed": start_seed, **rules, "device": latency.device, "threads": torch.get_num_threads()}
+    summary |= {"sampler": sampler.label, "evaluations": sampler.evaluations, "start_seed": start_seed, **rules}
+    summary |= {"device": latency.device, "threads": torch.get_num_threads()}
     summary |= {"versions": versions(), "policy_params": policy.num_parameters}
     write_json(out / "latency.json", latency.to_dict())
-    write_chunks(out / "chunks.json", policy, record, num_steps=num_steps, demonstration=demonstration)
+    write_chunks(out / "chunks.json", policy, record, sampler=sampler, demonstration=demonstration)
     write_json(out / "summary.json", summary)
     return summary
 
@@ -237,43 +243,55 @@ def summarize(rows: Sequence[Mapping[str, Any]], latency: LatencyReport, *, env_
 
 
 def evaluation_folders(
-    checkpoint: Path, num_steps: int | Sequence[int], *, out: Path | None, task_id: str | None = None
-) -> dict[int, Path]:
-    """Number of steps -> folder: `out` itself for a single number, out/steps_<K> for several.
+    checkpoint: Path, samplers: Sampler | Sequence[Sampler], *, out: Path | None, task_id: str | None = None
+) -> dict[Sampler | int, Path]:
+    """Sampler -> folder: `out` itself for a single one, out/steps_<K> (`Sampler.folder`) for several.
 
     Args:
         checkpoint: The resolved folder, RUN_DIR/checkpoints/<step>.
+        samplers: One, or a list.
         out: None is RUN_DIR/evaluation/<checkpoint>, always with steps_<K>, so that no evaluation overwrites another's.
         task_id: a folder more for a task that is not the checkpoint's own; None is its own. Without effect on a given
             out.
     """
-    several = num_steps if isinstance(num_steps, Sequence) else [num_steps]
-    if out is not None and several is not num_steps:
-        return {several[0]: out}
+    if out is not None and isinstance(samplers, Sampler):
+        return {samplers: out}
     if out is None:
         inside = checkpoint.parent.name == "checkpoints"
         out = checkpoint.parents[1] / "evaluation" / checkpoint.name if inside else checkpoint / "evaluation"
         out = out / task_id.replace("/", "_") if task_id is not None else out
-    return {k: out / f"steps_{k}" for k in several}
+    several = [samplers] if isinstance(samplers, Sampler) else samplers
+    return {sampler: out / sampler.folder for sampler in several}
 
 
 def format_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Success with interval and latency, one line per number of steps, for a terminal."""
     lines = ["steps    n  success  95 % interval   p50 ms   p95 ms   p99 ms"]
+    if any(summary.get("sampler", "jump") != "jump" for summary in summaries):
+        lines[0] += "  sampler"
     for summary in summaries:
         interval = f"{summary['ci_low']:.3f} - {summary['ci_high']:.3f}"
         times = "".join(f"{summary['latency_ms'][name]:9.3f}" for name in ("p50", "p95", "p99"))
         lines.append(f"{summary['num_steps']:5d}{summary['n']:5d}{summary['success_once']:9.3f}  {interval}{times}")
+        if lines[0].endswith("sampler"):
+            lines[-1] += f"  {summary['sampler']}, {summary['evaluations']} network evaluations"
     return "\n".join([*lines, *(remark for summary in summaries for remark in remarks(summary))])
 
 
-def check_steps(policy: FlowPolicy, num_steps: Collection[int]) -> None:
-    """Fail before the first episode, not between two evaluations."""
-    most = policy.head.max_steps
-    bad = [k for k in num_steps if not isinstance(k, int) or k < 1 or (most is not None and k > most)]
-    if bad or not num_steps:
-        limit = f"1 to {most}" if most is not None else "1 or more"
-        raise ValueError(f"num_steps must be {limit} for {type(policy.head).__name__}, got {bad or 'none'}")
+def check_samplers(policy: FlowPolicy, samplers: Collection[Sampler]) -> None:
+    """Fail before the first episode, not between two evaluations.
+
+    Args:
+        policy: The policy.
+        samplers: All that it is to be evaluated with.
+
+    Raises:
+        ValueError: For one that the head does not support, and for none.
+    """
+    if not samplers:
+        raise ValueError("wanted at least one number of steps or sampler, got none")
+    for sampler in samplers:
+        require_support(sampler, policy.head)
 
 
 def success_so_far(found: Mapping[int, Mapping[str, Any]], seeds: Sequence[int]) -> str:
@@ -292,8 +310,9 @@ def _roll(
     policy: FlowPolicy,
     env: VectorEnv,
     seeds: range,
-    facts: dict[str, Any],
+    sampler: Sampler,
     *,
+    facts: Mapping[str, Any],
     journal: Journal,
     video: int,
     progress: bool,
@@ -306,13 +325,13 @@ def _roll(
     todo = [seed for seed in seeds if seed not in found or seed in filmed]
     films = sum(seed in seeds[:video] for seed in todo)  # they come first
     steps, start = 0, time.monotonic()
-    label = f"episodes, {facts['num_steps']} step{'' if facts['num_steps'] == 1 else 's'}"
+    label = f"episodes, {sampler.words}"
     with tqdm(total=len(seeds), initial=len(seeds) - len(todo), desc=label, unit="ep", disable=not progress) as bar:
 
         def note(result: EpisodeResult) -> None:
             nonlocal steps
             if result.seed not in found:
-                journal.add(row := episode_row(facts, result))
+                journal.add(row := episode_row({**facts, **sampler.facts}, result))
                 found[result.seed] = row
             steps += result.episode_len
             bar.update()
@@ -323,7 +342,7 @@ def _roll(
                 policy,
                 env,
                 todo,
-                num_steps=facts["num_steps"],
+                sampler=sampler,
                 video_dir=journal.videos,
                 video_episodes=films,
                 on_done=note,

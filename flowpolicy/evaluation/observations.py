@@ -15,6 +15,7 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.rollout.episodes import run_episodes
 from flowpolicy.rollout.history import ObservationHistory
 from flowpolicy.rollout.vector_env import StepResult, VectorEnv
+from flowpolicy.samplers.base import Sampler
 from flowpolicy.types import Observation
 
 
@@ -37,7 +38,7 @@ class Observed(NamedTuple):
 
 
 def observe_simulator(
-    policy: FlowPolicy, env: VectorEnv, *, count: int, start_seed: int, num_steps: int = 1
+    policy: FlowPolicy, env: VectorEnv, *, count: int, start_seed: int, sampler: Sampler | None = None
 ) -> Observed:
     """The first `count` observations of the policy's episodes from `start_seed` on, one per control step.
 
@@ -52,7 +53,7 @@ def observe_simulator(
     watched = _Watched(env, policy)
     seed = start_seed
     while len(watched.seen) < count:
-        run_episodes(policy, cast(VectorEnv, watched), [seed], num_steps=num_steps)
+        run_episodes(policy, cast(VectorEnv, watched), [seed], sampler=sampler)
         seed += 1
     seen = watched.seen[:count]
     obs = {key: torch.stack([one[key] for one in seen]) for key in policy.obs_keys}

@@ -1,4 +1,4 @@
-"""`sweep`: every policy on every task at every number of steps, in processes; a killed sweep goes on where it was.
+"""`sweep`: every policy on every task with every sampler, in processes; a killed sweep goes on where it was.
 
 A cell that fails (a checkpoint that does not load, a simulator that crashes) stops no other: it is named with its error
 and tried again by the next call.
@@ -24,9 +24,10 @@ from flowpolicy.provenance import versions
 from flowpolicy.report.sweep_page import sweep_markdown, sweep_page
 from flowpolicy.results.arm_result import ArmResult
 from flowpolicy.results.comparison import Comparison, Failure, conclude
-from flowpolicy.results.episodes import FACTS, require_unchanged
+from flowpolicy.results.episodes import facts_of, require_unchanged
 from flowpolicy.results.folders import EPISODE, read_json, read_lines
 from flowpolicy.results.seen_seeds import seen_text
+from flowpolicy.samplers.base import supports
 
 _CHUNK = 10  # episodes between two saves of a process
 
@@ -106,7 +107,7 @@ _BROKEN = (
 
 
 class Sweep(NamedTuple):
-    """What was found: one comparison per task; names of arms whose head does not take that many steps; what failed.
+    """What was found: one comparison per task; names of arms whose head does not take their sampler; what failed.
 
     Args:
         waits: Whether other parts have not finished theirs.
@@ -148,7 +149,7 @@ def sweep(
     means, failed = Means(device, threads, tuple(trusted_modules), edited), list(failed)
     able, left_out, asked = _sorted_out(arms, means, read_json(out / "asked.json") or {}, failed)
     if not able:
-        raise ValueError(failed[0].error if failed else "no head takes that many steps; add 1 to num_steps")
+        raise ValueError(failed[0].error if failed else "no head takes that sampler; add jump, or 1 to num_steps")
     for together in _by_task(able).values():
         if len(together) > 1:
             require_comparable(together, may_differ=may_differ)
@@ -182,22 +183,19 @@ def sweep(
 def _sorted_out(
     arms: Sequence[Arm], means: Means, before: Mapping[str, Any], failed: list[Failure]
 ) -> tuple[list[Arm], list[str], dict[str, Any]]:
-    """Arms that can run; names of those whose head does not take that many steps; what decides their outcomes.
+    """Arms that can run; names of those whose head does not take their sampler; what decides their outcomes.
 
     before: what an earlier call was asked, which found that they can.   failed: gets those whose policy does not load.
     """
     able, left_out, asked = [], [], {}
     with closing(means.rollouts()) as rollouts:
         for arm in arms:
-            if arm.num_steps < 1:
-                raise ValueError(f"num_steps must be at least 1, got {arm.num_steps}")
             key = _key(arm.facts())
             try:
                 own = asked_of(arm)
                 if before.get(key) != own:
                     rollouts.keep(arm)  # only one policy stays in memory
-                    most = rollouts.policy(arm).head.max_steps
-                    if most is not None and arm.num_steps > most:
+                    if not supports(rollouts.policy(arm).head, arm.drawn):
                         left_out.append(arm.name)
                         continue
             except _BROKEN as error:
@@ -248,7 +246,7 @@ def _by_task(arms: Sequence[Arm]) -> dict[tuple[str, str], list[Arm]]:
 
 def _key(facts: Mapping[str, Any]) -> str:
     """An arm, as in the lines of results.jsonl."""
-    return " · ".join(str(facts[name]) for name in FACTS)
+    return " · ".join(map(str, facts_of(facts).values()))
 
 
 def _finished(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
@@ -350,21 +348,26 @@ def _seen(arm: Arm, grid: Grid) -> dict[str, int]:
 def _summaries(arms: Sequence[Arm], means: Means, file: Path) -> list[dict[str, Any]]:
     """Latency and size of every arm, measured where `file` does not hold them: now, when no other process computes."""
     drop_cut_line(file)
-    found = {(line["checkpoint"], line["num_steps"]): line for line in read_lines(file)}
+    found = {_drawn(line): line for line in read_lines(file)}
     with closing(means.rollouts()) as rollouts:
         for arm in arms:
-            if (key := (arm.place, arm.num_steps)) in found:
+            if (key := _drawn(arm.facts())) in found:
                 continue
             rollouts.keep(arm)
             policy = rollouts.policy(arm)
             device = policy.device
-            report = measure_latency(policy, example_observation(policy, device), num_steps=arm.num_steps)
+            report = measure_latency(policy, example_observation(policy, device), sampler=arm.drawn)
             found[key] = {
-                "checkpoint": key[0],
-                "num_steps": key[1],
+                "checkpoint": arm.place,
+                **arm.drawn.facts,
                 "device": report.device,
                 "latency_ms": {name: report.predict[name] for name in ("p50", "p95", "p99")},
                 "policy_params": policy.num_parameters,
             }
             append_rows(file, [found[key]])
-    return [found[arm.place, arm.num_steps] for arm in arms]
+    return [found[_drawn(arm.facts())] for arm in arms]
+
+
+def _drawn(facts: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides how long a prediction takes, of a line or an arm."""
+    return facts["checkpoint"], facts["num_steps"], facts.get("sampler", "jump")

@@ -13,6 +13,8 @@ import torch
 from flowpolicy.inference.latency import measure_latency, percentiles
 from flowpolicy.inference.prepared import prepare
 from flowpolicy.policy import FlowPolicy
+from flowpolicy.samplers.base import Sampler, is_fixed
+from flowpolicy.samplers.choose import as_sampler
 from flowpolicy.types import Observation
 
 _RARE = 0.001  # share of missed deadlines below which they count as none
@@ -22,7 +24,8 @@ def bench(
     policy: FlowPolicy,
     obs: Observation,
     *,
-    num_steps: int = 1,
+    sampler: Sampler | str | None = None,
+    num_steps: int | None = None,
     hz: float | None = None,
     preprocess_ms: Mapping[str, Sequence[float]] | None = None,
     warmup: int = 50,
@@ -46,17 +49,19 @@ def bench(
     if not 0 < hz < math.inf:
         raise ValueError(f"bench: hz must be positive, got {hz}")
     device = next(iter(obs.values())).device
-    prepared = prepare(policy, device, num_steps=num_steps)
-    report = measure_latency(policy, obs, num_steps=num_steps, warmup=warmup, repeats=repeats, prepared=prepared)
-    assert report.prepared is not None and report.prepared_samples_ms is not None
+    sampler = as_sampler(sampler, num_steps)
+    prepared = prepare(policy, device, sampler=sampler) if is_fixed(sampler) else None
+    report = measure_latency(policy, obs, sampler=sampler, warmup=warmup, repeats=repeats, prepared=prepared)
     before = {stage: list(times) for stage, times in (preprocess_ms or {}).items() if len(times)}
     total_before = np.sum([np.asarray(times) for times in before.values()], axis=0) if before else np.zeros(1)
     deadline_ms = 1e3 / hz
-    ways = {"predict": report.samples_ms, "prepared": report.prepared_samples_ms}
+    ways = {"predict": report.samples_ms}
+    ways |= {"prepared": report.prepared_samples_ms} if report.prepared_samples_ms else {}
+    fastest = "prepared" if "prepared" in ways else "predict"
     totals = {name: np.add.outer(total_before, np.asarray(samples)).ravel() for name, samples in ways.items()}
     missed = {name: float((total > deadline_ms).mean()) for name, total in totals.items()}
     return {
-        "num_steps": num_steps,
+        **sampler.facts,
         "device": report.device,
         "threads": report.threads,
         "n": len(report.samples_ms),
@@ -67,7 +72,7 @@ def bench(
         "hz": hz,
         "deadline_ms": deadline_ms,
         "deadline_miss": missed,
-        "recommendation": recommend(totals["prepared"], missed["prepared"], hz=hz, chunk=policy.action_horizon),
+        "recommendation": recommend(totals[fastest], missed[fastest], hz=hz, chunk=policy.action_horizon),
     }
 
 
@@ -129,16 +134,15 @@ def format_bench(reports: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for report in reports:
         steps = report["num_steps"]
+        drawn = f"{report['sampler']} in " if "sampler" in report else ""
         lines.append(
-            f"{report['device']}, {report['threads']} thread{'s' * (report['threads'] != 1)}, {steps} "
-            f"step{'s' * (steps != 1)}, batch 1, ms"
+            f"{report['device']}, {report['threads']} thread{'s' * (report['threads'] != 1)}, {drawn}"
+            f"{steps} step{'s' * (steps != 1)}, batch 1, ms"
         )
         lines.append(f"{'':<14}" + "".join(f"{name:>9}" for name in ("p50", "p95", "p99", "max")))
-        rows = report["stages_ms"] | {
-            "predict": report["predict_ms"],
-            "prepared": report["prepared_ms"],
-            "bare net": report["floor_ms"],
-        }
+        rows = report["stages_ms"] | {"predict": report["predict_ms"]}
+        rows |= {"prepared": report["prepared_ms"]} if report["prepared_ms"] else {}
+        rows |= {"bare net": report["floor_ms"]}
         for name, row in rows.items():
             lines.append(f"{name:<14}" + "".join(f"{row[p]:9.3f}" for p in ("p50", "p95", "p99", "max")))
         miss = ", ".join(f"{name} {share:.2%}" for name, share in report["deadline_miss"].items())

@@ -38,8 +38,18 @@ class ArmResult:
 
     @property
     def num_steps(self) -> int:
-        """Network evaluations per chunk."""
+        """Of its sampler; jumps are as many network evaluations."""
         return self.rows[0]["num_steps"]
+
+    @property
+    def sampler(self) -> str:
+        """Label of its sampler; older lines are of jumps and do not say so."""
+        return self.rows[0].get("sampler", "jump")
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per chunk."""
+        return self.rows[0].get("evaluations", self.num_steps)
 
     @property
     def n(self) -> int:

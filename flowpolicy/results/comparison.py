@@ -67,6 +67,8 @@ class Comparison:
                     "name": arm.name,
                     "checkpoint": arm.rows[0]["checkpoint"],
                     "num_steps": arm.num_steps,
+                    "sampler": arm.sampler,
+                    "evaluations": arm.evaluations,
                     "n": arm.n,
                     "success_once": arm.successes / arm.n,
                     "ci_low": low,
@@ -141,8 +143,8 @@ def most_successful(arms: Sequence[ArmResult], *, least_steps: int = 1) -> ArmRe
         arms: To choose from.
         least_steps: Fewest network evaluations that count.
     """
-    some = [arm for arm in arms if arm.num_steps >= least_steps]
-    return max(some, key=lambda arm: (arm.successes / arm.n, -arm.num_steps), default=None)
+    some = [arm for arm in arms if arm.evaluations >= least_steps]
+    return max(some, key=lambda arm: (arm.successes / arm.n, -arm.evaluations), default=None)
 
 
 def _shown(arms: Sequence[ArmResult]) -> set[str] | None:

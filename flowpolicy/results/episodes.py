@@ -13,14 +13,26 @@ from flowpolicy.rollout.episodes import EpisodeResult
 FACTS = ("task", "task_id", "checkpoint", "num_steps")  # of a line, beside the seed: what was run
 
 
-def episode_row(facts: Mapping[str, Any], result: EpisodeResult) -> dict[str, Any]:
-    """The line of one episode. facts: values of FACTS.
+def facts_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What was run, of a line: the values of FACTS, and of other samplers than jumps "sampler" and "evaluations".
 
     Args:
-        facts: Values of FACTS.
+        row: A line, or its facts; older ones, which were all drawn by jumps, say no sampler.
+    """
+    own = {name: row.get(name) for name in FACTS}
+    if row.get("sampler", "jump") == "jump":
+        return own
+    return own | {name: row.get(name) for name in ("sampler", "evaluations")}
+
+
+def episode_row(facts: Mapping[str, Any], result: EpisodeResult) -> dict[str, Any]:
+    """The line of one episode.
+
+    Args:
+        facts: See `facts_of`.
         result: Of the episode.
     """
-    row = {name: facts[name] for name in FACTS} | {
+    row = facts_of(facts) | {
         "seed": result.seed,
         "success_once": result.success_once,
         "success_at_end": result.success_at_end,

@@ -25,6 +25,8 @@ EPISODE = {
 _WANTED: dict[str, Any] = {
     "summary.json": {
         "num_steps": int,
+        "sampler?": str,
+        "evaluations?": int,
         "n": int,
         "success_once": float,
         "ci_low": float,

@@ -39,10 +39,10 @@ def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
         comparisons: One per task.
     """
     best = [most_successful(one.arms, least_steps=MANY) for one in comparisons]
-    names = [{arm.name for arm in one.arms if arm.num_steps == 1} for one in comparisons]
+    names = [{arm.name for arm in one.arms if arm.evaluations == 1} for one in comparisons]
     arms = [{arm.name: arm for arm in one.arms} for one in comparisons]
     pairs = [{frozenset((pair.name_a, pair.name_b)): pair for pair in one.pairs} for one in comparisons]
-    multi = [sum(arm.num_steps >= MANY for arm in one.arms) for one in comparisons]
+    multi = [sum(arm.evaluations >= MANY for arm in one.arms) for one in comparisons]
     found = []
     for name in sorted(set.intersection(*names)) if names and all(best) else ():
         differences, beaten, evaluations, speeds = [], [], [], []
@@ -58,7 +58,7 @@ def one_against_many(comparisons: Sequence[Comparison]) -> list[OneStep]:
                 beaten.append(f"{rates}, {p_text(p)})")
             elif rate < other:
                 behind[f"{rates}, {p_text(pair.p)} before correction)"] = pair.p
-            evaluations.append(many.num_steps)
+            evaluations.append(many.evaluations)
             speeds.append(
                 many.latency_ms["p50"] / arm.latency_ms["p50"] if many.latency_ms and arm.latency_ms else None
             )

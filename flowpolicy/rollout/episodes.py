@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from flowpolicy.matching import require_match
 from flowpolicy.rollout.history import ChunkRunner
 from flowpolicy.rollout.vector_env import StepResult, VectorEnv
 from flowpolicy.rollout.video import require_video, write_video
+from flowpolicy.samplers.base import Sampler
+from flowpolicy.samplers.choose import as_sampler
+from flowpolicy.samplers.warm_start import WarmStart, shift_chunk
 from flowpolicy.seeding import stream
 from flowpolicy.types import Observation
 
@@ -38,8 +41,21 @@ class Predictor(Protocol):
         """Where the observations go."""
         ...
 
-    def predict(self, obs: Observation, *, num_steps: int, generator: torch.Generator) -> Tensor:
+    def predict(self, obs: Observation, *, sampler: Sampler, generator: torch.Generator) -> Tensor:
         """obs: key -> (1, To, ...). Returns (1, Ta, A), robot units."""
+        ...
+
+
+class _Warm(Protocol):
+    """The part of `FlowPolicy` that a warm start needs besides."""
+
+    @property
+    def action_horizon(self) -> int: ...
+
+    def predict(
+        self, obs: Observation, *, sampler: Sampler, generator: torch.Generator, start: Tensor | None, whole: bool
+    ) -> Tensor:
+        """With `whole`, (1, H, A)."""
         ...
 
 
@@ -82,7 +98,8 @@ def run_episodes(
     env: VectorEnv,
     seeds: Sequence[int],
     *,
-    num_steps: int = 1,
+    sampler: Sampler | str | None = None,
+    num_steps: int | None = None,
     progress: bool = False,
     video_dir: Path | None = None,
     video_episodes: int = 0,
@@ -95,7 +112,9 @@ def run_episodes(
 
     Args:
         env: Made with autoreset=False.
-        num_steps: Network evaluations per chunk.
+        sampler: How chunks are drawn, as in `FlowPolicy.predict`. A `WarmStart` begins every chunk but an episode's
+            first one at what is left of the last.
+        num_steps: As in `FlowPolicy.predict`.
         video_dir: Film the first so many episodes to <seed>_<success|failure>.mp4.
         video_episodes: As `video_dir`.
         on_done: Called with each result as its episode ends, in any order; its recording is written by then.
@@ -103,6 +122,7 @@ def run_episodes(
     Raises:
         ValueError: When policy and environment disagree on the embodiment, or there is nothing to film with.
     """
+    sampler = as_sampler(sampler, num_steps)
     require_match(policy.embodiment, env.embodiment, what="policy and environment", simulated=True)
     filmed = video_episodes if video_dir is not None else 0
     if filmed:
@@ -118,7 +138,7 @@ def run_episodes(
                 obs = _start(policy, env, slots, queue, first=not obs, filmed=filmed)
             for i, running in enumerate(slots):
                 if running is not None:
-                    action[i] = running.act(policy, {key: value[i] for key, value in obs.items()}, num_steps)
+                    action[i] = running.act(policy, {key: value[i] for key, value in obs.items()}, sampler)
             step = env.step(action)
             obs = step.obs
             for i, running in enumerate(slots):
@@ -146,6 +166,7 @@ class _Running:
     filmed: bool
     film_every: int
     runner: ChunkRunner[Tensor]
+    whole: Tensor | None = None  # (1, H, A), the last chunk, for warm starts
     infer_ms: list[float] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     rewards: float = 0.0
@@ -156,7 +177,7 @@ class _Running:
     outcome: str = ""
     solved_at_reset: bool = False
 
-    def act(self, policy: Predictor, obs: Observation, num_steps: int) -> Tensor:
+    def act(self, policy: Predictor, obs: Observation, sampler: Sampler) -> Tensor:
         """Next action (A,): of the current chunk, or of a new one when it is spent. obs: key -> (...)."""
         self.runner.observe(obs)
         if self.runner.spent:
@@ -164,7 +185,7 @@ class _Running:
             seen = {key: value.to(policy.device) for key, value in seen.items()}
             start = time.perf_counter()
             try:
-                chunk = policy.predict(seen, num_steps=num_steps, generator=self.generator).cpu()  # waits for it
+                chunk = self.predict(policy, seen, sampler).cpu()  # waits for it
             except NonFiniteError as error:
                 self.failure = f"non_finite_{error.what}"
                 return torch.zeros(policy.embodiment.action_dim, device="cpu", dtype=torch.float32)
@@ -175,6 +196,16 @@ class _Running:
             self.failure = "non_finite_action"
             return torch.zeros_like(action)
         return action
+
+    def predict(self, policy: Predictor, obs: Observation, sampler: Sampler) -> Tensor:
+        """A new chunk (1, Ta, A), begun at the last one where the sampler is a warm start."""
+        if not isinstance(sampler, WarmStart):
+            return policy.predict(obs, sampler=sampler, generator=self.generator)
+        warm = cast(_Warm, policy)
+        start = None if self.whole is None else shift_chunk(self.whole, warm.action_horizon)
+        self.whole = warm.predict(obs, sampler=sampler, generator=self.generator, start=start, whole=True)
+        first = policy.obs_horizon - 1
+        return self.whole[:, first : first + warm.action_horizon]
 
     def note(self, step: StepResult, i: int) -> bool:
         """Take in what environment i did; whether the episode is over."""

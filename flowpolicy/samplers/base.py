@@ -113,9 +113,17 @@ class Sampler(ABC):
         return count if self.label == "jump" else f"sampler={self.label} {count}"
 
     @property
-    def slug(self) -> str:
-        """The label as a file name: "hybrid_tau_0.2"."""
-        return re.sub(r"[^\w.-]+", "_", self.label).strip("_")
+    def folder(self) -> str:
+        """Name of a folder for what it gives: "steps_4", and "hybrid_tau_0.2_steps_4" of others than jumps."""
+        count = f"steps_{self.num_steps}"
+        words = re.findall(r"[\w.-]+", self.label)
+        return count if self.label == "jump" else "_".join([*words, count])
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What lines of results.jsonl say of it: num_steps, and of others than jumps the label and `evaluations`."""
+        own = {"sampler": self.label, "evaluations": self.evaluations}
+        return {"num_steps": self.num_steps} | (own if self.label != "jump" else {})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: `_target_`, the class, and its numbers; what `create_sampler` takes."""
@@ -158,18 +166,38 @@ def require_support(sampler: Sampler, head: Head) -> None:
         )
 
 
+def supports(head: Head, sampler: Sampler) -> bool:
+    """Whether `require_support` lets it pass.
+
+    Args:
+        head: The head.
+        sampler: The sampler.
+    """
+    try:
+        require_support(sampler, head)
+    except ValueError:
+        return False
+    return True
+
+
+def is_fixed(sampler: Sampler) -> bool:
+    """Whether observation and starting noise decide the chunk, as in a recorded graph.
+
+    Args:
+        sampler: The sampler.
+    """
+    return not sampler.draws and "straight_path" not in sampler.needs
+
+
 def require_fixed(sampler: Sampler) -> None:
     """Hold a sampler against a graph whose only inputs are an observation and the starting noise.
 
     Raises:
         ValueError: For a sampler that draws noise on the way, and for one that begins at the last chunk.
     """
-    if sampler.draws:
-        reason = "draws fresh noise on the way"
-    elif "straight_path" in sampler.needs:
-        reason = "begins at the chunk before"
-    else:
+    if is_fixed(sampler):
         return
+    reason = "draws fresh noise on the way" if sampler.draws else "begins at the chunk before"
     raise ValueError(
         f"sampler={sampler.name} {reason}, and a recorded graph sees one observation and one noise; use sampler=jump "
         "or heun, or predict with the policy itself"

@@ -24,6 +24,8 @@ from flowpolicy.policy import FlowPolicy
 from flowpolicy.results.seen_seeds import require_selection
 from flowpolicy.rollout.episodes import left_to_solve, run_episodes
 from flowpolicy.rollout.vector_env import make_vector_env
+from flowpolicy.samplers.base import Sampler, require_support
+from flowpolicy.samplers.jump import Jump
 from flowpolicy.seeding import seed_ranges, seeds_of
 from flowpolicy.statistics.tests import wilson_interval
 from flowpolicy.tracking import CompositeTracker, JsonlTracker, Tracker
@@ -45,8 +47,9 @@ class SimulatorCheck:
         make_env: Constructor of one environment.
         episodes: How many, on seeds start_seed, start_seed + 1, ...
         start_seed: Seed of the first episode; the others follow it.
-        num_steps: Network evaluations per chunk.
+        num_steps: Of the sampler.
         envs: Parallel simulators (1 runs in this process).
+        sampler: How chunks are drawn, as in `FlowPolicy.predict`; None is jumps.
     """
 
     make_env: Callable[[], Any]
@@ -54,11 +57,17 @@ class SimulatorCheck:
     start_seed: int = 50000
     num_steps: int = 1
     envs: int = 1
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range."""
         for name, least in (("episodes", 1), ("start_seed", 0), ("num_steps", 1), ("envs", 1)):
             require_number(f"`check.{name}`", getattr(self, name), least=least, whole=True)
+
+    @property
+    def drawn(self) -> Sampler:
+        """The sampler, in num_steps."""
+        return replace(self.sampler or Jump(), num_steps=self.num_steps)
 
     @property
     def seeds(self) -> range:
@@ -71,6 +80,7 @@ class SimulatorCheck:
         Args:
             policy: The policy.
         """
+        require_support(self.drawn, policy.head)
         env = make_vector_env(self.make_env, 1)
         try:
             require_match(policy.embodiment, env.embodiment, what="dataset and task", simulated=True)
@@ -87,7 +97,7 @@ class SimulatorCheck:
         del step
         env = make_vector_env(self.make_env, self.envs)
         try:
-            every = run_episodes(policy, env, self.seeds, num_steps=self.num_steps)
+            every = run_episodes(policy, env, self.seeds, sampler=self.drawn)
         finally:
             env.close()
         results = left_to_solve(every)

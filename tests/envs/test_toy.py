@@ -33,7 +33,7 @@ class ChunkPolicy(nn.Module):
         index = np.arange(action_horizon)
         self.chunks = np.stack([e.action[np.minimum(t + index, len(e.action) - 1)] for e, t in windows])
 
-    def predict(self, obs, *, num_steps, generator):
+    def predict(self, obs, *, sampler, generator):
         distance = np.linalg.norm(self.positions - obs["agent_pos"][0, -1].numpy(), axis=1)
         weight = np.exp(-0.5 * (distance / 0.05) ** 2) + 1e-12
         return torch.from_numpy((weight[:, None, None] * self.chunks).sum(0) / weight.sum()).float()[None]

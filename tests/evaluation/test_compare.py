@@ -25,6 +25,7 @@ from flowpolicy.evaluation.evaluate import Task
 from flowpolicy.locks import only_writer
 from flowpolicy.report.compare_page import frontier
 from flowpolicy.results.arm_result import ArmResult
+from flowpolicy.samplers import Heun, Jump
 from flowpolicy.statistics.pairs import compare_pairs
 from tests.catalogue import toy_run
 from tests.cli.test_report import tags
@@ -271,8 +272,8 @@ def test_the_gate_decides_the_exit_code(here: Path, capsys: pytest.CaptureFixtur
         (["good", "poor", "require=no_worse", "sequential=true"], "use sequential=false"),
         (["good", "poor", "sequential=true", "max_episodes=20"], "max_episodes must be at least episodes=100, got 20"),
         (["good", "poor", "episode=3"], "there is no key episode; did you mean episodes?"),
-        (["good", "single:4"], "num_steps must be 1 to 1 for RegressionHead, got [4]"),
-        (["good:0", "poor"], "num_steps must be 1 or more"),
+        (["good", "single:4"], "RegressionHead samples in at most 1 step(s), got num_steps=4"),
+        (["good:0", "poor"], "sampler jump: num_steps must be a whole number of at least 1"),
         (["good", "poor", "names=[a]"], "names: wanted one for each of the 2 folders, got a"),
         (["good", "poor", "task.id=three-ways"], "toy has id=two-ways"),
         (["good", "peg"], "good is on toy two-ways, peg on real peg; pass task=… task.id=… for all"),
@@ -365,11 +366,14 @@ def test_the_frontier_is_what_no_other_arm_beats_in_both():
 
 def test_names_are_as_short_as_tells_the_arms_apart(tmp_path: Path):
     a, b = tmp_path / "runs/push-v3/dm1", tmp_path / "runs/push-v3/mp1"
-    assert arm_names([a, b], [1, 1]) == ["dm1", "mp1"]
-    assert arm_names([a, a, b], [1, 4, 1]) == ["dm1 · 1 step", "dm1 · 4 steps", "mp1 · 1 step"]
+    assert arm_names([a, b], [Jump()] * 2) == ["dm1", "mp1"]
+    one, four, heun = Jump(), Jump(num_steps=4), Heun(num_steps=4)
+    assert arm_names([a, a, b], [one, four, one]) == ["dm1 · 1 step", "dm1 · 4 steps", "mp1 · 1 step"]
+    assert arm_names([a, a], [four, heun]) == ["dm1 · jump", "dm1 · heun"]
+    assert arm_names([a, a], [one, heun]) == ["dm1 · jump · 1 step", "dm1 · heun · 4 steps"]
     c = tmp_path / "runs/pick-v3/dm1"
-    assert arm_names([a, c], [1, 1], task_ids=["push-v3", "pick-v3"]) == ["dm1", "dm1"]
-    assert arm_names([a, b], [1, 1], labels=["x", "y"]) == ["x", "y"]
+    assert arm_names([a, c], [Jump()] * 2, task_ids=["push-v3", "pick-v3"]) == ["dm1", "dm1"]
+    assert arm_names([a, b], [Jump()] * 2, labels=["x", "y"]) == ["x", "y"]
 
 
 def test_arms_may_see_with_other_eyes_but_not_under_other_rules(tmp_path: Path):
@@ -377,7 +381,12 @@ def test_arms_may_see_with_other_eyes_but_not_under_other_rules(tmp_path: Path):
 
     checkpoint = Checkpoint.open(toy_run(tmp_path / "run"))
     arm = Arm(
-        "a", 1, tmp_path, checkpoint, Task("metaworld", "push-v3", make), {"obs": "state", "max_episode_steps": 200}
+        "a",
+        Jump(),
+        tmp_path,
+        checkpoint,
+        Task("metaworld", "push-v3", make),
+        {"obs": "state", "max_episode_steps": 200},
     )
     eyes = replace(arm, name="b", conditions={"obs": "point_cloud", "view": {"points": 512}, "max_episode_steps": 200})
     require_comparable([arm, eyes])

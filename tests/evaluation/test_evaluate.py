@@ -18,6 +18,7 @@ from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.evaluation.chunk_panels import record_episode, training_data
 from flowpolicy.evaluation.evaluate import Task, evaluate, evaluation_folders, format_table, success_so_far
 from flowpolicy.rollout.vector_env import make_vector_env
+from flowpolicy.samplers import Jump
 from flowpolicy.statistics.tests import wilson_interval
 
 EMBODIMENT = Embodiment(
@@ -153,14 +154,14 @@ def test_the_results_do_not_depend_on_the_number_of_simulators(run: Path, tmp_pa
 
 
 def test_each_number_of_steps_gets_its_own_folder(run: Path, tmp_path: Path):
-    outs = evaluation_folders(run / "checkpoints" / "000010", [1, 4], out=None)
-    assert outs == {k: run / "evaluation" / "000010" / f"steps_{k}" for k in (1, 4)}
+    outs = evaluation_folders(run / "checkpoints" / "000010", [Jump(), Jump(num_steps=4)], out=None)
+    assert outs == {Jump(num_steps=k): run / "evaluation" / "000010" / f"steps_{k}" for k in (1, 4)}
     found = evaluate(run, TASK, outs=outs, episodes=2, envs=1, progress=False)
-    assert [lines(outs[k] / "results.jsonl")[0]["num_steps"] for k in (1, 4)] == [1, 4]
+    assert [lines(out / "results.jsonl")[0]["num_steps"] for out in outs.values()] == [1, 4]
     table = format_table([one.summary for one in found]).splitlines()
     assert len(table) == 3 and len(set(map(len, table))) == 1
-    assert evaluation_folders(run, 1, out=tmp_path) == {1: tmp_path}
-    assert evaluation_folders(run, [1], out=tmp_path) == {1: tmp_path / "steps_1"}
+    assert evaluation_folders(run, Jump(), out=tmp_path) == {Jump(): tmp_path}
+    assert evaluation_folders(run, [Jump()], out=tmp_path) == {Jump(): tmp_path / "steps_1"}
 
 
 def test_the_chunk_picture_shows_the_executed_and_the_demonstrated_actions(run: Path, tmp_path: Path):
@@ -199,7 +200,7 @@ def test_the_training_data_is_used_only_while_it_is_the_same(tmp_path: Path):
 def test_what_was_executed_is_what_the_policy_answered(run: Path, tmp_path: Path):
     """The recorded episode ends where its own actions lead."""
     env = make_vector_env(Point, 1)
-    record = record_episode(load_policy(run), env, seed=7, num_steps=1)
+    record = record_episode(load_policy(run), env, seed=7, sampler=Jump())
     env.close()
     first, later = record.seen[0]["agent_pos"][0], record.seen[1]["agent_pos"][0]  # (To, 2)
     assert torch.equal(first[0], first[1])  # the first observation is repeated

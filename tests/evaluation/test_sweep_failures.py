@@ -15,6 +15,7 @@ from flowpolicy.evaluation.arms import Arm
 from flowpolicy.evaluation.evaluate import Task
 from flowpolicy.evaluation.sweep import Grid, sweep
 from flowpolicy.launch.local import Outcome, run_all
+from flowpolicy.samplers import Jump
 from flowpolicy_envs.toy import make_env
 from tests.catalogue import toy_run
 from tests.evaluation.test_compare import lines
@@ -81,8 +82,8 @@ def test_a_simulator_that_fails_ends_its_own_cells_only(here: Path, workers: int
     whole = partial(make_env, max_episode_steps=20)
     checkpoint = Checkpoint.open(here / "good")
     arms = [
-        Arm("bad", 1, Path(), checkpoint, Task("toy", "broken", make)),
-        Arm("good", 1, Path(), checkpoint, Task("toy", "two-ways", whole)),
+        Arm("bad", Jump(), Path(), checkpoint, Task("toy", "broken", make)),
+        Arm("good", Jump(), Path(), checkpoint, Task("toy", "two-ways", whole)),
     ]
     found = sweep(arms, out=here / "out", grid=Grid([500, 600], episodes=12, workers=workers), progress=False)
     (failure,) = found.failed
@@ -90,14 +91,14 @@ def test_a_simulator_that_fails_ends_its_own_cells_only(here: Path, workers: int
     (comparison,) = found.comparisons
     assert (comparison.task_id, [arm.n for arm in comparison.arms]) == ("two-ways", [24]) and not found.waits
     mended = [arms[0], arms[1]]
-    mended[0] = Arm("bad", 1, Path(), checkpoint, Task("toy", "broken", whole))
+    mended[0] = Arm("bad", Jump(), Path(), checkpoint, Task("toy", "broken", whole))
     again = sweep(mended, out=here / "out", grid=Grid([500, 600], episodes=12), progress=False)
     assert not again.failed and [arm.n for one in again.comparisons for arm in one.arms] == [24, 24]
 
 
 def test_when_no_cell_can_be_run_that_is_an_error(here: Path):
     checkpoint = Checkpoint.open(here / "good")
-    arm = Arm("bad", 1, Path(), checkpoint, Task("toy", "broken", breaks))
+    arm = Arm("bad", Jump(), Path(), checkpoint, Task("toy", "broken", breaks))
     with pytest.raises(ValueError, match="no such joint"):
         sweep([arm], out=here / "out", grid=Grid([0], episodes=2), progress=False)
 

@@ -69,7 +69,7 @@ class CountingPolicy:
         self.embodiment, self.obs_keys, self.obs_horizon = embodiment, ("agent_pos",), obs_horizon
         self.action_horizon, self.noise, self.seen = action_horizon, noise, []
 
-    def predict(self, obs, *, num_steps, generator):
+    def predict(self, obs, *, sampler, generator):
         self.seen.append(obs["agent_pos"][0].clone())
         step = obs["agent_pos"][:, -1, :1, None]
         chunk = 10 * step + torch.arange(self.action_horizon, dtype=torch.float32)[None, :, None]

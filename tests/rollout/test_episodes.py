@@ -57,8 +57,8 @@ def test_history_repeats_the_first_observation_and_chunks_run_out_before_the_nex
 
 def test_an_action_that_is_not_finite_ends_the_episode_and_reaches_no_simulator():
     class Diverged(CountingPolicy):
-        def predict(self, obs, *, num_steps, generator):
-            chunk = super().predict(obs, num_steps=num_steps, generator=generator)
+        def predict(self, obs, *, sampler, generator):
+            chunk = super().predict(obs, sampler=sampler, generator=generator)
             return chunk * float("nan") if obs["agent_pos"][0, -1, 0] >= 2 else chunk
 
     with closing(make_vector_env(CountingEnv, 2, asynchronous=False)) as env:

@@ -216,18 +216,18 @@ def test_impossible_requests_are_refused(make: Callable[[], Sampler], message: s
 
 
 @pytest.mark.parametrize(
-    ("sampler", "label", "slug"),
+    ("sampler", "label", "folder"),
     [
-        (Jump(num_steps=4), "jump", "jump"),
-        (Heun(num_steps=4), "heun", "heun"),
-        (Hybrid(), "hybrid", "hybrid"),
-        (Hybrid(num_steps=3, tau=0.2), "hybrid tau=0.2", "hybrid_tau_0.2"),
-        (WarmStart(num_steps=2), "warm_start", "warm_start"),
+        (Jump(num_steps=4), "jump", "steps_4"),
+        (Heun(num_steps=4), "heun", "heun_steps_4"),
+        (Hybrid(), "hybrid", "hybrid_steps_2"),
+        (Hybrid(num_steps=3, tau=0.2), "hybrid tau=0.2", "hybrid_tau_0.2_steps_3"),
+        (WarmStart(num_steps=2), "warm_start", "warm_start_steps_2"),
         (WarmStart(sampler=Hybrid(tau=0.2), time=0.5), "warm_start sampler=hybrid tau=0.2 time=0.5", None),
     ],
 )
-def test_a_description_is_json_and_makes_the_same_sampler(sampler: Sampler, label: str, slug: str | None) -> None:
-    assert sampler.label == label and slug in (sampler.slug, None)
+def test_a_description_is_json_and_makes_the_same_sampler(sampler: Sampler, label: str, folder: str | None) -> None:
+    assert sampler.label == label and folder in (sampler.folder, None)
     again = create_sampler(json.loads(json.dumps(sampler.to_dict())))
     assert again == sampler and hash(again) == hash(sampler) and again.label == label
     assert replace(sampler, num_steps=5) != sampler and replace(sampler, num_steps=5).label == label

@@ -45,8 +45,9 @@ class Heun(Sampler):
             return head.velocity(x, time, time, cond)
 
         x, steps = state.x, times_from(state, self.num_steps)
-        for t, r in zip(steps[:-1], steps[1:], strict=True):
+        for i, (t, r) in enumerate(zip(steps[:-1], steps[1:], strict=True), start=1):
             first = slope(x, t)
             ahead = x - (t - r) * first
-            x = ahead if r == steps[-1] else x - (t - r) * 0.5 * (first + slope(ahead, r))
+            # counted, not r == 0: an exported graph cannot decide on a time
+            x = ahead if i == self.num_steps else x - (t - r) * 0.5 * (first + slope(ahead, r))
         return x

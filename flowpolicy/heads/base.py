@@ -112,7 +112,7 @@ class Head(nn.Module, ABC):
         Raises:
             ValueError: For all others.
         """
-        raise ValueError(f"{type(self).__name__} has no noise levels, which sampler=ancestral walks down; use jump")
+        raise ValueError(f"{type(self).__name__} has no noise levels, which ancestral sampling walks down; use jump")
 
     def set_source(self, source: Source) -> None:
         """Let flows start elsewhere, from the next batch on.

@@ -159,7 +159,7 @@ def require_support(sampler: Sampler, head: Head) -> None:
         "straight_path": f"{kind} cannot start between noise and action, as sampler={sampler.name} does",
     }
     if missing := sorted(need for need in sampler.needs if not given[need]):
-        raise ValueError(f"{lacks[missing[0]]}; use sampler=jump, which every head takes")
+        raise ValueError(f"{lacks[missing[0]]}; use jump, which every head takes")
     if head.max_steps is not None and sampler.num_steps > head.max_steps:
         raise ValueError(
             f"{kind} samples in at most {head.max_steps} step(s), got num_steps={sampler.num_steps}; lower num_steps"
@@ -199,7 +199,7 @@ def require_fixed(sampler: Sampler) -> None:
         return
     reason = "draws fresh noise on the way" if sampler.draws else "begins at the chunk before"
     raise ValueError(
-        f"sampler={sampler.name} {reason}, and a recorded graph sees one observation and one noise; use sampler=jump "
+        f"sampler={sampler.name} {reason}, and a recorded graph sees one observation and one noise; use jump "
         "or heun, or predict with the policy itself"
     )
 

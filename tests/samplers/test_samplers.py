@@ -256,8 +256,8 @@ class Bare(Head):
 @pytest.mark.parametrize(
     ("sampler", "most", "message"),
     [
-        (Heun(), None, "Bare learns no instantaneous velocity, which sampler=heun asks for; use sampler=jump"),
-        (Ancestral(), None, "Bare has no noise levels, which sampler=ancestral walks down; use sampler=jump"),
+        (Heun(), None, "Bare learns no instantaneous velocity, which sampler=heun asks for; use jump"),
+        (Ancestral(), None, "Bare has no noise levels, which sampler=ancestral walks down; use jump"),
         (WarmStart(), 1, "Bare cannot start between noise and action, as sampler=warm_start does"),
         (Jump(num_steps=2), 1, r"Bare samples in at most 1 step\(s\), got num_steps=2; lower num_steps"),
     ],

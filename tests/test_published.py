@@ -42,6 +42,7 @@ COMMON = {
     "eval.episodes": Row(20, f"{TASK}env_runner.eval_episodes"),
     "eval.start_seed": Row(50000, "ours: theirs are not seeded"),
     "eval.envs": Row(1, OF_MACHINE),
+    "eval.sampler": Row(None, "ours: null is the jumps that the head defines, here theirs"),
     "trainer.steps": Row(15000, "MP1's paper: 1,000 epochs on Meta-World (15 batches of 9 episodes with 200 steps)"),
     "trainer.cosine_steps": Row(0, f"{YAML}training.num_epochs, 3,000: the schedule's length; here that of the run"),
     "trainer.batch_size": Row(128, f"{YAML}dataloader.batch_size"),

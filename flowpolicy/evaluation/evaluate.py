@@ -119,22 +119,14 @@ def evaluate(
     env = make_vector_env(partial(task.make_env, render=video > 0), min(envs, episodes))
     try:
         require_match(policy.embodiment, env.embodiment, what="checkpoint and task", simulated=True)
+        finish = partial(describe, policy, env, rules=rules, demonstration=demonstration)
         for sampler, journal in journals.items():
             with only_writer(journal.out.parent, f"{journal.out.name}.lock"):
                 rows, speed = _roll(
                     policy, env, seeds, sampler, facts=facts, journal=journal, video=video, progress=progress
                 )
                 if not journal.complete:
-                    describe(
-                        policy,
-                        env,
-                        rows,
-                        sampler=sampler,
-                        out=journal.unfinished,
-                        env_steps_per_s=speed,
-                        rules=rules,
-                        demonstration=demonstration,
-                    )
+                    finish(rows, sampler=sampler, out=journal.unfinished, env_steps_per_s=speed)
                     journal.finish(rows)
     finally:
         env.close()

@@ -28,11 +28,11 @@ def documented(member: griffe.Object) -> set[str]:
     return names
 
 
-def fields(cls: griffe.Class) -> list[str]:
-    """Public fields of a dataclass, NamedTuple or TypedDict."""
+def fields(cls: griffe.Class) -> list[str] | None:
+    """Public fields that a dataclass, NamedTuple or TypedDict has besides those of its bases; None for other classes."""
     kinds = [str(mark.value).split("(")[0] for mark in cls.decorators] + [str(base) for base in cls.bases]
     if not any(kind.split(".")[-1] in ("dataclass", "NamedTuple", "TypedDict") for kind in kinds):
-        return []
+        return None
     attributes = [one for one in cls.members.values() if one.is_attribute and "instance-attribute" in one.labels]
     return [one.name for one in attributes if not one.name.startswith("_")]
 
@@ -51,13 +51,11 @@ def wanted(member: griffe.Object, owner: griffe.Class | None = None) -> Iterator
             yield from wanted(child)
         elif child.is_class:
             init = child.members.get("__init__")
-            names = fields(child)
-            if init is not None and init.is_function:
+            names, own = fields(child), documented(child)
+            if names is None and init is not None and init.is_function:
                 names = [one.name for one in init.parameters if one.name != "self"]
-                own = documented(child) | documented(init)
-            else:
-                own = documented(child)
-            yield child.path, own, names
+                own |= documented(init)
+            yield child.path, own, names or []
             yield from wanted(child, child)
         elif child.is_function and not (owner is not None and overrides(owner, child.name)):
             names = [one.name.lstrip("*") for one in child.parameters if one.name not in ("self", "cls")]

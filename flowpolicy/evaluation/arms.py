@@ -41,7 +41,12 @@ _EPISODE = {
 
 
 class RecordedSampler(NamedTuple):
-    """What lines of results.jsonl say of the sampler that drew them; as in `Sampler`."""
+    """What lines of results.jsonl say of the sampler that drew them; as in `Sampler`.
+
+    Args:
+        label: As `Sampler.label`.
+        num_steps: Network evaluations per chunk.
+    """
 
     label: str
     num_steps: int
@@ -54,6 +59,7 @@ class Arm:
 
     Args:
         name: For people, one of its own per arm.
+        sampler: How its chunks are drawn.
         folder: Where its results.jsonl lies, or will.
         checkpoint: None for recorded episodes, to which none is added.
         task: As `checkpoint`.
@@ -91,7 +97,11 @@ class Arm:
         return self.sampler
 
     def seen(self, seeds: range) -> dict[str, int]:
-        """How many of `seeds` its policy has seen, see `seen_seeds`."""
+        """How many of `seeds` its policy has seen, see `seen_seeds`.
+
+        Args:
+            seeds: Of an evaluation.
+        """
         assert self.task is not None and self.checkpoint is not None
         return seen_seeds(self.checkpoint.record, (self.task.name, self.task.id), seeds)
 
@@ -118,6 +128,7 @@ def arm_names(
 
     Args:
         places: The folder that was named for each arm.
+        samplers: Per arm.
         labels: Instead of paths, one per place in order of appearance.
         task_ids: Per arm; folders of that name say nothing that the task does not.
     """
@@ -137,7 +148,12 @@ def arm_names(
 
 
 def recorded_arm(name: str, folder: Path) -> Arm:
-    """The arm of an evaluation folder. Raises ValueError when its results.jsonl is empty or of several policies."""
+    """The arm of an evaluation folder. Raises ValueError when its results.jsonl is empty or of several policies.
+
+    Args:
+        name: For people.
+        folder: Of the evaluation.
+    """
     policies = {tuple(facts_of(row).items()) for row in read_lines(folder / "results.jsonl", _EPISODE)}
     if len(policies) != 1:
         found = f"{len(policies)} of them" if policies else "no episode"
@@ -157,6 +173,7 @@ def require_comparable(arms: Sequence[Arm], *, may_differ: Sequence[str] = ()) -
     """Raise ValueError unless there are two arms or more, with names of their own, all on the same task and rules.
 
     Args:
+        arms: In the order in which they were named.
         may_differ: Names of rules, as the error names them, that need not be the same. Recorded episodes are held to
             what their summary.json says; older ones do not say all.
     """
@@ -204,7 +221,11 @@ def _rules(arm: Arm) -> dict[str, Any]:
 
 
 def asked_of(arm: Arm) -> dict[str, Any]:
-    """What decides the outcomes of an arm that is rolled out; a rerun must ask for the same."""
+    """What decides the outcomes of an arm that is rolled out; a rerun must ask for the same.
+
+    Args:
+        arm: One that is rolled out.
+    """
     assert arm.checkpoint is not None
     return arm.facts() | {"settings": dict(arm.conditions), "weights": weights_digest(arm.checkpoint.files)[:16]}
 
@@ -222,6 +243,9 @@ class Rollouts:
 
     Args:
         envs: Parallel simulators per kind of environment; the results do not depend on it.
+        device: Where torch computes, e.g. "cpu" or "cuda".
+        trusted_modules: Packages outside flowpolicy whose classes a checkpoint may name.
+        edited: Take checkpoint files that are not as they were saved, see `Checkpoint.policy`.
     """
 
     def __init__(
@@ -235,6 +259,9 @@ class Rollouts:
     def open(self, arms: Sequence[Arm]) -> None:
         """Load and check everything, so that nothing fails between two episodes; what is open stays as it is.
 
+        Args:
+            arms: Whose policies and simulators.
+
         Raises:
             ValueError: When a policy and its environment disagree, or a head does not take that many steps.
         """
@@ -247,20 +274,34 @@ class Rollouts:
             require_match(policy.embodiment, self._envs[key].embodiment, what=f"{arm.name} and task")
 
     def policy(self, arm: Arm) -> FlowPolicy:
-        """The arm's, loaded once."""
+        """The arm's, loaded once.
+
+        Args:
+            arm: Whose.
+        """
         assert arm.checkpoint is not None
         if (key := arm.place) not in self._policies:
             self._policies[key] = self._load(arm.checkpoint)
         return self._policies[key]
 
     def roll(self, arm: Arm, seeds: Sequence[int]) -> list[dict[str, Any]]:
-        """Run these episodes; their lines for results.jsonl."""
+        """Run these episodes; their lines for results.jsonl.
+
+        Args:
+            arm: Whose episodes.
+            seeds: Of the episodes.
+        """
         self.open([arm])
         facts, env = arm.facts(), self._envs[_simulator(arm)]
         return [episode_row(facts, one) for one in run_episodes(self.policy(arm), env, seeds, sampler=arm.drawn)]
 
     def describe(self, arm: Arm, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The summary of the episodes that count, measured where summary.json does not hold it already."""
+        """The summary of the episodes that count, measured where summary.json does not hold it already.
+
+        Args:
+            arm: Whose.
+            rows: Lines of results.jsonl, one per episode.
+        """
         found = read_json(arm.folder / "summary.json") or {}
         if arm.task is None or (found.get("episodes"), found.get("start_seed")) == (len(rows), rows[0]["seed"]):
             return found
@@ -271,7 +312,11 @@ class Rollouts:
         return describe(policy, self._envs[_simulator(arm)], rows, sampler=arm.drawn, out=arm.folder, rules=rules)
 
     def keep(self, arm: Arm | None) -> None:
-        """Give up all policies and simulators but those of `arm`."""
+        """Give up all policies and simulators but those of `arm`.
+
+        Args:
+            arm: The one to keep; None is none.
+        """
         for key in [key for key in self._envs if arm is None or key != _simulator(arm)]:
             self._envs.pop(key).close()
         self._policies = {key: policy for key, policy in self._policies.items() if arm and key == arm.place}

@@ -29,7 +29,11 @@ TOLERANCE = 1e-5  # robot units
 
 
 class ParityError(Exception):
-    """The bundle does not predict what the policy predicts. Carries the certificate that says so."""
+    """The bundle does not predict what the policy predicts. Carries the certificate that says so.
+
+    Args:
+        certificate: What was measured.
+    """
 
     def __init__(self, certificate: dict[str, Any]) -> None:
         parity = certificate["parity"]
@@ -42,7 +46,11 @@ class ParityError(Exception):
 
 @final
 class BundlePolicy:
-    """An `OnnxPolicy` as a `Predictor`, with torch's noise: paired with the original."""
+    """An `OnnxPolicy` as a `Predictor`, with torch's noise: paired with the original.
+
+    Args:
+        bundle: An exported policy, opened.
+    """
 
     device = torch.device("cpu")
 
@@ -52,7 +60,13 @@ class BundlePolicy:
         self.obs_keys: Sequence[str] = bundle.obs_keys
 
     def predict(self, obs: Observation, *, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        """See `FlowPolicy.predict`; the sampler is the bundle's."""
+        """See `FlowPolicy.predict`; the sampler is the bundle's.
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+            sampler: The bundle's own.
+            generator: Where random numbers come from.
+        """
         assert sampler.num_steps == self.bundle.num_steps
         noise = normal(self.bundle.noise_shape, generator).cpu()
         arrays = {key: obs[key].numpy() for key in self.obs_keys}
@@ -89,12 +103,18 @@ def export_with_certificate(
 
     Args:
         policy: On the CPU.
+        out: The bundle's folder.
         observed: What parity is measured on.
+        sampler: How the bundle draws a chunk.
         facts: For policy.json (checkpoint, task).
         env: Closed-loop episodes of both, None and () for none.
         seeds: As `env`.
         seen: See `seen_seeds`.
+        tolerance: Largest deviation, robot units.
         threads: Of the bundle's session.
+        warmup: Calls before the first that is timed.
+        repeats: Calls that are timed.
+        overwrite: Replace what is there.
 
     Raises:
         ParityError: When the largest deviation exceeds `tolerance` (robot units).
@@ -134,6 +154,13 @@ def measure_parity(
     """Deviation of the bundle from `policy.predict` over all observations, each with noise of its own.
 
     Errors are absolute, in robot units; the worst dimension is named by its index.
+
+    Args:
+        policy: The policy to run.
+        bundle: An exported policy, opened.
+        observed: The observations to predict from.
+        sampler: How the policy draws a chunk.
+        tolerance: Largest deviation, robot units.
     """
     sampler = sampler or sampler_of(bundle)
     count = len(next(iter(observed.obs.values())))
@@ -164,7 +191,15 @@ def measure_parity(
 def closed_loop(
     policy: FlowPolicy, bundle: OnnxPolicy, env: VectorEnv, seeds: Sequence[int], *, sampler: Sampler | None = None
 ) -> dict[str, Any]:
-    """Success of both on the same seeds with the same noise, 95 % intervals, and the exact McNemar test."""
+    """Success of both on the same seeds with the same noise, 95 % intervals, and the exact McNemar test.
+
+    Args:
+        policy: The policy to run.
+        bundle: An exported policy, opened.
+        env: Simulators to run both in.
+        seeds: Of the episodes.
+        sampler: How both draw a chunk.
+    """
     sampler = sampler or sampler_of(bundle)
     arms = {"torch": policy, "onnx": BundlePolicy(bundle)}
     success = {
@@ -175,7 +210,11 @@ def closed_loop(
 
 
 def format_certificate(certificate: Mapping[str, Any]) -> str:
-    """Its three parts, for a terminal."""
+    """Its three parts, for a terminal.
+
+    Args:
+        certificate: As `export_with_certificate` returns it.
+    """
     parity, loop, latency = (certificate[name] for name in ("parity", "closed_loop", "latency_ms"))
     verdict = "passed" if parity["passed"] else "FAILED"
     lines = [
@@ -199,7 +238,11 @@ def format_certificate(certificate: Mapping[str, Any]) -> str:
 
 
 def format_latency(latency: Mapping[str, Mapping[str, float]]) -> str:
-    """What `compare_latency` found, one line each."""
+    """What `compare_latency` found, one line each.
+
+    Args:
+        latency: As `compare_latency` returns it.
+    """
     return "\n".join(
         f"{name:<9}" + "".join(f" {p} {row[p]:8.3f} ms" for p in ("p50", "p95", "p99")) for name, row in latency.items()
     )
@@ -218,7 +261,11 @@ def compare_latency(
 
     Args:
         policy: On the CPU.
+        bundle: An exported policy, opened.
         obs: key -> (1, To, ...).
+        sampler: How all draw a chunk.
+        warmup: Calls before the first that is timed.
+        repeats: Calls that are timed.
     """
     sampler = sampler or sampler_of(bundle)
     generator, rng = stream(0, "latency"), np.random.default_rng(0)

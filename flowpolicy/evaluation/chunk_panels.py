@@ -32,6 +32,7 @@ class EpisodeRecord(NamedTuple):
     """One episode as the policy lived it.
 
     Args:
+        seed: Of the episode.
         seen: What it saw at each prediction, obs key -> (1, To, ...).
         chunks: What it answered, each (1, Ta, A).
         episode_len: Steps taken; the last chunk may be cut short by the end of the episode.
@@ -47,6 +48,8 @@ class Demonstration(NamedTuple):
     """The first episode of a store. obs: key -> (T, ...).
 
     Args:
+        title: Where it comes from.
+        obs: Key -> (T, ...).
         action: (T, A).
     """
 
@@ -57,7 +60,11 @@ class Demonstration(NamedTuple):
 
 @final
 class RecordingPolicy:
-    """A `Predictor` that is another one, and keeps what it saw and answered."""
+    """A `Predictor` that is another one, and keeps what it saw and answered.
+
+    Args:
+        policy: The policy to run.
+    """
 
     def __init__(self, policy: FlowPolicy) -> None:
         self.policy = policy
@@ -76,7 +83,15 @@ class RecordingPolicy:
         start: Tensor | None = None,
         whole: bool = False,
     ) -> Tensor:
-        """As `FlowPolicy.predict`, and remember both sides: of a whole chunk the part that is executed."""
+        """As `FlowPolicy.predict`, and remember both sides: of a whole chunk the part that is executed.
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+            sampler: How a chunk is drawn.
+            generator: Where random numbers come from.
+            start: Last whole chunk, for a warm start.
+            whole: Return all H steps.
+        """
         chunk = self.policy.predict(obs, sampler=sampler, generator=generator, start=start, whole=whole)
         first = self.obs_horizon - 1 if whole else 0
         self.seen.append(obs)
@@ -85,7 +100,14 @@ class RecordingPolicy:
 
 
 def record_episode(policy: FlowPolicy, env: VectorEnv, *, seed: int, sampler: Sampler) -> EpisodeRecord:
-    """Play the episode of `seed` once more, exactly as it was evaluated, and record it."""
+    """Play the episode of `seed` once more, exactly as it was evaluated, and record it.
+
+    Args:
+        policy: The policy to run.
+        env: Simulators; the first is used.
+        seed: Of the episode.
+        sampler: How a chunk is drawn.
+    """
     recorder = RecordingPolicy(policy)
     (result,) = run_episodes(recorder, env, [seed], sampler=sampler)
     return EpisodeRecord(seed, recorder.seen, recorder.chunks, result.episode_len)
@@ -94,7 +116,15 @@ def record_episode(policy: FlowPolicy, env: VectorEnv, *, seed: int, sampler: Sa
 def write_chunks(
     path: Path, policy: FlowPolicy, record: EpisodeRecord, *, sampler: Sampler, demonstration: Demonstration | None
 ) -> None:
-    """Write `Sampler.facts`, "control_hz", "names" and "panels"; without a demonstration only the first panel."""
+    """Write `Sampler.facts`, "control_hz", "names" and "panels"; without a demonstration only the first panel.
+
+    Args:
+        path: The JSON file.
+        policy: The policy to run.
+        record: The episode.
+        sampler: How a chunk is drawn.
+        demonstration: The episode that the chunk picture shows too.
+    """
     panels = [executed_panel(policy, record, sampler=sampler)]
     if demonstration is not None:
         panels.append(demonstration_panel(policy, demonstration, sampler=sampler, seed=record.seed))
@@ -110,7 +140,13 @@ def write_chunks(
 
 
 def executed_panel(policy: FlowPolicy, record: EpisodeRecord, *, sampler: Sampler) -> dict[str, Any]:
-    """Predictions along an evaluation episode beside what was executed in it."""
+    """Predictions along an evaluation episode beside what was executed in it.
+
+    Args:
+        policy: The policy to run.
+        record: The episode.
+        sampler: How a chunk is drawn.
+    """
     executed = torch.cat([chunk[0] for chunk in record.chunks])[: record.episode_len]  # (T, A)
     length = record.chunks[0].shape[1]
     chunks = [
@@ -130,6 +166,10 @@ def load_demonstration(path: Path, policy: FlowPolicy) -> Demonstration:
 
     Raises as `EpisodeStore` does, and ValueError for another embodiment or, where there is none, shapes or types that
     are not the policy's, and for NaN or infinity.
+
+    Args:
+        path: Of the store.
+        policy: The policy to run.
     """
     store = EpisodeStore.open(path)
     if store.embodiment is not None:
@@ -172,7 +212,14 @@ def training_data(recorded: Mapping[str, Any]) -> Path | None:
 def demonstration_panel(
     policy: FlowPolicy, demonstration: Demonstration, *, sampler: Sampler, seed: int
 ) -> dict[str, Any]:
-    """Predictions along a demonstration beside the demonstrated actions."""
+    """Predictions along a demonstration beside the demonstrated actions.
+
+    Args:
+        policy: The policy to run.
+        demonstration: The episode that the chunk picture shows too.
+        sampler: How a chunk is drawn.
+        seed: Of the noise.
+    """
     chunks, runner, moments = [], ChunkRunner[Tensor](policy.obs_horizon), _spread(len(demonstration.action))
     for step in range(len(demonstration.action)):
         runner.observe({key: value[step] for key, value in demonstration.obs.items()})
@@ -187,7 +234,11 @@ def demonstration_panel(
 
 
 def action_names(policy: FlowPolicy) -> list[str]:
-    """A name per action dimension, from the embodiment where it has them."""
+    """A name per action dimension, from the embodiment where it has them.
+
+    Args:
+        policy: The policy to run.
+    """
     names = policy.embodiment.action.names
     return list(names) if names else [f"action {i}" for i in range(policy.embodiment.action_dim)]
 

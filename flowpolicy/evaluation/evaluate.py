@@ -42,6 +42,9 @@ class Task(NamedTuple):
     """What to evaluate on: family name, id, and how to make one environment (takes `render=`; must pickle).
 
     Args:
+        name: Its family.
+        id: Within the family.
+        make_env: Makes one environment.
         settings: JSON-ready, what `make_env` makes it with (episode limit, view, …), apart from the seed.
     """
 
@@ -52,7 +55,12 @@ class Task(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What was found at one number of steps, as in summary.json, and the folder it was written to."""
+    """What was found at one number of steps, as in summary.json, and the folder it was written to.
+
+    Args:
+        summary: As in summary.json.
+        out: The folder.
+    """
 
     summary: dict[str, Any]
     out: Path
@@ -81,12 +89,18 @@ def evaluate(
 
     Args:
         checkpoint: As for `Checkpoint.open`.
+        task: What to evaluate on.
         outs: Sampler -> folder to write; a number K stands for `Jump(num_steps=K)`.
+        episodes: How many, one per seed.
+        start_seed: Seed of the first episode; the others follow it.
         envs: Parallel simulators; the results do not depend on it.
         video: Record the first so many episodes.
+        device: Where torch computes, e.g. "cpu" or "cuda".
         demonstrations: Store whose first episode the chunk picture shows too. trusted_modules,.
+        trusted_modules: Packages outside flowpolicy whose classes a checkpoint may name.
         edited: As in `load_policy`.
         allow_seen_seeds: Also seeds that the policy has seen (`seen_seeds`); the result is marked.
+        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: When checkpoint and task disagree on the embodiment, a count is out of range, a folder holds
@@ -134,7 +148,13 @@ def evaluate(
 
 
 def rehearse(policy: FlowPolicy, samplers: Collection[Sampler], demonstration: Demonstration | None) -> None:
-    """Do once, in a folder that goes again, what an evaluation does at its end, so that nothing of it fails there."""
+    """Do once, in a folder that goes again, what an evaluation does at its end, so that nothing of it fails there.
+
+    Args:
+        policy: The policy to run.
+        samplers: That will be used.
+        demonstration: The episode that the chunk picture shows too.
+    """
     obs = example_observation(policy, policy.device)
     for sampler in samplers:
         latency = measure_latency(policy, obs, sampler=sampler, warmup=0, repeats=1)
@@ -161,6 +181,8 @@ def rules_of(policy: FlowPolicy, checkpoint: Checkpoint, settings: Mapping[str, 
     """What two evaluations must share to be compared, and which weights these were; part of summary.json.
 
     Args:
+        policy: The policy to run.
+        checkpoint: Its checkpoint.
         settings: Of the task's environment. action_horizon: steps executed of each chunk. sampler, noise: how a chunk
             is drawn. weights: digest of the checkpoint.
     """
@@ -187,10 +209,14 @@ def describe(
     """Write latency.json (batch 1, after warm-up), chunks.json and last summary.json of the episodes `rows`.
 
     Args:
+        policy: The policy to run.
         env: Takes the first of these episodes again.
         rows: Lines of results.jsonl, of one policy at one number of steps.
+        sampler: How the chunks were drawn.
+        out: The folder.
         rules: See `rules_of`; and what else is to be said.
         env_steps_per_s: None is the speed of that episode.
+        demonstration: The episode that the chunk picture shows too.
 
     Returns:
         The summary.
@@ -215,6 +241,11 @@ def summarize(rows: Sequence[Mapping[str, Any]], latency: LatencyReport, *, env_
 
     n and the rates are of the episodes that were not solved at reset: `solved_at_reset` of `episodes` were.
     success_outcomes: where the environment has words for ways to succeed ("left", "right"), how often each was taken.
+
+    Args:
+        rows: Lines of results.jsonl, one per episode.
+        latency: As latency.json says it.
+        env_steps_per_s: Of all the rollouts, policy included.
     """
     every, rows = rows, left_to_solve(rows)
     n, once = len(rows), sum(row["success_once"] for row in rows)
@@ -257,7 +288,11 @@ def evaluation_folders(
 
 
 def format_table(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Success with interval and latency, one line per number of steps, for a terminal."""
+    """Success with interval and latency, one line per number of steps, for a terminal.
+
+    Args:
+        summaries: As in summary.json.
+    """
     lines = ["steps    n  success  95 % interval   p50 ms   p95 ms   p99 ms"]
     if any(summary.get("sampler", "jump") != "jump" for summary in summaries):
         lines[0] += "  sampler"
@@ -292,6 +327,7 @@ def success_so_far(found: Mapping[int, Mapping[str, Any]], seeds: Sequence[int])
 
     Args:
         found: seed -> line of results.jsonl.
+        seeds: All of the evaluation, in order.
     """
     ended = [found[seed] for seed in takewhile(found.__contains__, seeds)]
     counted = [row["success_once"] for row in ended if not row.get("solved_at_reset")]

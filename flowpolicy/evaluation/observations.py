@@ -33,7 +33,11 @@ class Observed(NamedTuple):
     source: str
 
     def one(self, index: int) -> Observation:
-        """Observation `index`, key -> (1, To, ...)."""
+        """Observation `index`, key -> (1, To, ...).
+
+        Args:
+            index: From 0 on.
+        """
         return {key: value[index : index + 1] for key, value in self.obs.items()}
 
 
@@ -43,7 +47,11 @@ def observe_simulator(
     """The first `count` observations of the policy's episodes from `start_seed` on, one per control step.
 
     Args:
+        policy: The policy to run.
         env: Of one environment, in this process where clouds are to be timed.
+        count: How many observations.
+        start_seed: Seed of the first episode; the others follow it.
+        sampler: How a chunk is drawn.
 
     Raises:
         ValueError: When policy and environment disagree on the embodiment.
@@ -67,6 +75,11 @@ def observe_store(policy: FlowPolicy, path: Path, *, count: int) -> Observed:
     """`count` observations spread evenly over a store; all of them where it has fewer.
 
     Raises as `EpisodeStore` does, and ValueError for another embodiment.
+
+    Args:
+        policy: The policy to run.
+        path: Of the store.
+        count: How many observations.
     """
     store = EpisodeStore.open(path)
     if store.embodiment is not None:

@@ -39,6 +39,7 @@ class Grid:
 
     Args:
         seeds: First seeds of blocks of `episodes`; an arm and a block are a cell.
+        episodes: Per arm.
         workers: Processes.
         part: This call does every parts-th cell, from the part-th on (1 is the first).
         parts: As `part`.
@@ -67,19 +68,35 @@ class Grid:
                 )
 
     def block(self, seed: int) -> range:
-        """The seeds of the block that begins with `seed`."""
+        """The seeds of the block that begins with `seed`.
+
+        Args:
+            seed: The block's first.
+        """
         return range(seed, seed + self.episodes)
 
 
 class Job(NamedTuple):
-    """A few episodes of one arm, for one process."""
+    """A few episodes of one arm, for one process.
+
+    Args:
+        arm: Whose episodes.
+        seeds: Of the episodes.
+    """
 
     arm: Arm
     seeds: list[int]
 
 
 class Means(NamedTuple):
-    """What every process computes with."""
+    """What every process computes with.
+
+    Args:
+        device: Where torch computes, e.g. "cpu" or "cuda".
+        threads: CPU threads of torch.
+        trusted_modules: Packages outside flowpolicy whose classes a checkpoint may name.
+        edited: Take checkpoint files that are not as they were saved, see `Checkpoint.policy`.
+    """
 
     device: str
     threads: int
@@ -110,6 +127,9 @@ class Sweep(NamedTuple):
     """What was found: one comparison per task; names of arms whose head does not take their sampler; what failed.
 
     Args:
+        comparisons: One per task.
+        left_out: Arms whose head does not take that many steps.
+        failed: What could not be run.
         waits: Whether other parts have not finished theirs.
     """
 
@@ -139,6 +159,13 @@ def sweep(
 
     Args:
         arms: With tasks; on one task all under the same conditions.
+        out: Folder for everything.
+        grid: Which episodes, by whom.
+        device: Where torch computes, e.g. "cpu" or "cuda".
+        threads: CPU threads of torch.
+        trusted_modules: Packages outside flowpolicy whose classes a checkpoint may name.
+        edited: Take checkpoint files that are not as they were saved, see `Checkpoint.policy`.
+        progress: Whether to show a progress bar.
         failed: What could not even become an arm.
         may_differ: See `require_comparable`.
         allow_seen_seeds: See `require_unseen`.

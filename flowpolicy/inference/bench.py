@@ -37,9 +37,13 @@ def bench(
     take turns), the share of observations whose preprocessing and prediction together exceed 1 / hz, and a sentence.
 
     Args:
+        policy: The policy.
         obs: key -> (1, To, ...), on the policy's device.
+        sampler: How a chunk is drawn.
+        num_steps: Network evaluations per chunk.
         hz: Control steps per second; None is the embodiment's.
         preprocess_ms: stage -> milliseconds per observation of what happens before the policy, one list entry each.
+        warmup: Calls before the first that is timed.
         repeats: At most; slow policies get fewer, see `measure_latency`.
 
     Raises:
@@ -80,7 +84,9 @@ def recommend(total_ms: np.ndarray, missed: float, *, hz: float, chunk: int) -> 
     """One sentence on how to run a policy whose predictions take `total_ms` each, preprocessing included.
 
     Args:
+        total_ms: Of each prediction.
         missed: Share of them that exceed one control step.
+        hz: Rate of the control loop.
         chunk: Control steps that one prediction covers.
     """
     p99 = float(np.percentile(total_ms, 99))
@@ -118,6 +124,9 @@ def describe_processor() -> dict[str, Any]:
 def pin_to(cpus: Sequence[int]) -> None:
     """Keep this thread, and those that it starts from now on, on the processors with these numbers.
 
+    Args:
+        cpus: Numbers of processors.
+
     Raises:
         ValueError: For numbers that this process may not use, and where the system cannot pin.
     """
@@ -130,7 +139,11 @@ def pin_to(cpus: Sequence[int]) -> None:
 
 
 def format_bench(reports: Sequence[Mapping[str, Any]]) -> str:
-    """One table per number of steps and its recommendation, for a terminal."""
+    """One table per number of steps and its recommendation, for a terminal.
+
+    Args:
+        reports: As `bench` returns them.
+    """
     lines = []
     for report in reports:
         steps = report["num_steps"]

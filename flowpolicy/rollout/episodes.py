@@ -42,7 +42,13 @@ class Predictor(Protocol):
         ...
 
     def predict(self, obs: Observation, *, sampler: Sampler, generator: torch.Generator) -> Tensor:
-        """obs: key -> (1, To, ...). Returns (1, Ta, A), robot units."""
+        """obs: key -> (1, To, ...). Returns (1, Ta, A), robot units.
+
+        Args:
+            obs: Key -> (B, To, ...), robot units.
+            sampler: How a chunk is drawn.
+            generator: Where random numbers come from.
+        """
         ...
 
 
@@ -63,6 +69,9 @@ class EpisodeResult(NamedTuple):
     """How one episode went.
 
     Args:
+        seed: Of the episode.
+        success_once: Success at any time.
+        success_at_end: Success after the last step.
         return_: Sum of rewards.
         episode_len: Control steps.
         failure: "" after success, else "timeout", "non_finite_action", "non_finite_observation", or the environment's
@@ -84,7 +93,11 @@ class EpisodeResult(NamedTuple):
 
 
 def left_to_solve(results: Sequence[EpisodeResult]) -> list[EpisodeResult]:
-    """Those that were not solved at reset: what success rates are of. Raises ValueError when there is none."""
+    """Those that were not solved at reset: what success rates are of. Raises ValueError when there is none.
+
+    Args:
+        results: Of all episodes.
+    """
     if not (some := [result for result in results if not result.solved_at_reset]):
         raise ValueError(
             f"all {len(results)} episodes from seed {results[0].seed} on were solved at reset: there is "
@@ -111,10 +124,13 @@ def run_episodes(
     observation that is not: a simulation that blew up.
 
     Args:
+        policy: Predicts the chunks.
         env: Made with autoreset=False.
+        seeds: One episode each.
         sampler: How chunks are drawn, as in `FlowPolicy.predict`. A `WarmStart` begins every chunk but an episode's
             first one at what is left of the last.
         num_steps: As in `FlowPolicy.predict`.
+        progress: Whether to show a progress bar.
         video_dir: Film the first so many episodes to <seed>_<success|failure>.mp4.
         video_episodes: As `video_dir`.
         on_done: Called with each result as its episode ends, in any order; its recording is written by then.

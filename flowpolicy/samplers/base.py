@@ -133,12 +133,21 @@ class Sampler(ABC):
 
 
 def times_from(state: State, num_steps: int) -> list[float]:
-    """K + 1 uniform times from the state's down to 0, in float32."""
+    """K + 1 uniform times from the state's down to 0, in float32.
+
+    Args:
+        state: Where sampling stands.
+        num_steps: K.
+    """
     return (state.time * time_grid(num_steps)).tolist()
 
 
 def require_support(sampler: Sampler, head: Head) -> None:
     """Hold a sampler against a head, before anything runs.
+
+    Args:
+        sampler: To be used.
+        head: That it is to sample.
 
     Raises:
         ValueError: Where the head cannot give what the sampler needs, or not in so many steps.
@@ -191,6 +200,9 @@ def is_fixed(sampler: Sampler) -> bool:
 
 def require_fixed(sampler: Sampler) -> None:
     """Hold a sampler against a graph whose only inputs are an observation and the starting noise.
+
+    Args:
+        sampler: To be used.
 
     Raises:
         ValueError: For a sampler that draws noise on the way, and for one that begins at the last chunk.

@@ -18,6 +18,8 @@ class Heun(Sampler):
     2 K - 1 network evaluations: the last interval is Euler's, because a net that predicts the action has no velocity
     at t = 0. Second order in the length of an interval.
 
+    Args:
+
     Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", algorithm 1.
     """
 

@@ -29,7 +29,7 @@ def documented(member: griffe.Object) -> set[str]:
 
 
 def fields(cls: griffe.Class) -> list[str] | None:
-    """Public fields that a dataclass, NamedTuple or TypedDict has besides those of its bases; None for other classes."""
+    """Public fields of a dataclass, NamedTuple or TypedDict, its own; None for other classes."""
     kinds = [str(mark.value).split("(")[0] for mark in cls.decorators] + [str(base) for base in cls.bases]
     if not any(kind.split(".")[-1] in ("dataclass", "NamedTuple", "TypedDict") for kind in kinds):
         return None

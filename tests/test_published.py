@@ -174,6 +174,7 @@ ELSEWHERE = (
     "device",
     "threads",
     "resume",
+    "trusted",
     "debug",
     "dataset.path",
     "wandb.",

@@ -18,7 +18,8 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_VERB_STATEMENTS, MAX_FILE_BYTES = 400, 6
 # Imports point down only: a module may import its own rank and lower ones. A new top-level name goes in here.
 RANKS = {
     0: "exports types paths extras files json_files provenance processes locks stopping checks ambient ranges streams "
-    "fingerprint seeding embodiment matching inputs flow plugins contracts spec statistics launch pointcloud",
+    "fingerprint seeding embodiment matching inputs flow plugins contracts spec statistics launch pointcloud "
+    "diagnostics probes",
     1: "parts nets encoders heads samplers exploration normalizer actions",
     2: "policy inference checkpoint pointers tracking data rollout rl flowpolicy_envs",
     3: "deploy",  # the robot's side: nothing of the training side

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowpolicy.deploy.diagnostics import PROBES
+from flowpolicy.diagnostics import PROBES
 from flowpolicy.extras import how_to_install
 from tests.test_architecture import EVERYTHING, ROOT, project_files
 

@@ -10,7 +10,7 @@ A simulator is imported, built and stepped once; a renderer draws one picture.
 Exit codes: 0 nothing installed is broken (a missing optional extra or renderer is fine), 1 something is, 2 usage.
 """
 
-from flowpolicy.deploy.diagnostics import PROBES, run_probe
+from flowpolicy.diagnostics import PROBES, run_probe
 
 
 def main(argv: list[str]) -> int:

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from itertools import groupby
 
-from flowpolicy.deploy.diagnostics import PROBES, describe_machine, missing
+from flowpolicy.diagnostics import PROBES, describe_machine, missing
 from flowpolicy.plugins import OURS, formats, groups, options
 
 

@@ -1,4 +1,4 @@
-"""What a computer needs to run a policy: how long a prediction takes there, and what works on it."""
+"""What a computer needs to run a policy without the training side: bundles, their runtime, and a check of both."""
 
 from typing import TYPE_CHECKING
 

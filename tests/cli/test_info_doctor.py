@@ -1,63 +1,84 @@
 """`info` lists, `doctor` tries: a crash in a probe is a finding, a missing extra is no failure."""
 
+import importlib
+import inspect
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from flowpolicy import diagnostics
 from flowpolicy.cli import doctor
 from flowpolicy.cli.main import main
-from flowpolicy.deploy import diagnostics
-from flowpolicy.deploy.diagnostics import PROBES, Finding, Probe, describe_machine, run_probe
+from flowpolicy.diagnostics import PROBES, Finding, Probe, describe_machine, run_probe
+from tests.test_architecture import ROOT
 
 
-def probe(code: str, *, needs: tuple[str, ...] = ("numpy",), driver: bool = False) -> Finding:
-    return run_probe(Probe("thing", needs, code, "pip install thing", "pip install --force thing", driver=driver))
+@pytest.fixture
+def probe(tmp_path: Path) -> Callable[..., Finding]:
+    """Runs a program of one line as a probe."""
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    def run(code: str, *, needs: tuple[str, ...] = ("numpy",), driver: bool = False) -> Finding:
+        (tmp_path / "the_program.py").write_text(code)
+        fixes = ("pip install thing", "pip install --force thing")
+        return run_probe(Probe("thing", needs, "the_program", *fixes, env=path, driver=driver))
+
+    return run
 
 
-def test_what_runs_is_ok_with_its_version():
+def test_what_runs_is_ok_with_its_version(probe):
     import numpy
 
     assert probe("import numpy") == Finding("thing", "ok", f"numpy {numpy.__version__}")
 
 
-def test_what_is_not_installed_is_missing_and_not_run():
+def test_what_is_not_installed_is_missing_and_not_run(probe):
     finding = probe("import os; os.abort()", needs=("numpy", "no-such-distribution"))
     assert finding == Finding("thing", "missing", "no-such-distribution not installed", "pip install thing")
 
 
-def test_a_segmentation_fault_is_a_finding():
+def test_a_segmentation_fault_is_a_finding(probe):
     finding = probe("import ctypes; ctypes.string_at(0)")
     assert finding.status == "broken" and "crashed (SIGSEGV)" in finding.detail
     assert finding.fix == "pip install --force thing"
 
 
-def test_an_exception_is_broken_and_its_line_is_shown():
+def test_an_exception_is_broken_and_its_line_is_shown(probe):
     finding = probe("print('noise'); raise RuntimeError('no device found')")
     assert finding.status == "broken" and finding.detail.endswith("RuntimeError: no device found")
 
 
-def test_a_missing_driver_is_missing_but_a_crashing_one_is_broken():
+def test_a_missing_driver_is_missing_but_a_crashing_one_is_broken(probe):
     assert probe("raise OSError('libEGL.so.1')", driver=True).status == "missing"
     assert probe("import os; os.abort()", driver=True).status == "broken"
 
 
 @pytest.mark.parametrize("name", ["EGL (MuJoCo)", "OSMesa (MuJoCo)"])
-def test_a_renderer_without_its_library_is_missing_and_the_library_named(name: str):
+def test_a_renderer_without_its_library_is_missing_and_the_library_named(tmp_path: Path, name: str):
     pytest.importorskip("mujoco", reason="needs the extra metaworld")
     (one,) = [one for one in PROBES if one.name == name]
-    gone = one.code.replace(".so", "-gone.so")
-    finding = run_probe(Probe(name, one.needs, gone, one.install, one.fix, env=one.env, driver=one.driver))
+    (tmp_path / "without.py").write_text(
+        "from flowpolicy.probes import mujoco_frame as one\n"
+        "one.LIBRARIES = {key: [f'lib{key}-gone.so'] for key in one.LIBRARIES}\n"
+        "one.main()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    finding = run_probe(replace(one, program="without", env={**one.env, "PYTHONPATH": path}))
     assert finding.status == "missing" and "OSError: no library lib" in finding.detail
     assert finding.fix.startswith("apt-get install -y lib")
 
 
-def test_what_hangs_is_broken(monkeypatch: pytest.MonkeyPatch):
+def test_what_hangs_is_broken(probe, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(diagnostics, "TIMEOUT_S", 0.5)
     assert "no answer within 0.5 s" in probe("import time; time.sleep(60)").detail
 
 
-def test_the_planner_on_numpy_2_is_known_to_crash(monkeypatch: pytest.MonkeyPatch):
+def test_the_planner_on_numpy_2_is_known_to_crash(probe, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(diagnostics, "_version", {"mplib": "0.1.1", "numpy": "2.4.6"}.get)
     finding = probe("pass", needs=("mplib",))
     assert finding.status == "broken" and "numpy 2.4.6" in finding.detail and finding.fix == 'pip install "numpy<2"'
@@ -65,7 +86,7 @@ def test_the_planner_on_numpy_2_is_known_to_crash(monkeypatch: pytest.MonkeyPatc
     assert probe("pass", needs=("mplib",)).status == "ok"
 
 
-def test_a_torchvision_of_another_torch_is_recognised():
+def test_a_torchvision_of_another_torch_is_recognised(probe):
     finding = probe("raise RuntimeError('operator torchvision::nms does not exist')")
     assert finding.status == "broken" and finding.fix.startswith("pip uninstall torchvision")
 
@@ -90,10 +111,15 @@ def test_wrong_options_are_refused(capsys: pytest.CaptureFixture, arguments: lis
     assert capsys.readouterr().err.startswith("flowpolicy doctor: ")
 
 
-def test_every_probe_is_valid_python_and_names_its_fix():
+def test_every_probe_is_a_program_and_names_its_fix():
     for one in PROBES:
-        compile(one.code, one.name, "exec")
-        assert one.needs and one.fix
+        given = inspect.signature(importlib.import_module(one.program).main).parameters
+        assert len(given) == len(one.arguments) and one.needs and one.fix
+
+
+def test_no_probe_is_forgotten():
+    there = {f"flowpolicy.probes.{path.stem}" for path in (ROOT / "flowpolicy" / "probes").glob("*.py")}
+    assert there - {"flowpolicy.probes.__init__"} == {one.program for one in PROBES}
 
 
 @pytest.mark.slow

@@ -29,95 +29,6 @@ _VULKAN_FIX = (
 )
 _TORCHVISION_FIX = "pip uninstall torchvision  # or install the build that matches torch; flowpolicy needs none"
 
-_STEP = """
-env = make_env({id!r}, obs="state", max_episode_steps=5)
-env.reset(seed=0)
-env.step(env.action_space.sample())
-env.close()
-"""
-_MUJOCO_FRAME = """
-import ctypes, os
-def loads(name):
-    try:
-        return ctypes.CDLL(name)
-    except OSError:
-        return None
-names = {"egl": ["libEGL.so.1"], "osmesa": ["libOSMesa.so.8", "libOSMesa.so.6"]}[os.environ["MUJOCO_GL"]]
-if not any(map(loads, names)):
-    raise OSError(f"no library {names[0]}")
-import mujoco
-world = '<mujoco><worldbody><light pos="0 0 3"/><geom size="1" rgba="1 0 0 1"/></worldbody></mujoco>'
-model = mujoco.MjModel.from_xml_string(world)
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-with mujoco.Renderer(model, 48, 48) as renderer:
-    renderer.update_scene(data)
-    assert renderer.render().max() > 0, "the picture is black"
-    from OpenGL.GL import GL_RENDERER, glGetString
-    print(glGetString(GL_RENDERER).decode())
-"""
-_RAYS = """
-import os
-os.environ["MUJOCO_GL"] = "disable"
-import mujoco, numpy
-model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><geom size="1"/></worldbody></mujoco>')
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-hit, distance = numpy.zeros(1, numpy.int32), numpy.zeros(1)
-ray = numpy.array([0.0, 0.0, -1.0])
-mujoco.mj_multiRay(model, data, -3 * ray, ray, None, 1, -1, hit, distance, 1, 10.0)
-assert abs(distance[0] - 2.0) < 1e-9, distance
-print("the processor, depth only")
-"""
-_SAPIEN_FRAME = """
-import sapien
-def find(name):
-    try:
-        device = sapien.Device(name)
-    except RuntimeError:
-        return None
-    return device if device.can_render() else None
-device = find("cuda") or find("pci:0")  # the second is Mesa on the CPU
-if device is None:
-    raise RuntimeError("no Vulkan device that can render")
-scene = sapien.Scene([sapien.physx.PhysxCpuSystem(), sapien.render.RenderSystem(device)])
-scene.set_ambient_light([1, 1, 1])
-camera = scene.add_camera("camera", width=48, height=48, fovy=1.0, near=0.01, far=10)
-scene.update_render()
-camera.take_picture()
-assert camera.get_picture("Color").shape == (48, 48, 4)
-print(device.name)
-"""
-_VIDEO = """
-import os, tempfile
-import imageio.v2, numpy
-with tempfile.TemporaryDirectory() as folder:
-    with imageio.v2.get_writer(os.path.join(folder, "a.mp4"), fps=10) as writer:
-        for _ in range(3):
-            writer.append_data(numpy.zeros((64, 64, 3), numpy.uint8))
-"""
-_EXPORT = """
-import logging, tempfile, warnings
-import onnxruntime, torch
-logging.disable(logging.WARNING)
-warnings.simplefilter("ignore")
-with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-    file = folder + "/a.onnx"
-    torch.onnx.export(torch.nn.Linear(2, 1), (torch.ones(1, 2),), dynamo=True, verbose=False).save(file)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    assert session.run(None, {session.get_inputs()[0].name: torch.ones(1, 2).numpy()})[0].shape == (1, 1)
-"""
-_TRAIN = """
-import numba, numpy, zarr, gymnasium
-zarr.create_array({}, shape=(4,), dtype="f4", zarr_format=2)[:] = numpy.arange(4)
-assert numba.njit(lambda n: n + 1)(1) == 2
-"""
-_CORE = """
-import torch, scipy.stats, hydra, omegaconf, safetensors.torch, tqdm
-value, slope = torch.func.jvp(torch.tanh, (torch.zeros(2),), (torch.ones(2),))
-assert slope.sum() == 2
-"""
-
 
 @final
 @dataclass(frozen=True)
@@ -127,20 +38,22 @@ class Probe:
     Args:
         name: What is tried.
         needs: Distributions without which it counts as missing.
-        code: Run in a fresh interpreter; what it prints last belongs to the finding (who draws).
+        program: Module that is run in a fresh interpreter; what it prints last belongs to the finding (who draws).
         install: What to run when it is missing, empty when nobody needs it.
         fix: What to run when it fails.
         env: Environment variables to set.
         driver: Whether failing without a crash means that a system library is absent, which is not a breakage.
+        arguments: Of the program.
     """
 
     name: str
     needs: tuple[str, ...]
-    code: str
+    program: str
     install: str
     fix: str
     env: dict[str, str] = field(default_factory=dict)
     driver: bool = False
+    arguments: tuple[str, ...] = ()
 
 
 @final
@@ -165,40 +78,74 @@ def _again(*names: str) -> str:
 
 
 PROBES = (
-    Probe("core", ("torch",), _CORE, how_to_install(), _again("torch", "scipy", "hydra-core", "safetensors", "tqdm")),
     Probe(
-        "train", ("zarr", "numba", "gymnasium"), _TRAIN, how_to_install("train"), _again("zarr", "numba", "gymnasium")
+        "core",
+        ("torch",),
+        "flowpolicy.probes.core",
+        how_to_install(),
+        _again("torch", "scipy", "hydra-core", "safetensors", "tqdm"),
+    ),
+    Probe(
+        "train",
+        ("zarr", "numba", "gymnasium"),
+        "flowpolicy.probes.train",
+        how_to_install("train"),
+        _again("zarr", "numba", "gymnasium"),
     ),
     Probe(
         "maniskill",
         ("mani_skill", "gymnasium"),
-        "from flowpolicy_envs.maniskill import make_env" + _STEP.format(id="PickCube-v1"),
+        "flowpolicy.probes.simulator",
         how_to_install("maniskill"),
         _again("mani_skill", "sapien"),
+        arguments=("flowpolicy_envs.maniskill", "PickCube-v1"),
     ),
-    Probe("maniskill planner", ("mplib",), "import mplib", how_to_install("maniskill"), _again("mplib")),
+    Probe(
+        "maniskill planner",
+        ("mplib",),
+        "flowpolicy.probes.imports",
+        how_to_install("maniskill"),
+        _again("mplib"),
+        arguments=("mplib",),
+    ),
     Probe(
         "metaworld",
         ("metaworld", "gymnasium"),
-        "from flowpolicy_envs.metaworld import make_env" + _STEP.format(id="reach-v3"),
+        "flowpolicy.probes.simulator",
         how_to_install("metaworld"),
         _again("metaworld", "mujoco"),
+        arguments=("flowpolicy_envs.metaworld", "reach-v3"),
     ),
-    Probe("wandb", ("wandb",), "import wandb; assert callable(wandb.init)", how_to_install("wandb"), _again("wandb")),
-    Probe("video", ("imageio", "imageio-ffmpeg"), _VIDEO, how_to_install("video"), _again("imageio", "imageio-ffmpeg")),
+    Probe(
+        "wandb",
+        ("wandb",),
+        "flowpolicy.probes.imports",
+        how_to_install("wandb"),
+        _again("wandb"),
+        arguments=("wandb:init",),
+    ),
+    Probe(
+        "video",
+        ("imageio", "imageio-ffmpeg"),
+        "flowpolicy.probes.video",
+        how_to_install("video"),
+        _again("imageio", "imageio-ffmpeg"),
+    ),
     Probe(
         "export",
         ("onnx", "onnxscript", "onnxruntime"),
-        _EXPORT,
+        "flowpolicy.probes.onnx_export",
         how_to_install("export"),
         _again("onnx", "onnxscript", "onnxruntime"),
         env={"ORT_DISABLE_TELEMETRY": "1"},
     ),
-    Probe("torchvision", ("torchvision",), "import torchvision", "", _TORCHVISION_FIX),
+    Probe(
+        "torchvision", ("torchvision",), "flowpolicy.probes.imports", "", _TORCHVISION_FIX, arguments=("torchvision",)
+    ),
     Probe(
         "EGL (MuJoCo)",
         ("mujoco",),
-        _MUJOCO_FRAME,
+        "flowpolicy.probes.mujoco_frame",
         how_to_install("metaworld"),
         _EGL_FIX,
         env={"MUJOCO_GL": "egl", "PYOPENGL_PLATFORM": "egl"},
@@ -207,14 +154,21 @@ PROBES = (
     Probe(
         "OSMesa (MuJoCo)",
         ("mujoco",),
-        _MUJOCO_FRAME,
+        "flowpolicy.probes.mujoco_frame",
         how_to_install("metaworld"),
         _OSMESA_FIX,
         env={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa"},
         driver=True,
     ),
-    Probe("rays (MuJoCo)", ("mujoco",), _RAYS, how_to_install("metaworld"), _again("mujoco")),
-    Probe("Vulkan (SAPIEN)", ("sapien",), _SAPIEN_FRAME, how_to_install("maniskill"), _VULKAN_FIX, driver=True),
+    Probe("rays (MuJoCo)", ("mujoco",), "flowpolicy.probes.mujoco_rays", how_to_install("metaworld"), _again("mujoco")),
+    Probe(
+        "Vulkan (SAPIEN)",
+        ("sapien",),
+        "flowpolicy.probes.sapien_frame",
+        how_to_install("maniskill"),
+        _VULKAN_FIX,
+        driver=True,
+    ),
 )
 
 
@@ -233,7 +187,7 @@ def run_probe(probe: Probe) -> Finding:
         )
     try:
         done = subprocess.run(
-            [sys.executable, "-c", probe.code],
+            [sys.executable, "-m", probe.program, *probe.arguments],
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

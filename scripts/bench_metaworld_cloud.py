@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 
 from flowpolicy.pointcloud.cloud import make_cloud, unproject
-from flowpolicy_envs.metaworld import CAMERA, MetaWorldEnv, View, make_env
+from flowpolicy_envs.metaworld import CAMERA, VIEW, MetaWorldEnv, make_env
 from flowpolicy_envs.rendering import mujoco as rendering
 
 STEPS = 200
@@ -32,7 +33,7 @@ def main() -> None:
     """Measure the whole environment, then its parts."""
     arguments = dict(enumerate(sys.argv[1:]))
     id, size = arguments.get(0, "assembly-v3"), int(arguments.get(2, 128))
-    view = View(renderer=cast(rendering.RendererName, arguments.get(1, "auto")), depth_size=size)
+    view = replace(VIEW, renderer=cast(rendering.RendererName, arguments.get(1, "auto")), depth_size=size)
     rng = np.random.default_rng(0)
     with closing(make_env(id, obs="point_cloud", view=view)) as env, closing(make_env(id)) as blind:
         assert isinstance(env, MetaWorldEnv)

@@ -4,7 +4,6 @@ Clouds and pictures come from the task's own cameras. ManiSkill hides markers of
 position instead, in tasks that have one: the keys goal_pos and tcp_to_goal.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
 import gymnasium
@@ -12,10 +11,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from flowpolicy.embodiment import CloudSpec, Embodiment, KeySpec
+from flowpolicy.embodiment import Embodiment, KeySpec
 from flowpolicy.pointcloud.cloud import EmptyCropError, make_cloud
 from flowpolicy_envs.maniskill_assets import import_mani_skill, makable
 from flowpolicy_envs.rendering import maniskill as rendering
+from flowpolicy_envs.view import View  # configs and older checkpoints name it as of this module
 
 Obs = Literal["state", "point_cloud", "rgb"]
 Observation = dict[str, NDArray[Any]]
@@ -23,48 +23,10 @@ Observation = dict[str, NDArray[Any]]
 _MODES = {"state": "state_dict", "point_cloud": "rgb+depth", "rgb": "rgb"}
 JOINTS = ("agent.qpos", "agent.qvel")
 
-
-@final
-@dataclass(frozen=True)
-class View:
-    """What the task's cameras give. image_size, depth_size: height and width of pictures and of depth, pixels.
-    ManiSkill's are 128; a cube of 4 cm is 25 pixels then and 95 with 256, which takes hardly longer to draw.
-
-    Args:
-        image_size: Height and width of pictures, pixels.
-        depth_size: Height and width of depth, pixels.
-        points: Of the cloud, metres in the world's frame. The default box holds the cubes and the gripper of the
-            tabletop tasks, and of the table (z = 0) nothing: depth comes in whole millimetres.
-        crop_low: As `points`.
-        crop_high: As `points`.
-        color: Whether red, green and blue in 0..1 follow the coordinates.
-        voxel_m: Edge of the grid that thins the points before farthest-point sampling, metres; 0 is no grid.
-
-    Raises:
-        ValueError: For a size or a crop that makes no sense.
-    """
-
-    image_size: int = 128
-    depth_size: int = 256
-    points: int = 512
-    crop_low: tuple[float, float, float] = (-0.3, -0.3, 0.005)
-    crop_high: tuple[float, float, float] = (0.3, 0.3, 0.35)
-    color: bool = False
-    voxel_m: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Bad values must not wait for the first picture."""
-        for name, size in (("image_size", self.image_size), ("depth_size", self.depth_size)):
-            if not 8 <= size <= 4096:
-                raise ValueError(f"`{name}`: wanted 8 to 4096 pixels, got {size}")
-        _ = self.cloud
-
-    @property
-    def cloud(self) -> CloudSpec:
-        """How the cloud is made."""
-        return CloudSpec(
-            points=self.points, crop_low=self.crop_low, crop_high=self.crop_high, color=self.color, voxel_m=self.voxel_m
-        )
+# Depth: a cube of 4 cm is 25 pixels with ManiSkill's 128 and 95 with 256, which takes hardly longer to draw. The box
+# holds the cubes and the gripper of the tabletop tasks, and of the table (z = 0) nothing: depth comes in whole
+# millimetres.
+VIEW = View(depth_size=256, crop_low=(-0.3, -0.3, 0.005), crop_high=(0.3, 0.3, 0.35))
 
 
 def make_env(
@@ -77,7 +39,7 @@ def make_env(
         obs: "state", "point_cloud" or "rgb".
         max_episode_steps: Control steps after which an episode is cut off.
         render: Whether `render()` is wanted.
-        view: Cameras and cloud; None is `View()`.
+        view: Cameras and cloud; None is VIEW.
 
     Raises:
         ImportError: Without ManiSkill.
@@ -86,7 +48,7 @@ def make_env(
     """
     if obs not in get_args(Obs):
         raise ValueError(f"`obs`: ManiSkill gives {', '.join(get_args(Obs))}, got {obs!r}")
-    return ManiSkillEnv(id, obs=obs, max_episode_steps=max_episode_steps, render=render, view=view or View())
+    return ManiSkillEnv(id, obs=obs, max_episode_steps=max_episode_steps, render=render, view=view or VIEW)
 
 
 @final
@@ -117,6 +79,10 @@ class ManiSkillEnv(gymnasium.Env):
     def __init__(self, id: str, *, obs: Obs, max_episode_steps: int, render: bool, view: View) -> None:
         if max_episode_steps < 1:
             raise ValueError(f"`max_episode_steps` must be at least 1, got {max_episode_steps}")
+        if view.renderer != "auto":
+            raise ValueError(
+                f"`renderer`: ManiSkill draws with Vulkan alone, got {view.renderer!r}; leave it at 'auto'"
+            )
         self.base = _make_base(id, _MODES[obs], render, view.depth_size if obs == "point_cloud" else view.image_size)
         self.render_mode = "rgb_array" if render else None
         self.max_episode_steps = max_episode_steps

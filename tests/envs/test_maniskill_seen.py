@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,7 @@ pytest.importorskip("mani_skill", reason="needs the extra maniskill")
 from flowpolicy.embodiment import CloudSpec  # noqa: E402
 from flowpolicy.rollout.vector_env import make_vector_env  # noqa: E402
 from flowpolicy_envs.experts.maniskill import make_expert  # noqa: E402
-from flowpolicy_envs.maniskill import View, make_env  # noqa: E402
+from flowpolicy_envs.maniskill import VIEW, make_env  # noqa: E402
 from flowpolicy_envs.rendering import maniskill as rendering  # noqa: E402
 
 STATE = ["tcp_pos", "agent_pos", "goal_pos", "tcp_to_goal"]  # the tool first: points enter relative to it
@@ -23,7 +24,7 @@ STATE = ["tcp_pos", "agent_pos", "goal_pos", "tcp_to_goal"]  # the tool first: p
 
 @pytest.fixture(scope="module")
 def expert(vulkan):
-    with closing(make_expert("PickCube-v1", obs="point_cloud", view=View(color=True))) as made:
+    with closing(make_expert("PickCube-v1", obs="point_cloud", view=replace(VIEW, color=True))) as made:
         yield made
 
 
@@ -35,7 +36,8 @@ def env(expert):
 def test_the_policy_sees_joints_goal_and_cloud(env):
     obs, _ = env.reset(seed=0)
     assert list(obs) == list(env.embodiment.obs) == [*STATE, "point_cloud"]
-    assert env.observation_space.contains(obs) and env.embodiment.obs["point_cloud"].cloud == View(color=True).cloud
+    assert env.observation_space.contains(obs)
+    assert env.embodiment.obs["point_cloud"].cloud == replace(VIEW, color=True).cloud
     np.testing.assert_allclose(obs["goal_pos"], env.base.goal_site.pose.p[0], atol=1e-6)
     np.testing.assert_allclose(obs["tcp_pos"], env.base.agent.tcp.pose.p[0], atol=1e-6)
     np.testing.assert_allclose(obs["tcp_pos"] + obs["tcp_to_goal"], obs["goal_pos"], atol=1e-6)
@@ -59,7 +61,7 @@ def test_the_goal_is_told_and_not_shown(env):
 
 
 def test_a_seed_fixes_the_picture(vulkan):
-    with closing(make_env("PickCube-v1", obs="rgb", view=View(image_size=32))) as env:
+    with closing(make_env("PickCube-v1", obs="rgb", view=replace(VIEW, image_size=32))) as env:
         frames = [env.reset(seed=seed)[0]["image_base_camera"] for seed in (1, 2, 1)]
         assert env.observation_space["image_base_camera"].contains(frames[0])
     np.testing.assert_array_equal(frames[0], frames[2])
@@ -123,16 +125,18 @@ def test_a_gpu_that_cannot_draw_is_passed_over(monkeypatch):
 
 
 def test_bad_views_are_refused():
-    with pytest.raises(ValueError, match="image_size: wanted 8 to 4096 pixels, got 1"):
-        View(image_size=1)
+    with pytest.raises(ValueError, match="`image_size`: wanted 8 to 4096 pixels, got 1"):
+        replace(VIEW, image_size=1)
     with pytest.raises(ValueError, match="crop_low < crop_high"):
-        View(crop_low=(0.5, 0.3, 0.0))
+        replace(VIEW, crop_low=(0.5, 0.3, 0.0))
+    with pytest.raises(ValueError, match="ManiSkill draws with Vulkan alone, got 'egl'"):
+        make_env("PickCube-v1", obs="rgb", view=replace(VIEW, renderer="egl"))
 
 
 def _what_a_drawing_worker_loads():
     import flowpolicy.rollout.vector_env  # noqa: F401  what every worker of a vector environment loads
 
-    with closing(make_env("PickCube-v1", obs="rgb", view=View(image_size=32))) as env:
+    with closing(make_env("PickCube-v1", obs="rgb", view=replace(VIEW, image_size=32))) as env:
         env.reset(seed=0)
     return os.environ["LP_NUM_THREADS"], {"sapien", "triton", "torch._dynamo"} & set(sys.modules)
 
@@ -158,7 +162,7 @@ def test_triton_comes_before_a_device_and_before_a_first_material(monkeypatch, w
 
 @pytest.mark.slow
 def test_workers_draw_their_own_frames(vulkan):
-    make = partial(make_env, "PickCube-v1", obs="rgb", view=View(image_size=32))
+    make = partial(make_env, "PickCube-v1", obs="rgb", view=replace(VIEW, image_size=32))
     with closing(make_vector_env(make, 2)) as there, closing(make()) as here:
         obs = there.reset([3, 4])["image_base_camera"]
         for i, seed in enumerate([3, 4]):

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from flowpolicy.data.store import Episode
 from flowpolicy.extras import how_to_install
-from flowpolicy_envs.maniskill import ManiSkillEnv, Obs, Observation, View, make_env
+from flowpolicy_envs.maniskill import ManiSkillEnv, Obs, Observation, make_env
+from flowpolicy_envs.view import View
 
 # task -> name of ManiSkill's solution function for it, in mani_skill.examples.motionplanning.panda.solutions
 SOLUTIONS = {

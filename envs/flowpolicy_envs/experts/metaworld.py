@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowpolicy.data.store import Episode
-from flowpolicy_envs.metaworld import MetaWorldEnv, Obs, View, make_env
+from flowpolicy_envs.metaworld import MetaWorldEnv, Obs, make_env
+from flowpolicy_envs.view import View
 
 Scripts = Literal["corrected", "metaworld"]
 Script = Callable[[NDArray[np.float64]], NDArray[np.floating]]

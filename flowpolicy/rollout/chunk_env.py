@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowpolicy.contracts import require_env
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.extras import how_to_install
 from flowpolicy.processes import begin_simulator, others_start_children
@@ -277,7 +278,7 @@ class _Group:
         self._slots = [_Slot(make_env(), obs_horizon=obs_horizon, reward=reward) for _ in range(size)]
         self._first = index * size
         env = self._slots[0].env
-        self.embodiment: Embodiment = env.embodiment
+        self.embodiment = require_env(env, make_env)
         boxes = {}
         for key, box in env.observation_space.spaces.items():
             shape = (size, obs_horizon, *box.shape)

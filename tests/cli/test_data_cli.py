@@ -87,7 +87,7 @@ class Expert:
 
 @pytest.fixture
 def cfg(tmp_path, monkeypatch):
-    task = {"name": "toy", "id": "Even", "expert": {"speed": 1.0}}
+    task = {"name": "toy", "id": "Even", "expert": {"_target_": "somewhere.Expert", "speed": 1.0}}
     cfg = OmegaConf.create(
         {"task": task, "episodes": 3, "out": str(tmp_path / "new.zarr"), "seed": 1, "workers": 1, "overwrite": False}
     )

@@ -119,7 +119,7 @@ def test_an_installed_plugin_needs_no_words_at_all(here: Path, capsys: pytest.Ca
 
 def test_a_sampler_is_trusted_with_the_plugin_that_brings_it(here: Path) -> None:
     node = {"_target_": "my_pkg.midpoint.Midpoint", "num_steps": 2}
-    with pytest.raises(ValueError, match=r"trusted=\[my_pkg\]"):
+    with pytest.raises(ValueError, match=r"trusted_modules=\['my_pkg'\]"):
         create_sampler(node)
     install(here.parent / "site")
     sampler, policy = create_sampler(node), create_policy(POLICY_CONFIG | {"head": FLOW}, EMBODIMENT)

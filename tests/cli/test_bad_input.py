@@ -148,7 +148,10 @@ def test_train_needs_a_dataset(here: Path, capsys: pytest.CaptureFixture):
         (["evaluate", "checkpoint=run", "episodes=many"], "episodes must be a whole number"),
         (["evaluate", "checkpoint=run", "envs=0"], "envs must be"),
         (["evaluate", "checkpoint=run", "policy.sampler=x"], "there is no key policy; there are "),
-        (["evaluate", "checkpoint=run", "policy/head=dm1"], "there is no group policy/head here; there are sampler, task"),
+        (
+            ["evaluate", "checkpoint=run", "policy/head=dm1"],
+            "there is no group policy/head here; there are sampler, task",
+        ),
         (["finetune", "checkpoint=run", "exporation=x"], "there is no key exporation; did you mean exploration?"),
         (["train", "policy/head=dm1,mp1"], "policy/head=dm1,mp1: one at a time; `flowpolicy train -m` takes several"),
         (["train", "dataset.path=none", "dataset.in_memory=3"], "dataset.in_memory must be text or true or false"),

@@ -58,7 +58,7 @@ def test_rows_of_jumps_are_as_they_always_were_and_old_folders_go_on(here: Path)
     before = (here / "jumps" / "results.jsonl").read_bytes()
     evaluate.main([*words, "sampler=jump"])  # the same, said
     assert (here / "jumps" / "results.jsonl").read_bytes() == before
-    with pytest.raises(ValueError, match="was begun with sampler "jump", now "heun"; choose another `out=`"):
+    with pytest.raises(ValueError, match='was begun with sampler "jump", now "heun"; choose another `out=`'):
         evaluate.main([*words, "sampler=heun"])
 
 

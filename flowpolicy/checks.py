@@ -35,7 +35,8 @@ def require_number(
     elif below is not None and not value < below:
         rule = f"below {below}"
     elif (least is not None and value < least) or (most is not None and value > most):
-        rule = f"at least {least}" if most is None else f"between {least} and {most}"
+        one = f"at least {least}" if most is None else f"at most {most}"
+        rule = one if most is None or least is None else f"between {least} and {most}"
     else:
         return
     raise ValueError(f"{name} must be {rule}, got {value!r}")

@@ -93,6 +93,7 @@ def test_an_interpolation_and_a_word_are_left_to_others() -> None:
         (["train", "dataset.path=none", "policy.net.width=-8"], "policy.net.width must be at least 1, got -8"),
         (["train", "dataset.path=none", "-m", "seed=-1,0"], "seed must be between 0 and 2147483647, got -1"),
         (["finetune", "checkpoint=none", "receipt.start_seed=-200"], "receipt.start_seed must be between 0 and"),
+        (["train", "dataset.path=none", "trainer.augment.image_crop=1.1"], "image_crop must be at most 1, got 1.1"),
         (["finetune", "checkpoint=none", "ppo.gamma=1.5"], "ppo.gamma must be between 0 and 1, got 1.5"),
         (["evaluate", "checkpoint=none", "start_seed=4294967296"], "start_seed must be between 0 and 2147483647"),
         (["evaluate", "checkpoint=none", "num_steps=[1,0]"], "num_steps must be at least 1, got 0"),

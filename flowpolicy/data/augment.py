@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from flowpolicy.checks import require_number
 from flowpolicy.normalizer import LinearNormalizer
 from flowpolicy.seeding import normal, uniform
 from flowpolicy.types import Batch
@@ -49,14 +50,13 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a number out of its range."""
-        for name in ("image_shift", "point_jitter_m", "train_points", "rotation_deg"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        for name in ("image_shift", "train_points"):
+            require_number(f"`{name}`", getattr(self, name), least=0, whole=True)
+        for name in ("point_jitter_m", "rotation_deg"):
+            require_number(f"`{name}`", getattr(self, name), least=0)
         for name in ("image_color", "point_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.image_crop <= 1:
-            raise ValueError(f"`image_crop` must be in (0, 1], got {self.image_crop}")
+            require_number(f"`{name}`", getattr(self, name), least=0, below=1)
+        require_number("`image_crop`", self.image_crop, above=0, most=1)
 
 
 def augment(

@@ -1,10 +1,10 @@
 """Settings of PPO, with the defaults that the measurements chose."""
 
-import math
 import warnings
 from dataclasses import dataclass
 from typing import Literal, final
 
+from flowpolicy.checks import require_number
 from flowpolicy.exploration.base import require_choice
 from flowpolicy.rl.bc import Kind
 from flowpolicy.rl.gae import Discount
@@ -86,33 +86,16 @@ class PPOSettings:
         require_choice("`advantage`", self.advantage, Advantage)
         require_choice("`discount`", self.discount, Discount)
         require_choice("`bc_kind`", self.bc_kind, Kind)
-        for name, least in (("epochs", 1), ("minibatches", 1), ("group_size", 2)):
-            if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
+        least = {"epochs": 1, "minibatches": 1, "group_size": 2, "warmup": 0, "min_success_episodes": 0}
+        for name, bound in least.items():
+            require_number(f"`{name}`", getattr(self, name), least=bound, whole=True)
         for name in ("gamma", "lam"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` must lie between 0 and 1, got {getattr(self, name)}")
-        others = (
-            "clip_low",
-            "clip_high",
-            "value_clip",
-            "huber",
-            "actor_lr",
-            "critic_lr",
-            "final_lr",
-            "target_kl",
-            "bc_weight",
-            "bc_final",
-            "warmup",
-            "min_success_episodes",
-        )
-        for name in others:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be at least 0 and finite, got {getattr(self, name)}")
-        if not math.isfinite(self.entropy_weight):
-            raise ValueError(f"`entropy_weight` must be finite, got {self.entropy_weight}")
-        if not self.grad_clip > 0:
-            raise ValueError(f"`grad_clip` must be positive, got {self.grad_clip}")
+            require_number(f"`{name}`", getattr(self, name), least=0, most=1)
+        rates = ("actor_lr", "critic_lr", "final_lr")
+        for name in ("clip_low", "clip_high", "value_clip", "huber", *rates, "target_kl", "bc_weight", "bc_final"):
+            require_number(f"`{name}`", getattr(self, name), least=0)
+        require_number("`entropy_weight`", self.entropy_weight)
+        require_number("`grad_clip`", self.grad_clip, above=0)
 
 
 def warn_of_value_clip(settings: PPOSettings, *, sparse: bool) -> None:

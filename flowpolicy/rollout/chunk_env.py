@@ -1,6 +1,5 @@
 """N environments that take whole chunks: for training, where episodes follow each other and every successor counts."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flowpolicy.checks import require_number
 from flowpolicy.contracts import require_env
 from flowpolicy.embodiment import Embodiment
 from flowpolicy.extras import how_to_install
@@ -95,8 +95,7 @@ class Reward:
     def __post_init__(self) -> None:
         """Raise ValueError when nothing is rewarded, or with what is no number."""
         for name in ("env", "success"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"`{name}` of the reward must be finite, got {getattr(self, name)}")
+            require_number(f"`{name}` of the reward", getattr(self, name))
         if self.sparse and self.success == 0.0:
             raise ValueError("reward: nothing is rewarded; set `success` or `env`")
 

@@ -85,8 +85,7 @@ class FinetuneSettings:
                 f"eval and receipt share seeds: {self.eval_episodes} from {self.eval_seed} and "
                 f"{self.receipt_episodes} from {self.receipt_seed}; move `receipt_seed`"
             )
-        if not 0 <= self.min_success <= 1:
-            raise ValueError(f"`min_success` must lie between 0 and 1, got {self.min_success}")
+        require_number("`min_success`", self.min_success, least=0, most=1)
         if self.total_steps is not None:
             require_number("`total_steps`", self.total_steps, least=1, whole=True)
 

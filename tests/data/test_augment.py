@@ -113,6 +113,7 @@ def test_a_key_of_no_known_kind_is_an_error(value):
     "change",
     [
         {"image_shift": -1},
+        {"image_shift": 1.5},
         {"image_crop": 0.0},
         {"image_crop": 1.1},
         {"image_color": 1.0},

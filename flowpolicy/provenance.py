@@ -195,6 +195,8 @@ def require_same(
     both = sorted({*old, *new})
     differ = [key for key in both if old.get(key) != new.get(key)]
     differ = [key for key in differ if (key in old and key in new) or key.startswith(tuple(whole))]
+    empty = [key for key in differ if old.get(key, {}) == new.get(key, {})]  # on one side, not there on the other
+    differ = [key for key in differ if key not in empty or not any(one.startswith(f"{key}.") for one in differ)]
     if differ:
         key, more = differ[0], f" (and {len(differ) - 1} more: {', '.join(differ[1:4])})" if differ[1:] else ""
         was, is_ = (_short(side[key]) if key in side else "nothing" for side in (old, new))

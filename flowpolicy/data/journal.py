@@ -18,6 +18,7 @@ import numpy as np
 from flowpolicy.data.episode import Episode
 from flowpolicy.files import beside, remove_folder, sync_file, sync_folder, write_atomic
 from flowpolicy.locks import only_writer
+from flowpolicy.provenance import require_same
 
 _FLUSH_S = 1.0  # how much collecting a power cut may cost; a killed process loses what it had not handed over
 _SETTINGS, _ATTEMPTS = "settings.json", "attempts.jsonl"
@@ -46,7 +47,7 @@ class Journal:
     ) -> None:
         self.folder, self._store, self._who, self._goes_on = journal_folder(store), store, who, goes_on
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self._require_same(self.settings)
+        self._begin()
         self._outcomes: dict[int, str] = {}
         self._begun: dict[int, int] = {}
         self._unsafe: list[Path] = []
@@ -208,18 +209,16 @@ class Journal:
     def _file(self, seed: int) -> Path:
         return self.folder / f"{seed}.npz"
 
-    def _require_same(self, settings: dict[str, Any]) -> None:
+    def _begin(self) -> None:
+        """Write the settings down, or hold them against those that are there."""
         file = self.folder / _SETTINGS
         if not file.exists():
-            write_atomic(file, json.dumps(settings, indent=2) + "\n")
+            write_atomic(file, json.dumps(self.settings, indent=2) + "\n")
             return
-        if (before := _settings(file)) != settings:
-            names = _different(before, settings)
-            raise ValueError(
-                f"{self.folder} holds the episodes of another {before.get('who', 'collect')} command for this store "
-                f"({', '.join(names)} differ): repeat that command to finish it, or remove the folder; "
-                f"{how_to_finish(self._store)}"
-            )
+        before, finish = _settings(file), how_to_finish(self._store)
+        where = f"{self.folder} holds the episodes of another {before.get('who', 'collect')} command for this store and"
+        fix = "; ".join(["repeat that command to finish it, or remove the folder", *([finish] if finish else [])])
+        require_same(before, self.settings, where=where, whole=("",), fix=lambda key, old: fix)
 
 
 def journal_folder(store: Path) -> Path:
@@ -286,10 +285,6 @@ def _settings(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}); remove its folder to collect anew") from error
     return settings if isinstance(settings, dict) else {}
-
-
-def _different(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    return [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
 
 
 def _parse(line: bytes) -> tuple[int, str] | None:

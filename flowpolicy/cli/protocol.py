@@ -32,9 +32,10 @@ from omegaconf import OmegaConf
 from flowpolicy.checkpoint import Checkpoint
 from flowpolicy.cli import config, data
 from flowpolicy.cli.protocol_arms import Fit, run_arms
+from flowpolicy.cli.samplers import samplers_for
 from flowpolicy.cli.tasks import task_for, task_groups
 from flowpolicy.evaluation.chunk_panels import training_data
-from flowpolicy.evaluation.evaluate import evaluate, evaluation_folders, format_table
+from flowpolicy.evaluation.evaluate import evaluate, format_table
 from flowpolicy.evaluation.protocol import Cell, Stages, format_protocol, run_protocol
 from flowpolicy.provenance import recipe
 from flowpolicy.trainers.imitate import DEBUG_STEPS
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> int:
         evaluations = evaluate(
             checkpoint,
             task_for("evaluate", checkpoint, [], trusted=[])[0],
-            outs=evaluation_folders(checkpoint.folder, facts["eval"]["num_steps"], out=folder),
+            outs={samplers_for({"num_steps": facts["eval"]["num_steps"], "trusted": []}, checkpoint)[0]: folder},
             device=config.pick_device(facts["device"]),
             demonstrations=training_data(checkpoint.record),
             **{name: facts[name] for name in ("episodes", "start_seed", "envs", "allow_seen_seeds")},

@@ -243,9 +243,11 @@ WHOLE = {"arange", "Generator", "randint", "randperm"}
 
 
 def unsaid(path: Path) -> list[str]:
-    """Tensors that are made where the host's defaults hold: not in the constructors that `build_policy` calls."""
+    """Tensors that are made where the host's defaults hold: not in what `build_policy` calls, nor in programs."""
+    if path.name == "parts.py" or path.parent.name == "probes":
+        return []
     tree, built = ast.parse(path.read_text()), set()
-    if path.parent.name in ("encoders", "heads", "nets") or path.name == "policy.py":
+    if path.parent.name in ("encoders", "heads", "terms", "nets") or path.name == "policy.py":
         constructors = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
         built = {id(node) for constructor in constructors for node in ast.walk(constructor)}
     found = []

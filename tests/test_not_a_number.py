@@ -32,12 +32,12 @@ def net() -> ResidualMLP:
         (DirectionAlignment, {"weight": INF}, "weight"),
         (lambda **words: AlphaFlowHead(net(), **words), {"guidance_weight": NAN}, "guidance_weight"),
         (lambda **words: DriftHead(net(), **words), {"temperatures": (0.02, NAN)}, "temperatures"),
-        (Reward, {"env": NAN}, "reward.env"),
-        (Reward, {"success": INF}, "reward.success"),
-        (LoopSettings, {"iterations": NAN}, "loop.iterations"),
-        (LoopSettings, {"eval_every": INF}, "loop.eval_every"),
-        (FinetuneSettings, {"min_success": NAN}, "preflight.min_success"),
-        (FinetuneSettings, {"min_success": 3}, "preflight.min_success"),
+        (Reward, {"env": NAN}, "`env` of the reward"),
+        (Reward, {"success": INF}, "`success` of the reward"),
+        (LoopSettings, {"iterations": NAN}, "`iterations`"),
+        (LoopSettings, {"eval_every": INF}, "`eval_every`"),
+        (FinetuneSettings, {"min_success": NAN}, "`min_success`"),
+        (FinetuneSettings, {"min_success": 3}, "`min_success`"),
     ],
 )
 def test_a_setting_that_is_no_number_is_refused(make: Callable[..., Any], settings: dict[str, Any], said: str) -> None:

@@ -54,7 +54,7 @@ def test_parts_of_ones_own_are_trained_saved_and_loaded(tmp_path: Path) -> None:
     store = MemoryStore(obs, [rng.uniform(-1, 1, size=(12, 3)) for _ in range(2)], embodiment=EMBODIMENT)
     policy = train(build(encoder=partial(OwnEncoder, width=6)), store, steps=3, progress=False).policy
     folder = save_policy(policy, tmp_path / "policy")
-    with pytest.raises(ValueError, match=r"test_parts.OwnEncoder.*\(trusted_modules= in Python\)"):
+    with pytest.raises(ValueError, match=r"test_parts.OwnEncoder.*trusted_modules="):
         load_policy(folder)
     loaded = load_policy(folder, trusted_modules=[__name__.partition(".")[0]])
     assert torch.equal(loaded.predict(observation(2), noise="zero"), policy.predict(observation(2), noise="zero"))

@@ -74,7 +74,7 @@ def test_missing_or_misshapen_observations_are_refused_by_name() -> None:
         ({"obs_keys": ["agent_pos", "image"]}, "unknown \\['image'\\]"),
         ({"action_representation": "polar"}, "absolute, relative, delta"),
         ({"obs_keys": ["env_state"]}, "subtracts 'agent_pos', which is not among .'env_state'."),
-        ({"obs_keys": ["env_state"], "action_representation": "delta"}, "add it to policy.obs_keys or use absolute"),
+        ({"obs_keys": ["env_state"], "action_representation": "delta"}, "add it to `obs_keys` or use absolute"),
         ({"obs_keys": ["agent_pos", "agent_pos"]}, r"obs_keys: \['agent_pos'\] are there twice"),
     ],
 )

@@ -94,7 +94,7 @@ class Head(nn.Module, ABC):
             raise ValueError(f"{name}: mask must be {tuple(action.shape[:2])} = (B, H), got {tuple(mask.shape)}")
         if generator is None:
             seed = int(torch.randint(2**63 - 1, (), device="cpu"))
-            generator = torch.Generator(action.device).manual_seed(seed)
+            generator = torch.Generator(device=action.device).manual_seed(seed)
         return self.loss(action, cond, mask, generator)
 
     def ancestral_step(self, x_t: Tensor, t: Tensor, r: Tensor, cond: Tensor, noise: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def test_up_to_the_share_is_let_through(tmp_path):
     with pytest.raises(ValueError, match=r"1.1% of the steps .*share 0: 1.1%.*max_outside=0.01"):
         require_inside(store)
     require_inside(store, max_outside=0.02)
-    with pytest.raises(ValueError, match="max_outside: wanted a share from 0 to 1, got 3"):
+    with pytest.raises(ValueError, match="`max_outside`: wanted a share from 0 to 1, got 3"):
         require_inside(store, max_outside=3)
 
 

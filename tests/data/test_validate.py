@@ -260,7 +260,7 @@ def test_from_ten_idle_steps_at_the_start_there_is_a_warning_and_a_way_to_trim_t
     assert messages(path, "error") == [] and len(found) == (idle >= 10)
     if idle >= 10:
         assert f"episodes 0, 1, 2: nothing moves in the first steps (up to {idle})" in found[0]
-        assert f"`flowpolicy data trim {path} out=NEW`" in found[0]
+        assert f"`trim_store({str(path)!r}, out=NEW)`" in found[0]
     out = tmp_path / "b.zarr"
     assert main(["data", "trim", str(path), f"out={out}"]) == 0
     assert f"{3 * idle} idle steps left out at the start of 3 episodes" in capsys.readouterr().out

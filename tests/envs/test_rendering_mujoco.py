@@ -156,7 +156,7 @@ def test_without_a_driver_rays_are_cast_and_the_errors_say_what_to_install():
     lines = done.stdout.splitlines()
     assert lines[0] == "RayRenderer True", done.stderr
     assert lines[1].startswith("pictures need OpenGL: egl gives no context") and "apt-get install" in lines[1]
-    assert lines[2].startswith("task.view.renderer=egl: ") and "task.view.renderer=ray" in lines[2]
+    assert lines[2].startswith("`renderer='egl'`: ") and "`renderer='ray'`" in lines[2]
 
 
 def test_a_library_that_loads_is_chosen_unless_the_user_chose():

@@ -309,7 +309,7 @@ def test_a_folder_is_for_the_same_policies_and_seeds_only(here: Path, capsys: py
     assert main(["compare", "good", "poor", "episodes=2", "start_seed=200000", "out=out"]) == 2
     assert "was begun with start_seed 100000, now 200000; choose another out=" in capsys.readouterr().err
     assert main(["compare", "good", "poor", "episodes=2", "task.max_episode_steps=30", "out=out"]) == 2
-    assert "settings: max_episode_steps 60, now 30" in capsys.readouterr().err
+    assert "settings.max_episode_steps 60, now 30" in capsys.readouterr().err
     weights = last(here / "poor") / "policy/model.safetensors"
     shutil.copy(last(here / "good") / "policy/model.safetensors", weights)
     assert main(["compare", "good", "poor", "episodes=2", "out=out"]) == 2

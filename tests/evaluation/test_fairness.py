@@ -259,7 +259,7 @@ RULES = {"settings": {"max_episode_steps": 60, "obs": "state"}, "action_horizon"
         (
             {"settings": {"max_episode_steps": 90, "obs": "state"}},
             "a is evaluated with max_episode_steps=60, b with "
-            "max_episode_steps=90; evaluate both alike, or pass 'may_differ=[max_episode_steps]'",
+            "max_episode_steps=90; evaluate both alike, or pass `may_differ=['max_episode_steps']`",
         ),
         ({"action_horizon": 4}, "action_horizon=8, b with action_horizon=4"),
         ({"control_hz": 20.0}, "control_hz"),

@@ -117,7 +117,7 @@ def test_more_of_everything_adds_only_what_is_missing(here: Path, capsys: pytest
     assert Path("out/results.jsonl").read_bytes() == after and Path("out/latency.jsonl").read_bytes() == latency
     capsys.readouterr()
     assert main(["sweep", *more, "task.max_episode_steps=30", "out=out"]) == 2
-    assert "settings.max_episode_steps 60, now 30; choose another out=" in capsys.readouterr().err
+    assert "settings.max_episode_steps 60, now 30" in capsys.readouterr().err
 
 
 def test_parts_share_the_work_and_the_last_one_writes_the_page(here: Path, capsys: pytest.CaptureFixture):
@@ -133,7 +133,10 @@ def test_parts_share_the_work_and_the_last_one_writes_the_page(here: Path, capsy
 
 def test_a_head_that_takes_one_step_is_left_out_where_there_are_more(here: Path, capsys: pytest.CaptureFixture):
     assert main(["sweep", "checkpoints=[good,single]", "num_steps=[1,4]", "episodes=3", "out=out"]) == 0
-    assert "left out, since the head does not take that many steps: single · 4 steps\n" in capsys.readouterr().out
+    assert (
+        "left out, since the head does not take that sampler, or that many steps: single · 4 steps\n"
+        in capsys.readouterr().out
+    )
     assert {(Path(row[1]).parts[-3], row[2]) for row in rows("out")} == {("good", 1), ("good", 4), ("single", 1)}
 
 
@@ -164,9 +167,9 @@ def test_the_table_has_a_column_per_task_and_a_mean_where_all_were_run():
         (["checkpoints=[]"], "must be lists"),
         (["checkpoints=[nowhere]"], "no checkpoint at nowhere"),
         (["checkpoints=[good]", "out=null"], "pass out=DIR"),
-        (["checkpoints=[good,good]"], "good is there twice; name every policy and num_steps once"),
+        (["checkpoints=[good,good]"], "good is there twice; name every policy and sampler once"),
         (["checkpoints=[good]", "num_steps=[0]"], "num_steps must be at least 1, got 0"),
-        (["checkpoints=[single]", "num_steps=[2]"], "no head takes that many steps; add 1 to num_steps"),
+        (["checkpoints=[single]", "num_steps=[2]"], "no head takes that sampler; add jump, or 1 to num_steps"),
         (["checkpoints=[good]", "num_steps=2"], "num_steps must be a list"),
         (["checkpoints=[good]", "episodes=0"], "episodes must be at least 1, got 0"),
         (["checkpoints=[good]", "workers=0"], "workers must be at least 1, got 0"),

@@ -130,7 +130,7 @@ def test_a_flow_map_that_predicts_the_action_is_warned_of(exploration, unlucky):
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             require_support(drawn, made)
-        assert ["parameterization=u" in str(warning.message) for warning in seen] == [True] * warns
+        assert ["parameterization='u'" in str(warning.message) for warning in seen] == [True] * warns
 
 
 def test_a_wrong_time_grid_is_noticed(monkeypatch):

@@ -30,10 +30,10 @@ RUN apt-get update \
 COPY --from=build /opt/flowpolicy /opt/flowpolicy
 ARG USER_ID=1000
 RUN useradd --uid "$USER_ID" --user-group --create-home robot \
-    && install --directory --owner robot --group robot /work
+    && install --directory --owner robot --group robot /workspace
 ENV PATH=/opt/flowpolicy/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
 USER $USER_ID:$USER_ID
-WORKDIR /work
+WORKDIR /workspace
 
 # Rarely, and behind everything else: it opens the bundle beside the loop that runs it.
 HEALTHCHECK --interval=5m --timeout=60s --start-period=10s --retries=2 \

@@ -27,10 +27,10 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,graphi
 ARG USER_ID=1000
 RUN if getent passwd ubuntu; then userdel --remove ubuntu; fi \
     && useradd --uid "$USER_ID" --user-group --create-home flowpolicy \
-    && install --directory --owner flowpolicy --group flowpolicy /work /work/data /work/runs
+    && install --directory --owner flowpolicy --group flowpolicy /workspace /workspace/data /workspace/runs
 ENV PATH=/opt/flowpolicy/bin:$PATH PYTHONUNBUFFERED=1
 USER $USER_ID:$USER_ID
-WORKDIR /work
+WORKDIR /workspace
 
 # A training ends by itself; nothing answers while it runs.
 HEALTHCHECK NONE

@@ -123,7 +123,7 @@ def test_compose_reserves_a_gpu_for_training_alone_and_keeps_what_is_written():
     train, robot = (COMPOSE["services"][name] for name in NAMES)
     (device,) = train["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]} and "deploy" not in robot
-    assert {volume["target"] for volume in train["volumes"]} == {"/work/data", "/work/runs"}
+    assert {volume["target"] for volume in train["volumes"]} == {"/workspace/data", "/workspace/runs"}
     assert robot["read_only"] and [(v["target"], v["read_only"]) for v in robot["volumes"]] == [("/bundle", True)]
 
 

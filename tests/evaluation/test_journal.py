@@ -129,7 +129,7 @@ def test_another_evaluation_leaves_the_folder_alone(
 
 def test_other_weights_and_other_rules_are_another_evaluation(run: Path, tmp_path: Path) -> None:
     roll(run, tmp_path / "eval")
-    with pytest.raises(ValueError, match=r"was begun with settings \{\}, now nothing \(and 1 more: settings.limit\)"):
+    with pytest.raises(ValueError, match=r"was begun with settings.limit nothing, now 3; choose another"):
         evaluate(run, TASK._replace(settings={"limit": 3}), outs={1: tmp_path / "eval"}, episodes=6, envs=1)
 
 
